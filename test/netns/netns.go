@@ -28,8 +28,7 @@ type NS struct {
 // New moves the calling goroutine, and with it the test, into a fresh network namespace with lo up.
 //
 // The goroutine stays locked to its thread until the test's cleanup. Other goroutines of the test do not follow: they use
-// Do. Processes started by the calling goroutine are born in the namespace. Not for tests that call t.Parallel before it
-// in the same goroutine as another New.
+// Do. Processes started by the calling goroutine are born in the namespace.
 func New(t testing.TB) *NS {
 	t.Helper()
 	runtime.LockOSThread()
@@ -40,8 +39,10 @@ func New(t testing.TB) *NS {
 	}
 	ns, err := unshare()
 	if err != nil {
+		if unix.Setns(int(home.Fd()), unix.CLONE_NEWNET) == nil {
+			runtime.UnlockOSThread()
+		}
 		home.Close()
-		runtime.UnlockOSThread()
 		Skip(t, fmt.Sprintf("no network namespace of its own (run as root, or under unshare -rn): %v", err))
 	}
 	t.Cleanup(func() {
