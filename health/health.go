@@ -1,0 +1,287 @@
+// Package health finds out whether the workload on this machine can serve, and says so once per change.
+//
+// It owns the probes (HTTP, HTTPS, TCP, gRPC, exec, systemd unit), their schedule and thresholds, the verdict and its
+// history. It leaves to others what a verdict is good for: agent sends it to istiod (HealthInformation), on change and on
+// each new stream. Other parts of the daemon that know a reason not to serve (no identity, Envoy dead, a drain) say so
+// with Veto; that counts at once and does not wait for a probe.
+//
+//	probe ──result──► tally (thresholds) ─┐
+//	probe ──result──► tally (thresholds) ─┼─ all ─► damping ─┐
+//	                                      ┘                  ├─ all ─► verdict ──change──► OnReport, History
+//	Veto, Lift ──────────────────────────────────────────────┘
+//
+//	verdict:  unknown ──first success──► healthy ◄──all pass, no veto──► unhealthy ◄──first failure, veto── unknown
+//
+// Goroutines: Run's own, which alone steps the verdict and calls OnReport, and per probe one that keeps its schedule and
+// one for the probe in flight. A probe never overlaps itself. Files and ports: none of its own.
+//
+// To match: Istio pkg/istio-agent/health (defaults, thresholds, success rules) and the probe dialer of
+// pilot/cmd/pilot-agent/status. Two wanted differences: the thresholds count on after a verdict (Istio compares for
+// equality and can miss a change), and a verdict without a reason is reported all the same.
+package health
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// historySize is how many verdict changes History keeps.
+const historySize = 50
+
+// Config is what a Checker is made from.
+type Config struct {
+	Probe Probe
+
+	// InstanceIP is the machine's address in the mesh and the default host of probes. It may be invalid (unset) only if
+	// LegacyLocalhost is set or no probe needs it.
+	InstanceIP netip.Addr
+
+	// LegacyLocalhost makes localhost the default host. Istio: REWRITE_PROBE_LEGACY_LOCALHOST_DESTINATION.
+	LegacyLocalhost bool
+
+	// Damping holds back a verdict that changes too often. The zero value never does.
+	Damping Damping
+
+	// Environ is the environment of exec probes, as of os.Environ; nil means this process's own. What systemd put there
+	// for the daemon alone (NOTIFY_SOCKET, LISTEN_FDS and the like) is left out either way.
+	Environ []string
+
+	// OnReport is told of each change of the verdict, the first verdict included; nil is allowed. It is called from Run's
+	// goroutine, one call at a time, and must not block.
+	OnReport func(Report)
+
+	Log     *slog.Logger          // nil discards
+	Metrics prometheus.Registerer // nil registers nothing
+}
+
+// A Report is a verdict on the workload.
+type Report struct {
+	Healthy bool
+	Reason  string // what caused it, one line for a person; never empty, at most maxReason bytes
+	At      time.Time
+}
+
+// A Checker probes the workload and keeps the verdict. Its methods are safe for concurrent use.
+type Checker struct {
+	onReport func(Report)
+	log      *slog.Logger
+	metrics  *metrics
+	watchers []watcher
+	ready    chan struct{}
+	vetoed   chan struct{} // holds a token when vetoes changed since Run last looked
+
+	mu      sync.Mutex // guards everything below
+	vetoes  map[string]string
+	verdict verdict
+	history []Report // oldest first, at most historySize
+}
+
+// A watcher looks after one probe: it calls emit for each outcome until ctx ends, and returns only when nothing of it is
+// left running. A nil error is a success.
+type watcher interface {
+	watch(ctx context.Context, emit func(error))
+	kind() string   // "http", "https", "tcp", "exec", "grpc" or "unit"
+	target() string // what is asked, for people: "GET http://10.99.0.2:8080/healthz"
+	rule() rule
+}
+
+// New checks cfg and returns a Checker that knows nothing yet. The error names every problem of the configuration.
+func New(cfg Config) (*Checker, error) {
+	host := "localhost"
+	if !cfg.LegacyLocalhost && cfg.InstanceIP.IsValid() {
+		host = cfg.InstanceIP.WithZone("").String()
+	}
+	if err := errors.Join(cfg.Probe.problems("probe", !cfg.LegacyLocalhost && !cfg.InstanceIP.IsValid())...); err != nil {
+		return nil, err
+	}
+	if err := cfg.Damping.check(); err != nil {
+		return nil, err
+	}
+	log := cfg.Log
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	environ := cfg.Environ
+	if environ == nil {
+		environ = os.Environ()
+	}
+	c := &Checker{
+		onReport: cfg.OnReport,
+		log:      log,
+		ready:    make(chan struct{}),
+		vetoed:   make(chan struct{}, 1),
+		vetoes:   map[string]string{},
+	}
+	for _, p := range cfg.Probe.leaves() {
+		c.watchers = append(c.watchers, p.watcher(host, probeEnviron(environ), log))
+	}
+	var err error
+	if c.metrics, err = newMetrics(cfg.Metrics); err != nil {
+		return nil, fmt.Errorf("register health metrics: %w", err)
+	}
+	c.verdict = newVerdict(c.watchers, cfg.Damping)
+	return c, nil
+}
+
+// Run probes until ctx ends and returns nil then. It must be called once.
+func (c *Checker) Run(ctx context.Context) error {
+	type outcome struct {
+		probe int
+		err   error
+	}
+	outcomes := make(chan outcome)
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	for i, w := range c.watchers {
+		watching.Go(func() {
+			w.watch(ctx, func(err error) {
+				select {
+				case outcomes <- outcome{i, err}:
+				case <-ctx.Done():
+				}
+			})
+		})
+	}
+
+	damped := time.NewTimer(time.Hour)
+	defer damped.Stop()
+	// The first step is made with the vetoes alone: it decides when there is no probe, and a workload that was vetoed
+	// before Run is never reported healthy, not even for a moment.
+	e := c.currentVetoes()
+	for {
+		if wakeAt := c.step(e); wakeAt.IsZero() {
+			damped.Stop()
+		} else {
+			damped.Reset(time.Until(wakeAt))
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case o := <-outcomes:
+			c.metrics.probed(c.watchers[o.probe].kind(), o.err == nil)
+			c.log.Debug("probe done", "probe", c.watchers[o.probe].target(), "error", o.err)
+			e = probed{o.probe, o.err}
+		case <-c.vetoed:
+			e = c.currentVetoes()
+		case <-damped.C:
+			e = tick{}
+		}
+	}
+}
+
+func (c *Checker) currentVetoes() event {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return vetoes(maps.Clone(c.vetoes))
+}
+
+// step feeds e to the verdict, publishes a change, and returns when the verdict wants to be stepped again.
+func (c *Checker) step(e event) (wakeAt time.Time) {
+	now := time.Now()
+	c.mu.Lock()
+	before := c.verdict.current
+	report, changed := c.verdict.step(now, e)
+	wakeAt = c.verdict.wakeAt
+	if changed {
+		if len(c.history) == historySize {
+			c.history = append(c.history[:0], c.history[1:]...)
+		}
+		c.history = append(c.history, report)
+	}
+	c.mu.Unlock()
+	if !changed {
+		return wakeAt
+	}
+	c.log.Info("health changed", "from", before.String(), "to", stateOf(report.Healthy).String(), "cause", report.Reason)
+	c.metrics.changed(report.Healthy)
+	if before == unknown {
+		close(c.ready)
+	}
+	if c.onReport != nil {
+		c.onReport(report)
+	}
+	return wakeAt
+}
+
+// Ready is closed once the first verdict is there.
+func (c *Checker) Ready() <-chan struct{} { return c.ready }
+
+// Veto makes the verdict unhealthy at once, whatever the probes say, until Lift is called with the same name.
+//
+// by is a short, stable name ("drain", "envoy", "identity") and comes first in the report's reason. A second Veto by the
+// same name replaces the reason, for the next report. A veto made before Run is in force from Run's first moment.
+func (c *Checker) Veto(by, reason string) {
+	c.mu.Lock()
+	c.vetoes[by] = reason
+	c.mu.Unlock()
+	c.noteVetoes()
+}
+
+// Lift takes a veto back. Without one by that name it changes nothing.
+func (c *Checker) Lift(by string) {
+	c.mu.Lock()
+	delete(c.vetoes, by)
+	c.mu.Unlock()
+	c.noteVetoes()
+}
+
+func (c *Checker) noteVetoes() {
+	select {
+	case c.vetoed <- struct{}{}:
+	default: // a token is there already; Run will see this change with it
+	}
+}
+
+// Latest returns the current verdict; false before the first one.
+func (c *Checker) Latest() (Report, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.history) == 0 {
+		return Report{}, false
+	}
+	return c.history[len(c.history)-1], true
+}
+
+// History returns the last changes of the verdict, oldest first, at most 50.
+func (c *Checker) History() []Report {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return append([]Report(nil), c.history...)
+}
+
+// A ProbeState is what one probe last found, for status pages.
+type ProbeState struct {
+	Kind      string // "http", "https", "tcp", "exec", "grpc" or "unit"
+	Target    string // "GET http://10.99.0.2:8080/healthz"
+	State     string // "unknown", "healthy" or "unhealthy", after thresholds
+	Successes int    // in a row
+	Failures  int    // in a row
+	LastError string // of the last probe; empty after a success
+	At        time.Time
+}
+
+// Probes returns the state of each configured probe, in configuration order; none for a trivial probe.
+func (c *Checker) Probes() []ProbeState {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	states := make([]ProbeState, len(c.watchers))
+	for i, w := range c.watchers {
+		t := c.verdict.probes[i]
+		states[i] = ProbeState{
+			Kind: w.kind(), Target: w.target(), State: t.state.String(),
+			Successes: t.successes, Failures: t.failures, LastError: t.reason, At: t.at,
+		}
+	}
+	return states
+}
