@@ -1,0 +1,99 @@
+package xds
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+func TestClassify(t *testing.T) {
+	refused := &net.OpError{Op: "dial", Net: "tcp", Err: syscall.ECONNREFUSED}
+	for _, tc := range []struct {
+		name string
+		err  error
+		want ending
+	}{
+		{"istiod ended the stream", io.EOF, endGraceful},
+		{"connection age or restart of istiod", status.Error(codes.Unavailable, `closing transport due to: connection error: desc = "error reading from server: EOF", received prior goaway: code: NO_ERROR, debug data: "max_age"`), endGraceful},
+		{"sent away for pinging too often", status.Error(codes.Unavailable, `closing transport due to: connection error: desc = "error reading from server: EOF", received prior goaway: code: ENHANCE_YOUR_CALM, debug data: "too_many_pings"`), endBroken},
+		{"nobody listens", refused, endRefused},
+		{"nobody listens at any of two addresses", errors.Join(refused, refused), endRefused},
+		{"nobody listens, told by gRPC", status.Error(codes.Unavailable, `connection error: desc = "transport: Error while dialing: dial tcp 127.0.0.1:15012: connect: connection refused"`), endRefused},
+		{"reset", status.Error(codes.Unavailable, "error reading from server: read: connection reset by peer"), endBroken},
+		{"time-out", context.DeadlineExceeded, endBroken},
+		{"no WorkloadGroup", status.Error(codes.FailedPrecondition, "x"), endRejected},
+		{"no credential passes", status.Error(codes.Unauthenticated, "x"), endRejected},
+		{"wrapped rejection", fmt.Errorf("hint: %w", status.Error(codes.PermissionDenied, "x")), endRejected},
+	} {
+		if got := classify(tc.err); got != tc.want {
+			t.Errorf("%s: classify(%v) = %v, want %v", tc.name, tc.err, got, tc.want)
+		}
+	}
+}
+
+func TestBackoff(t *testing.T) {
+	ms := func(n int) time.Duration { return time.Duration(n) * time.Millisecond }
+	type step struct {
+		end    ending
+		lived  time.Duration
+		random float64
+		want   time.Duration
+	}
+	for _, tc := range []struct {
+		name  string
+		steps []step
+	}{
+		{"a graceful end is followed at once", []step{{endGraceful, time.Hour, 1, 0}, {endGraceful, time.Hour, 1, 0}}},
+		{"a server that ends every stream at once is not followed at once for ever", []step{
+			{endGraceful, 0, 1, 0}, {endGraceful, 0, 1, ms(100)}, {endGraceful, 0, 1, ms(200)}, {endGraceful, 0, 0, ms(200)},
+			{endGraceful, 0, 1, ms(800)}, {endGraceful, 0, 1, time.Second}, {endGraceful, 0, 1, time.Second},
+		}},
+		{"a closed port is asked at least once a second", []step{
+			{endRefused, 0, 1, ms(100)}, {endRefused, 0, 1, ms(200)}, {endRefused, 0, 1, ms(400)}, {endRefused, 0, 1, ms(800)},
+			{endRefused, 0, 1, time.Second}, {endRefused, 0, 0, ms(500)},
+		}},
+		{"a rejection waits longest", []step{{endRejected, 0, 1, time.Second}, {endRejected, 0, 1, 2 * time.Second}, {endRejected, 0, 0, 2 * time.Second}}},
+		{"another kind of ending starts from the bottom", []step{{endBroken, 0, 1, ms(500)}, {endBroken, 0, 1, time.Second}, {endRefused, 0, 1, ms(100)}}},
+		{"a stream that had settled starts from the bottom", []step{{endBroken, 0, 1, ms(500)}, {endBroken, 0, 1, time.Second}, {endBroken, settled, 1, ms(500)}}},
+	} {
+		var b backoff
+		for i, s := range tc.steps {
+			if got := b.next(s.end, s.lived, s.random); got != s.want {
+				t.Errorf("%s: step %d: next(%v, %v, %v) = %v, want %v", tc.name, i, s.end, s.lived, s.random, got, s.want)
+			}
+		}
+	}
+	var b backoff
+	for range 1000 { // no overflow after weeks without istiod
+		if d := b.next(endBroken, 0, 1); d <= 0 || d > 15*time.Second {
+			t.Fatalf("wait %v after many failures, want at most 15 s", d)
+		}
+	}
+}
+
+func TestExplain(t *testing.T) {
+	node := nodeFacts{id: "forum-sa", namespace: "forum-services", group: "forum"}
+	for _, tc := range []struct {
+		name string
+		err  error
+		want string
+	}{
+		{"unknown group names it", status.Error(codes.FailedPrecondition, "no group"), "WorkloadGroup forum-services/forum"},
+		{"certificate refused", status.Error(codes.Unavailable, "remote error: tls: bad certificate"), "refused this machine's certificate"},
+		{"nothing to add", errors.New("reset"), "reset"},
+	} {
+		err := explain(tc.err, "istiod:15012", node)
+		if !errors.Is(err, tc.err) || !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("%s: explain(%v) = %v, want the cause and %q in it", tc.name, tc.err, err, tc.want)
+		}
+	}
+}
