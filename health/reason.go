@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -42,9 +43,13 @@ func plain(err error, within time.Duration, connected bool) string {
 	case errors.As(err, &op) && op.Err != nil:
 		return op.Err.Error()
 	case errors.As(err, &byURL) && byURL.Err != nil:
-		return byURL.Err.Error()
+		err = byURL.Err
 	}
-	return err.Error()
+	text := strings.TrimPrefix(err.Error(), "net/http: HTTP/1.x transport connection broken: ")
+	if strings.HasPrefix(text, "readLoopPeekFail") { // what net/http makes of SSH, SMTP and others who greet first
+		return "the server speaks before it is asked: this is not HTTP"
+	}
+	return text
 }
 
 // allowance is the time that is left of ctx, rounded for people.

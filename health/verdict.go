@@ -126,11 +126,13 @@ func (v *verdict) step(now time.Time, e event) (report Report, changed bool) {
 		v.probes[e.probe].count(now, e.err)
 		cause = v.probes[e.probe].target + " succeeded"
 	case vetoes:
-		for by := range v.vetoes {
+		var lifted []string
+		for _, by := range slices.Sorted(maps.Keys(v.vetoes)) {
 			if _, still := e[by]; !still {
-				cause = by + " lifted"
+				lifted = append(lifted, by+" lifted")
 			}
 		}
+		cause = strings.Join(lifted, "; ")
 		v.vetoes = e
 	}
 	probes := v.damp(now, v.combined())

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"maps"
+	"math"
 	"os"
 	"strconv"
 	"strings"
@@ -55,18 +56,14 @@ func NewLogHandler(cfg LogConfig) (*LogHandler, error) {
 	if level == nil {
 		level = slog.LevelInfo
 	}
-	prefix := plainPrefix
-	if isJournal(cfg.Stream, cfg.Getenv("JOURNAL_STREAM")) {
-		prefix = journalPrefix
-	}
 	h := &LogHandler{}
-	handlers := []slog.Handler{newLineHandler(cfg.Stream, prefix, cfg.JSON)}
+	handlers := []slog.Handler{newLineHandler(cfg.Stream, isJournal(cfg.Stream, cfg.Getenv("JOURNAL_STREAM")), cfg.JSON)}
 	if cfg.File != "" {
 		h.file = &logFile{path: cfg.File}
 		if err := h.file.reopen(); err != nil {
 			return nil, err
 		}
-		handlers = append(handlers, newLineHandler(h.file, plainPrefix, cfg.JSON))
+		handlers = append(handlers, newLineHandler(h.file, false, cfg.JSON))
 	}
 	h.Handler = scoped{Handler: slog.NewMultiHandler(handlers...), level: level, scopes: maps.Clone(cfg.Scopes)}
 	return h, nil
@@ -109,7 +106,7 @@ type lineHandler struct {
 	line   *line
 	prefix func(slog.Record) string
 	json   bool
-	fields slog.Handler // writes to line.buf; told neither time, level nor message unless json
+	fields slog.Handler // writes to line.buf
 }
 
 // line is shared by all handlers that derive from one.
@@ -119,9 +116,17 @@ type line struct {
 	buf bytes.Buffer
 }
 
-func newLineHandler(out io.Writer, prefix func(slog.Record) string, json bool) *lineHandler {
-	h := &lineHandler{line: &line{out: out}, prefix: prefix, json: json}
-	options := &slog.HandlerOptions{Level: slog.Level(-1 << 10)} // scoped decides
+func newLineHandler(out io.Writer, journal, json bool) *lineHandler {
+	h := &lineHandler{line: &line{out: out}, json: json}
+	switch {
+	case journal:
+		h.prefix = journalPrefix
+	case json:
+		h.prefix = func(slog.Record) string { return "" }
+	default:
+		h.prefix = plainPrefix
+	}
+	options := &slog.HandlerOptions{Level: slog.Level(math.MinInt)} // scoped decides what is written
 	if json {
 		h.fields = slog.NewJSONHandler(&h.line.buf, options)
 		return h
@@ -144,26 +149,20 @@ func (h *lineHandler) Handle(ctx context.Context, r slog.Record) error {
 	defer h.line.mu.Unlock()
 	buf := &h.line.buf
 	buf.Reset()
-	if h.json {
-		if p := h.prefix(r); strings.HasPrefix(p, "<") { // the journal takes the level from it and strips it
-			buf.WriteString(p)
-		}
-		if err := h.fields.Handle(ctx, r); err != nil {
-			return err
-		}
-	} else {
-		buf.WriteString(h.prefix(r))
+	buf.WriteString(h.prefix(r))
+	if !h.json {
 		buf.WriteString(printable(r.Message))
 		buf.WriteByte(' ')
-		bare := slog.NewRecord(time.Time{}, r.Level, "", 0)
-		r.Attrs(func(a slog.Attr) bool { bare.AddAttrs(a); return true })
-		if err := h.fields.Handle(ctx, bare); err != nil {
-			return err
-		}
-		if bytes.HasSuffix(buf.Bytes(), []byte(" \n")) {
-			buf.Truncate(buf.Len() - 2)
-			buf.WriteByte('\n')
-		}
+		fields := slog.NewRecord(time.Time{}, r.Level, "", 0)
+		r.Attrs(func(a slog.Attr) bool { fields.AddAttrs(a); return true })
+		r = fields
+	}
+	if err := h.fields.Handle(ctx, r); err != nil {
+		return err
+	}
+	if bytes.HasSuffix(buf.Bytes(), []byte(" \n")) { // a message without fields
+		buf.Truncate(buf.Len() - len(" \n"))
+		buf.WriteByte('\n')
 	}
 	_, err := h.line.out.Write(buf.Bytes())
 	return err
