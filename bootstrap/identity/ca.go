@@ -1,0 +1,111 @@
+package identity
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"net"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/types/known/structpb"
+	security "istio.io/api/security/v1alpha1"
+)
+
+// maxAnswer bounds a CA's answer; a chain with a few roots has 10 kB.
+const maxAnswer = 1 << 20
+
+// A caClient asks istiod's CA for certificates. It holds no connection: a certificate a day is not worth one.
+type caClient struct {
+	address, serverName, clusterID, certSigner string
+	ttl                                        time.Duration
+	dial                                       func(ctx context.Context, addr string) (net.Conn, error)
+}
+
+// A credential is one way to prove who we are.
+type credential struct {
+	name  string           // "certificate" or "token"; a metric label
+	cert  *tls.Certificate // shown in the TLS handshake; nil: none
+	token bearer           // sent as a header; "": none
+}
+
+// create calls istio.v1.auth.IstioCertificateService/CreateCertificate once, over a connection of its own, within ctx.
+// It returns the PEM elements of the chain as they came. The error is a *callError with what gRPC cannot carry.
+func (c *caClient) create(ctx context.Context, cred credential, csr []byte, verify func([]*x509.Certificate) error) ([]string, error) {
+	// gRPC flattens the errors of dial and handshake to text; the first cause is kept here as it was.
+	var local atomic.Pointer[error]
+	note := func(err error) error {
+		if err != nil {
+			local.Store(&err)
+		}
+		return err
+	}
+	config := clientTLS(c.serverName, func() *tls.Certificate { return cred.cert },
+		func(peers []*x509.Certificate) error {
+			if err := verify(peers); err != nil {
+				return note(&untrustedError{err})
+			}
+			return nil
+		})
+	conn, err := grpc.NewClient("passthrough:///"+c.address,
+		grpc.WithTransportCredentials(credentials.NewTLS(config)),
+		grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
+			conn, err := c.dial(ctx, addr)
+			return conn, note(err)
+		}),
+		grpc.WithNoProxy(), grpc.WithDisableServiceConfig(), grpc.WithDisableRetry(),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswer)),
+	)
+	if err != nil {
+		return nil, &callError{rpc: err}
+	}
+	defer conn.Close()
+
+	header := metadata.MD{}
+	if c.clusterID != "" {
+		header.Set("ClusterID", c.clusterID)
+	}
+	if cred.token != "" {
+		header.Set("authorization", "Bearer "+string(cred.token))
+	}
+	signer := map[string]*structpb.Value{"CertSigner": structpb.NewStringValue(c.certSigner)}
+	reply, err := security.NewIstioCertificateServiceClient(conn).CreateCertificate(
+		metadata.NewOutgoingContext(ctx, header),
+		&security.IstioCertificateRequest{
+			Csr: string(csr), ValidityDuration: int64(c.ttl / time.Second), Metadata: &structpb.Struct{Fields: signer},
+		})
+	if err != nil {
+		failed := &callError{rpc: err}
+		if cause := local.Load(); cause != nil {
+			failed.local = *cause
+		}
+		return nil, failed
+	}
+	return reply.GetCertChain(), nil
+}
+
+// A callError is a failed call: rpc is gRPC's status, local the error of our own dial or check of istiod's certificate, if any.
+type callError struct{ rpc, local error }
+
+func (e *callError) Error() string {
+	if e.local != nil {
+		return e.local.Error()
+	}
+	return e.rpc.Error()
+}
+
+func (e *callError) Unwrap() []error { return []error{e.rpc, e.local} }
+
+// untrustedError is a handshake that we broke off because of istiod's certificate.
+type untrustedError struct{ reason error }
+
+func (e *untrustedError) Error() string { return e.reason.Error() }
+
+func isUntrusted(err error) bool {
+	var e *untrustedError
+	return errors.As(err, &e)
+}

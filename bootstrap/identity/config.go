@@ -1,0 +1,99 @@
+package identity
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// A Config says whose identity it is, who issues it and where it is kept. SPIFFEID, CAAddress, RootFile and StateDir must be set.
+type Config struct {
+	CAAddress   string        // host:port of the CA. Istio: CA_ADDR
+	ServerName  string        // name expected in the CA's certificate; "" means the host of CAAddress. Istio: ISTIOD_SAN
+	SPIFFEID    string        // spiffe://TRUST_DOMAIN/ns/NAMESPACE/sa/SERVICE_ACCOUNT
+	ClusterID   string        // gRPC metadata ClusterID. Istio: ISTIO_META_CLUSTER_ID
+	CertSigner  string        // request metadata CertSigner. Istio: ISTIO_META_CERT_SIGNER
+	Audience    string        // expected in the token's aud, for explanations only; "" means DefaultAudience
+	TTL         time.Duration // life to ask for, at least a second; zero means 24 h. Istio: SECRET_TTL
+	GraceRatio  float64       // renew when this share of the life is left; zero means 0.5. Istio: SECRET_GRACE_PERIOD_RATIO
+	GraceJitter float64       // zero means 0.01, negative means none. Istio: SECRET_GRACE_PERIOD_RATIO_JITTER
+	Key         KeyOptions
+
+	TokenFile string // JWT; may appear, change and vanish at any time. "" means none
+	RootFile  string // PEM, what istiod's certificate chains to; may be OutputDir/root-cert.pem
+	StateDir  string // the store lies in its folder "identity"
+	OutputDir string // where applications and pilot-agent look for the three PEM files; "" means nowhere. Istio: OUTPUT_CERTS
+
+	// Dial connects to the CA; nil means a plain TCP dial by the system's resolver.
+	Dial func(ctx context.Context, addr string) (net.Conn, error)
+	// OnChange is told of every new certificate, and of the same one with other roots, from Run's goroutine. It must not block.
+	OnChange func(*Certificate)
+	Log      *slog.Logger          // nil discards
+	Metrics  prometheus.Registerer // nil means none
+}
+
+// withDefaults is c with defaults filled in, or every problem of it at once.
+func (c Config) withDefaults() (Config, workload, error) {
+	var problems []error
+	refuse := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
+	host, port, err := net.SplitHostPort(c.CAAddress)
+	if n, portErr := strconv.Atoi(port); err != nil || host == "" || portErr != nil || n < 1 || n > 65535 {
+		refuse("CA address %q: expected host:port", c.CAAddress)
+	}
+	who, err := parseSPIFFEID(c.SPIFFEID)
+	if err != nil {
+		problems = append(problems, err)
+	}
+	if err := c.Key.validate(); err != nil {
+		problems = append(problems, err)
+	}
+	setDefault(&c.ServerName, host)
+	setDefault(&c.Audience, DefaultAudience)
+	setDefault(&c.TTL, 24*time.Hour)
+	setDefault(&c.GraceRatio, 0.5)
+	setDefault(&c.GraceJitter, 0.01)
+	c.GraceJitter = max(c.GraceJitter, 0)
+	if c.TTL < time.Second {
+		refuse("certificate life %v: expected at least 1 s", c.TTL)
+	}
+	if !(c.GraceRatio > 0 && c.GraceRatio < 1) {
+		refuse("grace ratio %v: expected more than 0 and less than 1", c.GraceRatio)
+	}
+	if !(c.GraceJitter < 1) {
+		refuse("grace jitter %v: expected less than 1", c.GraceJitter)
+	}
+	for _, path := range []struct {
+		what, value string
+		must        bool
+	}{{"state folder", c.StateDir, true}, {"token file", c.TokenFile, false}, {"root file", c.RootFile, true}, {"output folder", c.OutputDir, false}} {
+		if path.value == "" && path.must || path.value != "" && !filepath.IsAbs(path.value) {
+			refuse("%s %q: expected an absolute path", path.what, path.value)
+		}
+	}
+	if c.Dial == nil {
+		c.Dial = func(ctx context.Context, addr string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "tcp", addr)
+		}
+	}
+	if c.OnChange == nil {
+		c.OnChange = func(*Certificate) {}
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	return c, who, errors.Join(problems...)
+}
+
+func setDefault[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}

@@ -1,0 +1,69 @@
+// Package identity gives a machine its SPIFFE identity in an Istio mesh and keeps it alive.
+//
+// It owns the way from a credential to a certificate in use: token, private key, CSR, istiod's CA, the checked chain, the store on
+// disk, renewal, and the trust bundle. It leaves to others what needs the certificate: agent/xds dials istiod with ClientTLS and
+// Token, Envoy's SDS takes Certificate, bootstrap reads the settings. It imports nothing of ours.
+//
+// # The life of a certificate
+//
+//	          token or root                        renewal due            a quarter is left,
+//	┌──────┐  or time to try ┌────────────┐ issued ┌───────┐ (half) ┌──────────┐ none issued ┌──────────┐
+//	│ none │ ──────────────► │ requesting │ ─────► │ valid │ ─────► │ renewing │ ──────────► │ expiring │
+//	│      │ ◄────────────── │            │        │       │ ◄───── │          │             │          │
+//	└──────┘     failed      └────────────┘        └───────┘ issued └──────────┘             └──────────┘
+//	                                                ▲  ▲                                       │     │
+//	                                                │  └──────────────── issued ───────────────┘     │ life over
+//	                                                │  issued   ┌─────────┐                          │
+//	                                                └────────── │ expired │ ◄────────────────────────┘
+//	                                                            └─────────┘
+//
+// Found on disk, a certificate starts in the phase that its dates say. A clock that jumps, or a suspend, moves between valid,
+// renewing, expiring and expired directly. In every phase but valid the CA is asked, with back-off after a failure: three kinds
+// of failure, three back-offs, all spread at random, shorter as the end comes closer. What may mend a failure (a new token,
+// another root, a clock that was set) ends the pause at once. policy.step is all of this as a pure function.
+//
+// Renewal counts from the life as received: istiod backdates NotBefore by two minutes, and counting from it would make a
+// short-lived certificate renew in a hot loop. Each round tries the certificate in hand (mTLS, no header) and then the token; the
+// token alone is needed once in a machine's life, and again only after the machine was away for longer than its certificate lives.
+//
+// # The store
+//
+//	StateDir/identity/              0700
+//	    current -> generations/7    switched by one rename
+//	    generations/7/              written and synced in full under the name new-7, then renamed
+//	        key.pem cert-chain.pem root-cert.pem meta.json    0600
+//	    generations/6/              to fall back to
+//	    corrupt/5/                  did not pass the check at a start; kept for inspection, at most three
+//	OutputDir/                      /etc/certs
+//	    key.pem -> StateDir/identity/current/key.pem          and the other two: one rename changes all three
+//	    root-cert.pem.before-wingman                          what stood there before the link
+//
+// cert-chain.pem holds the leaf and its intermediates; roots are in root-cert.pem only. meta.json holds the time of receipt and
+// where each root comes from. A generation counts only if its key belongs to its leaf, the leaf is our SPIFFE id's, and the chain
+// leads to its roots. A disk that is full or read-only costs persistence, not the identity: what is in memory stays in use, is said,
+// and is written as soon as that works.
+//
+// OutputDir/root-cert.pem is also where operators put istioctl's root. Such a file is taken into the trust bundle, moved aside and
+// replaced by our link; whatever is written to the path later, over the link or through it, is noticed and taken in the same
+// way. What cannot be used stays where it is and is said. Links that lead elsewhere belong to somebody else and are left alone.
+//
+// # Trust
+//
+// The bundle is the union of the root file and the roots of the CA's answers. A root that the CA names no more stays for the
+// life of a certificate, because peers may still hold one below it; expired ones go. istiod's certificate is checked against the
+// bundle of the moment on every handshake, so a rotation needs no restart.
+//
+// # Order of an answer
+//
+// The leaf must come first, and an answer that has it elsewhere is refused. Intermediates may come in any order: the path is found
+// by verification and stored in that order. A leaf that is not valid yet is accepted, and the clock is said to be behind: peers
+// check it by their own clocks.
+//
+// # Goroutines and files
+//
+// Run is one goroutine that owns all state, one more for each request, and one for inotify. Everything else reads atomic
+// snapshots. No connection to the CA outlives its request.
+//
+// To match: Istio security/pkg/nodeagent/cache/secretcache.go (renewal), security/pkg/nodeagent/caclient/providers/citadel/client.go
+// (the call), security/pkg/server/ca/server.go and security/pkg/server/ca/authenticate (what istiod accepts).
+package identity

@@ -1,0 +1,126 @@
+package identity
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"time"
+)
+
+// A rootInput is what is known of the root file.
+type rootInput struct {
+	seen  string    // hash of the content that was judged last, or the error that reading it gave
+	taken []byte    // its content, if that is in the trust bundle
+	sayAt time.Time // when a problem with it will be said; zero: there is none, or it was said
+}
+
+// readTokenFile looks at the token file, and reports whether there is a new token to try.
+func (r *runner) readTokenFile(now time.Time) (news bool) {
+	token, mode, err := readToken(r.cfg.TokenFile)
+	s := TokenState{File: r.cfg.TokenFile, Present: err == nil}
+	switch {
+	case err == nil:
+		info, _ := InspectToken([]byte(token), now)
+		s.Expires, s.Audience, s.Subject = info.Expiry, info.Audiences, info.Subject
+		if err := CheckToken([]byte(token), r.wantToken(), now); err != nil {
+			s.Problem = err.Error()
+		}
+	case !errors.Is(err, ErrNoToken):
+		s.Problem = err.Error()
+		if r.said.Token.Problem != s.Problem {
+			r.cfg.Log.Warn("token cannot be used", "error", err)
+		}
+	}
+	if mode&0o004 != 0 {
+		s.Warning = fmt.Sprintf("every user of this machine can read %s: chmod 0600 it", r.cfg.TokenFile)
+		if r.said.Token.Warning == "" {
+			r.cfg.Log.Warn("token is readable by everybody: chmod 0600 it", "file", s.File)
+		}
+	}
+	r.said.Token = s
+	if token == r.token {
+		return false
+	}
+	r.token = token
+	if token == "" {
+		return false
+	}
+	r.cfg.Log.Info("token found", "subject", s.Subject, "expires", s.Expires, "problem", s.Problem)
+	return true
+}
+
+// wantToken is what istiod expects of our token.
+func (m *Manager) wantToken() TokenWant {
+	return TokenWant{Audience: m.cfg.Audience, Namespace: m.who.namespace, ServiceAccount: m.who.serviceAccount}
+}
+
+// readRootFile takes a changed root file into the trust bundle, and reports whether it did. Content that cannot be used is said
+// once it has stayed so for settleTime, and changes nothing. Content that is our own (the file is our link into the store) is no news.
+func (r *runner) readRootFile(now time.Time) (news bool) {
+	data, _, err := readRegular(r.cfg.RootFile, maxPEMSize)
+	if errors.Is(err, fs.ErrNotExist) && len(r.roots.of(fromFile)) == 0 {
+		// The store was wiped and our link leads nowhere: what stood there before the link is beside it.
+		if kept, _, keptErr := readRegular(r.cfg.RootFile+keptSuffix, maxPEMSize); keptErr == nil {
+			data, err = kept, nil
+		}
+	}
+	seen := hash(data)
+	switch {
+	case err != nil:
+		seen = err.Error()
+		err = fmt.Errorf("root file: %w", whose(err, r.cfg.RootFile))
+	case seen == r.root.seen && r.root.taken != nil:
+		return false
+	case seen == r.store.rootsHash:
+		r.root, r.said.RootProblem = rootInput{seen: seen, taken: data}, ""
+		return false
+	default:
+		if err = CheckRoots(data, now); err != nil {
+			err = fmt.Errorf("root file %s: %w", r.cfg.RootFile, err)
+		}
+	}
+	if err != nil {
+		r.rootTrouble(err, seen, now)
+		return false
+	}
+	certs, err := parseRoots(data)
+	if err != nil {
+		return false // cannot be: CheckRoots has parsed them
+	}
+	r.root, r.said.RootProblem = rootInput{seen: seen, taken: data}, ""
+	r.keepWritten(data)
+	roots := r.roots.withFile(certs)
+	if roots.equal(r.roots) {
+		r.follow(now)
+		return false
+	}
+	r.cfg.Log.Info("root file taken in", "file", r.cfg.RootFile, "roots", names(roots.of(fromFile)))
+	r.use(r.Current(), roots, now)
+	return true
+}
+
+// keepWritten keeps a root that was written through our link where a wiped store does not take it along, and lets the link lead
+// to our own bundle again.
+func (r *runner) keepWritten(data []byte) {
+	link := filepath.Join(r.cfg.OutputDir, rootFile)
+	if r.cfg.OutputDir == "" || !sameFile(link, r.cfg.RootFile) || resolved(link) != resolved(r.store.path(currentLink, rootFile)) {
+		return
+	}
+	r.unsaved = true
+	if err := r.output.keep(link, data); err != nil {
+		r.cfg.Log.Warn("copy of the root file not kept", "error", err)
+	}
+}
+
+// rootTrouble says what is wrong with the root file, when it is still so after settleTime: a file is empty while it is copied.
+func (r *runner) rootTrouble(err error, seen string, now time.Time) {
+	switch {
+	case seen != r.root.seen:
+		r.root = rootInput{seen: seen, sayAt: now.Add(settleTime)}
+	case !r.root.sayAt.IsZero() && !now.Before(r.root.sayAt):
+		r.root.sayAt = time.Time{}
+		r.cfg.Log.Warn("root file cannot be used, earlier roots stay", "error", err, "roots", len(r.roots))
+	}
+	r.said.RootProblem = err.Error()
+}

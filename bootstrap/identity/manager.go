@@ -1,0 +1,132 @@
+package identity
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// A Manager keeps one identity alive. Its methods are safe for concurrent use; all but Run and Renew return at once.
+type Manager struct {
+	cfg    Config
+	who    workload
+	policy policy
+	ca     caClient
+
+	live  atomic.Pointer[live]
+	state atomic.Pointer[State]
+
+	ready     chan struct{}
+	readyOnce sync.Once
+	renewals  chan renewal
+	metrics   *metrics
+
+	// Tests put other ones here before Run.
+	now      func() time.Time // the wall clock, which may jump
+	disk     disk
+	newWatch func(*slog.Logger) watch
+}
+
+// A live is what others read without a lock: replaced whole, never changed.
+type live struct {
+	cert  *Certificate // nil: none yet
+	roots anchors
+	pool  *x509.CertPool
+}
+
+// A renewal is a call of Renew that waits.
+type renewal struct{ done chan error }
+
+// New checks cfg, every problem at once, and allocates. It reads and starts nothing.
+func New(cfg Config) (*Manager, error) {
+	cfg, who, err := cfg.withDefaults()
+	if err != nil {
+		return nil, fmt.Errorf("identity settings: %w", err)
+	}
+	metrics, err := newMetrics(cfg.Metrics)
+	if err != nil {
+		return nil, fmt.Errorf("identity metrics: %w", err)
+	}
+	m := &Manager{
+		cfg: cfg, who: who,
+		policy: policy{ratio: cfg.GraceRatio, jitter: cfg.GraceJitter},
+		ca: caClient{
+			address: cfg.CAAddress, serverName: cfg.ServerName, clusterID: cfg.ClusterID,
+			certSigner: cfg.CertSigner, ttl: cfg.TTL, dial: cfg.Dial,
+		},
+		ready: make(chan struct{}), renewals: make(chan renewal), metrics: metrics,
+		now: time.Now, disk: systemDisk, newWatch: newWatch,
+	}
+	m.live.Store(&live{pool: x509.NewCertPool()})
+	m.state.Store(&State{
+		Phase: None, Health: Degraded, SPIFFEID: cfg.SPIFFEID,
+		StoreDir: filepath.Join(cfg.StateDir, storeName), OutputDir: cfg.OutputDir, Roots: []RootState{},
+	})
+	return m, nil
+}
+
+// Ready is closed once there is a usable certificate, from disk or from the CA.
+func (m *Manager) Ready() <-chan struct{} { return m.ready }
+
+// Current is the newest certificate, nil before the first. It may have expired when no CA could be reached for its whole life.
+func (m *Manager) Current() *Certificate { return m.live.Load().cert }
+
+// Roots is the trust bundle in use: the root file's and those of the CA's answers. Empty before Run has read the root file. Do not change it.
+func (m *Manager) Roots() *x509.CertPool { return m.live.Load().pool }
+
+// Token reads the token file. The error wraps ErrNoToken when it is missing or empty: then send none, a certificate will do.
+// It wraps ErrNotJWT when the content is none and could not even be sent. An expired token is returned: only istiod's clock counts.
+func (m *Manager) Token() (string, error) {
+	token, _, err := readToken(m.cfg.TokenFile)
+	return string(token), err
+}
+
+// ClientTLS is for dialling istiod under Config.ServerName: see ClientTLSFor.
+func (m *Manager) ClientTLS() *tls.Config { return m.ClientTLSFor(m.cfg.ServerName) }
+
+// ClientTLSFor is for dialling istiod under another name than the CA's. Each handshake shows the certificate that is newest then, or
+// none when there is none that lives, and checks istiod's certificate against the roots of that moment: neither a renewal
+// nor a change of roots needs a new config. What the check finds is said in one sentence. TLS 1.2 and later.
+func (m *Manager) ClientTLSFor(serverName string) *tls.Config {
+	return clientTLS(serverName,
+		func() *tls.Certificate {
+			if c := m.Current(); c.usable(m.now()) {
+				return c.TLS()
+			}
+			return nil
+		},
+		func(peers []*x509.Certificate) error {
+			return verifyServer(peers, serverName, m.live.Load().roots, m.cfg.RootFile, m.who.namespace, m.now())
+		})
+}
+
+// Renew asks for a new certificate now and waits for the outcome; a request under way counts. It needs a running Run.
+func (m *Manager) Renew(ctx context.Context) error {
+	r := renewal{done: make(chan error, 1)}
+	select {
+	case m.renewals <- r:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case err := <-r.done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// State is what `cert show` prints, as of the last step, at most half a minute ago; Health is judged now.
+func (m *Manager) State() State {
+	s := *m.state.Load()
+	if c := m.Current(); c != nil {
+		s.Health = m.policy.health(c.life, m.now())
+	}
+	return s
+}

@@ -1,0 +1,145 @@
+package identity
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+const (
+	// keptSuffix is given to what stood in OutputDir before our link: the operator's root, pilot-agent's key. It is moved, never lost.
+	keptSuffix = ".before-wingman"
+	// settleTime is how long a file must have been left alone before it is replaced by a link: its writer may not be done.
+	settleTime = 2 * time.Second
+)
+
+// errUnsettled means that an output file is still being written: try again after settleTime.
+var errUnsettled = errors.New("a file is still being written")
+
+// An output makes OutputDir follow the store. Its files are links into the current generation, so that one rename there changes all
+// three at once, on whatever file system dir is.
+type output struct {
+	dir   string // OutputDir
+	store string // the store's folder
+	disk  disk
+}
+
+// ensure puts the three links in place. What stood there before is kept beside it under keptSuffix; a link that is somebody else's
+// is left alone and said. taken is the content of rootPath (the operator's root file, which may be one of the three) that has
+// been taken into the trust bundle: any other content of it is not replaced, it is news. Errors are joined; each link stands alone.
+func (o output) ensure(rootPath string, taken []byte, now time.Time) error {
+	if err := os.MkdirAll(o.dir, 0o755); err != nil {
+		return fmt.Errorf("certificates do not appear in %s: %w", o.dir, whose(err, filepath.Dir(o.dir)))
+	}
+	var problems []error
+	for _, name := range []string{keyFile, chainFile, rootFile} {
+		path := filepath.Join(o.dir, name)
+		if !sameFile(path, rootPath) {
+			problems = append(problems, o.replace(path, nil, now))
+		} else if taken != nil {
+			problems = append(problems, o.replace(path, taken, now))
+		}
+	}
+	if err := errors.Join(problems...); err != nil {
+		return fmt.Errorf("certificates in %s do not follow: %w", o.dir, whose(err, o.dir))
+	}
+	return nil
+}
+
+// replace makes path our link. taken, if not nil, is the only content that may be moved away.
+func (o output) replace(path string, taken []byte, now time.Time) error {
+	target := filepath.Join(o.store, currentLink, filepath.Base(path))
+	tmp := filepath.Join(o.dir, "."+filepath.Base(path)+".wingman")
+	if err := o.recover(tmp, path, taken); err != nil {
+		return err
+	}
+	old, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return err
+	case old.Mode()&fs.ModeSymlink != 0:
+		to, err := os.Readlink(path)
+		if err != nil || to == target {
+			return err
+		}
+		if !strings.HasSuffix(to, filepath.Join(storeName, currentLink, filepath.Base(path))) {
+			return fmt.Errorf("%s is somebody else's link to %s and is left alone", path, to)
+		}
+	case !old.Mode().IsRegular():
+		return fmt.Errorf("%s is not a file and is left alone", path)
+	case now.Sub(old.ModTime()) >= 0 && now.Sub(old.ModTime()) < settleTime:
+		return fmt.Errorf("%w: %s", errUnsettled, path)
+	}
+	if err := o.disk.symlink(target, tmp); err != nil {
+		return err
+	}
+	if old == nil || !old.Mode().IsRegular() {
+		if err := o.disk.rename(tmp, path); err != nil {
+			return errors.Join(err, o.disk.removeAll(tmp))
+		}
+		return o.disk.sync(o.dir)
+	}
+	// Exchange, not rename: what is moved away can be looked at before it is called old.
+	if err := o.disk.exchange(tmp, path); err != nil {
+		return errors.Join(err, o.disk.removeAll(tmp))
+	}
+	if content, _, err := readRegular(tmp, maxPEMSize); taken != nil && (err != nil || !bytes.Equal(content, taken)) {
+		return errors.Join(fmt.Errorf("%w: %s", errUnsettled, path), o.disk.exchange(tmp, path), o.disk.removeAll(tmp))
+	}
+	if err := o.disk.rename(tmp, path+keptSuffix); err != nil {
+		return err
+	}
+	return o.disk.sync(o.dir)
+}
+
+// recover finishes what a stop within replace left at tmp: a link is removed, a file that was moved away gets its name, or its
+// place back when nobody has looked at it yet.
+func (o output) recover(tmp, path string, taken []byte) error {
+	info, err := os.Lstat(tmp)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case !info.Mode().IsRegular():
+		return o.disk.removeAll(tmp)
+	}
+	if content, _, err := readRegular(tmp, maxPEMSize); taken != nil && (err != nil || !bytes.Equal(content, taken)) {
+		return o.disk.rename(tmp, path)
+	}
+	return o.disk.rename(tmp, path+keptSuffix)
+}
+
+// keep writes data as the file that stood at path before our link: an operator's root that was written through the link.
+func (o output) keep(path string, data []byte) error {
+	tmp := path + keptSuffix + ".new"
+	if err := o.disk.removeAll(tmp); err != nil {
+		return err
+	}
+	if err := o.disk.create(tmp, data); err != nil {
+		return err
+	}
+	if err := o.disk.sync(tmp); err != nil {
+		return err
+	}
+	if err := o.disk.rename(tmp, path+keptSuffix); err != nil {
+		return err
+	}
+	return o.disk.sync(o.dir)
+}
+
+// sameFile reports whether two paths name one file, without following the last element: folders may be reached by several ways.
+func sameFile(a, b string) bool {
+	if a == b || filepath.Base(a) != filepath.Base(b) {
+		return a == b
+	}
+	x, errX := os.Stat(filepath.Dir(a))
+	y, errY := os.Stat(filepath.Dir(b))
+	return errX == nil && errY == nil && os.SameFile(x, y)
+}

@@ -1,0 +1,294 @@
+package identity
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"errors"
+	"math/rand/v2"
+	"path/filepath"
+	"time"
+)
+
+const (
+	// longestSleep bounds every wait: dates are wall clock, and a timer does not notice a suspend or a clock that was set.
+	longestSleep = 30 * time.Second
+	// jumpSize is how far wall clock and timers may drift apart between two turns before that is called a jump.
+	jumpSize = 5 * time.Second
+)
+
+var errStopped = errors.New("the identity manager stopped")
+
+// A runner is one Run of a Manager: all that only its goroutine touches.
+type runner struct {
+	*Manager
+	machine machine
+	roots   anchors // all that we were told of; what is trusted now is a part of it (live.roots)
+	store   store
+	output  output
+	watch   watch
+
+	key       crypto.Signer // of a round that failed, for the next one
+	outcomes  chan outcome  // holds one: a request never waits for us
+	waiting   []renewal
+	lastFail  failure
+	lastWall  time.Time // the wall clock at the last turn
+	lastTimer time.Time // the same moment as timers see it
+	unsaved   bool      // what is in use is not what is on disk
+	followAt  time.Time // when OutputDir must be looked at again; zero: at the next change
+
+	token bearer
+	root  rootInput
+	said  State // what is told of it and cannot be derived
+}
+
+// Run loads the certificate that is on disk, asks for one when there is none, and renews it until ctx ends; then it returns nil. Nothing
+// makes it give up: a missing root, a dead token, a full disk are said in State and the log, and tried again. Call it once.
+func (m *Manager) Run(ctx context.Context) error {
+	dir := filepath.Join(m.cfg.StateDir, storeName)
+	r := &runner{
+		Manager: m, machine: machine{phase: None}, outcomes: make(chan outcome, 1),
+		store:  store{dir: dir, disk: m.disk, log: m.cfg.Log},
+		output: output{dir: m.cfg.OutputDir, store: dir, disk: m.disk},
+		watch:  m.newWatch(m.cfg.Log),
+		said:   *m.state.Load(),
+	}
+	defer r.watch.stop()
+
+	ctx, cancel := context.WithCancel(ctx)
+	defer func() {
+		cancel()
+		if r.machine.asking {
+			<-r.outcomes
+		}
+		for _, w := range r.waiting {
+			w.done <- errStopped
+		}
+	}()
+
+	r.lastWall, r.lastTimer = m.now(), time.Now()
+	ev := r.load(m.now())
+	for {
+		r.turn(ctx, m.now(), ev)
+		timer := time.NewTimer(r.sleep(m.now()))
+		ev = event{kind: evTick}
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		case <-timer.C:
+		case <-r.watch.changed():
+		case w := <-m.renewals:
+			r.waiting = append(r.waiting, w)
+			ev.kind = evRenew
+		case out := <-r.outcomes:
+			ev = r.settle(out, m.now())
+		}
+		timer.Stop()
+	}
+}
+
+// turn looks at everything once: what the files say, what ev and the clock make of it, and what follows from that.
+func (r *runner) turn(ctx context.Context, now time.Time, ev event) {
+	files := []string{r.cfg.RootFile}
+	if r.cfg.TokenFile != "" {
+		files = append(files, r.cfg.TokenFile)
+	}
+	r.watch.arm(files)
+	woken := r.clockJumped(now)
+	woken = r.readTokenFile(now) || woken
+	woken = r.readRootFile(now) || woken
+	if r.unsaved || !r.roots.pruned(now).equal(r.live.Load().roots) {
+		r.use(r.Current(), r.roots, now)
+	}
+	if !r.followAt.IsZero() && !now.Before(r.followAt) {
+		r.follow(now)
+	}
+	r.step(ctx, now, ev)
+	if woken {
+		r.step(ctx, now, event{kind: evWake})
+	}
+	r.publishState(now)
+}
+
+// step moves the machine, says so, and starts a request when the machine wants one.
+func (r *runner) step(ctx context.Context, now time.Time, ev event) {
+	ev.random = rand.Float64()
+	next, ask := r.policy.step(r.machine, now, ev)
+	if next.phase != r.machine.phase {
+		r.logPhase(r.machine.phase, next.phase)
+	}
+	r.machine = next
+	if !ask {
+		return
+	}
+	req := request{key: r.key, token: r.token, roots: r.live.Load().roots}
+	if c := r.Current(); c.usable(now) {
+		req.inHand, req.left = c, c.NotAfter.Sub(now)
+	}
+	go func() { r.outcomes <- r.ask(ctx, req) }() // Run waits for it
+}
+
+// settle takes in the outcome of a request.
+func (r *runner) settle(out outcome, now time.Time) event {
+	defer func() {
+		for _, w := range r.waiting {
+			w.done <- out.err
+		}
+		r.waiting = nil
+	}()
+	r.key = out.key
+	if out.err != nil {
+		log := r.cfg.Log.Debug
+		if r.said.LastError == "" || out.failure != r.lastFail { // one cause, one line
+			log = r.cfg.Log.Warn
+		}
+		log("certificate request failed", "error", oneLine(out.err), "attempt", r.machine.failures+1)
+		r.lastFail, r.said.LastError, r.said.LastErrorAt = out.failure, oneLine(out.err), now
+		return event{kind: evFailed, failure: out.failure}
+	}
+	r.said.LastError, r.said.LastErrorAt, r.said.Credential, r.said.Clock = "", time.Time{}, out.credential, ""
+	if out.behind > 0 {
+		r.said.Clock = "the clock is " + span(out.behind) + " behind istiod"
+		r.cfg.Log.Warn("clock is behind istiod's: set it", "behind", span(out.behind))
+	}
+	r.metrics.seconds.Observe(out.took.Seconds())
+	// The check of istiod's certificate has just passed, so the clock can be believed: what has expired may be forgotten.
+	r.use(out.cert, r.roots.withAnswer(out.roots, now.Add(out.cert.life.length())).pruned(now), now)
+	r.cfg.Log.Info("certificate received", "certificate", out.cert, "credential", out.credential, "seconds", out.took.Seconds())
+	return event{kind: evIssued, life: out.cert.life}
+}
+
+// load takes what the disk has: the newest good generation and its roots, else the certificate of the agent that ran here before.
+func (r *runner) load(now time.Time) event {
+	g, err := r.store.load(r.cfg.SPIFFEID, now)
+	if err != nil {
+		r.storeFailed(err)
+	}
+	r.followAt = now
+	if g != nil {
+		r.cfg.Log.Info("certificate loaded", "certificate", g.cert, "generation", g.number)
+		r.publish(g.cert, g.roots, now)
+		return event{kind: evLoaded, life: g.cert.life}
+	}
+	r.readRootFile(now)
+	c, err := readForeign(r.cfg.OutputDir, r.cfg.SPIFFEID, r.roots, now)
+	if c == nil {
+		r.cfg.Log.Debug("no certificate on disk", "cause", err)
+		return event{kind: evTick}
+	}
+	r.cfg.Log.Info("certificate of another agent taken over", "certificate", c, "dir", r.cfg.OutputDir)
+	r.use(c, r.roots, now)
+	return event{kind: evLoaded, life: c.life}
+}
+
+// use writes c (nil: none yet) and roots to disk and puts them into use, in this order. When the disk does not take them they are
+// used all the same, and every further turn tries again.
+func (r *runner) use(c *Certificate, roots anchors, now time.Time) {
+	if c != nil {
+		c = c.withRoots(encodeCertificates(roots.pruned(now).certs()))
+		err := r.store.save(c, roots)
+		if r.unsaved = err != nil; r.unsaved {
+			r.storeFailed(err)
+		} else {
+			r.said.StoreProblem = ""
+		}
+	}
+	r.publish(c, roots, now)
+	r.follow(now)
+}
+
+// publish shows c and roots to the rest of the program.
+func (r *runner) publish(c *Certificate, roots anchors, now time.Time) {
+	r.roots = roots
+	trusted := roots.pruned(now)
+	before := r.Current()
+	if c != nil {
+		c = c.withRoots(encodeCertificates(trusted.certs()))
+	}
+	r.live.Store(&live{cert: c, roots: trusted, pool: trusted.pool()})
+	if c == nil {
+		return
+	}
+	if c.usable(now) {
+		r.readyOnce.Do(func() { close(r.ready) })
+	}
+	if before == nil || before.tls != c.tls || !bytes.Equal(before.rootsPEM, c.rootsPEM) {
+		r.cfg.OnChange(c)
+	}
+}
+
+// follow puts OutputDir's links in place, now or when whoever writes there is done.
+func (r *runner) follow(now time.Time) {
+	r.followAt = time.Time{}
+	if r.cfg.OutputDir == "" || r.store.current == 0 {
+		return
+	}
+	err := r.output.ensure(r.cfg.RootFile, r.root.taken, now)
+	if errors.Is(err, errUnsettled) {
+		r.followAt = now.Add(settleTime)
+		return
+	}
+	problem := oneLine(err)
+	if problem != "" && problem != r.said.OutputProblem {
+		r.cfg.Log.Warn("output folder does not follow", "error", problem)
+	}
+	r.said.OutputProblem = problem
+}
+
+func (r *runner) storeFailed(err error) {
+	r.metrics.storeFails.Inc()
+	if r.said.StoreProblem != oneLine(err) {
+		r.cfg.Log.Error("identity store cannot be written", "error", oneLine(err))
+	}
+	r.said.StoreProblem = oneLine(err)
+}
+
+// clockJumped reports whether the wall clock has moved otherwise than time has passed since the last turn.
+func (r *runner) clockJumped(now time.Time) bool {
+	by := now.Round(0).Sub(r.lastWall.Round(0)) - time.Since(r.lastTimer)
+	r.lastWall, r.lastTimer = now, time.Now()
+	if by.Abs() < jumpSize {
+		return false
+	}
+	direction := "forward"
+	if by < 0 {
+		direction = "back"
+	}
+	r.said.Clock = ""
+	r.cfg.Log.Warn("clock jumped: a suspend, or it was set", "direction", direction, "by", span(by))
+	return true
+}
+
+// sleep is how long nothing will happen by itself.
+func (r *runner) sleep(now time.Time) time.Duration {
+	d := longestSleep
+	for _, at := range []time.Time{r.policy.wakeAt(r.machine, now), r.followAt, r.root.sayAt} {
+		if !at.IsZero() {
+			d = min(d, max(at.Sub(now), 0))
+		}
+	}
+	return d
+}
+
+func (r *runner) logPhase(from, to Phase) {
+	log := r.cfg.Log.Info
+	if to == Expiring || to == Expired {
+		log = r.cfg.Log.With("error", r.said.LastError).Warn
+	}
+	log("identity phase", "from", from, "to", to)
+}
+
+func (r *runner) publishState(now time.Time) {
+	s := r.said
+	s.Phase, s.Attempts, s.Roots = r.machine.phase, r.machine.failures, rootStates(r.live.Load().roots)
+	s.Health = r.policy.health(r.machine.life, now)
+	if c := r.Current(); c != nil {
+		s.Serial, s.NotBefore, s.NotAfter, s.ReceivedAt, s.RenewAt = c.Serial, c.NotBefore, c.NotAfter, c.ReceivedAt, r.machine.renewAt
+	}
+	if !r.machine.asking && s.Phase != Valid {
+		s.NextAttempt = r.machine.nextAsk()
+	}
+	r.state.Store(&s)
+	r.metrics.show(s)
+}

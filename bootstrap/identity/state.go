@@ -1,0 +1,83 @@
+package identity
+
+import (
+	"fmt"
+	"time"
+)
+
+// A State is everything there is to say about the identity, for `wingman status` and `wingman cert show`. It holds no secret.
+type State struct {
+	Phase         Phase       `json:"state"`
+	Health        Health      `json:"health"`
+	SPIFFEID      string      `json:"spiffeId"`
+	Serial        string      `json:"serial,omitempty"`
+	NotBefore     time.Time   `json:"notBefore,omitzero"`
+	NotAfter      time.Time   `json:"notAfter,omitzero"`
+	ReceivedAt    time.Time   `json:"receivedAt,omitzero"`
+	RenewAt       time.Time   `json:"renewAt,omitzero"`
+	NextAttempt   time.Time   `json:"nextAttempt,omitzero"` // zero: a request is under way, or none is needed before RenewAt
+	Attempts      int         `json:"failedAttempts,omitempty"`
+	Credential    string      `json:"credential,omitempty"` // what got the certificate: "token", "certificate"; "" after a start: the disk
+	LastError     string      `json:"lastError,omitempty"`  // of the last request; "" once one has succeeded
+	LastErrorAt   time.Time   `json:"lastErrorAt,omitzero"`
+	Clock         string      `json:"clock,omitempty"` // what is wrong with the clock
+	Token         TokenState  `json:"token"`
+	Roots         []RootState `json:"roots"`
+	RootProblem   string      `json:"rootProblem,omitempty"` // the root file cannot be used
+	StoreDir      string      `json:"storeDir"`
+	StoreProblem  string      `json:"storeProblem,omitempty"` // the certificate in use is not on disk
+	OutputDir     string      `json:"outputDir,omitempty"`
+	OutputProblem string      `json:"outputProblem,omitempty"` // OutputDir does not follow
+}
+
+// A TokenState is what is known of the token file.
+type TokenState struct {
+	File     string    `json:"file,omitempty"`
+	Present  bool      `json:"present"`
+	Expires  time.Time `json:"expires,omitzero"`
+	Audience []string  `json:"audience,omitempty"`
+	Subject  string    `json:"subject,omitempty"`
+	Problem  string    `json:"problem,omitempty"` // why istiod will not take it
+	Warning  string    `json:"warning,omitempty"` // it works, but others can read it
+}
+
+// A RootState is one trusted root.
+type RootState struct {
+	Subject  string    `json:"subject"`
+	Serial   string    `json:"serial"`
+	NotAfter time.Time `json:"notAfter"`
+	Source   string    `json:"source"`         // "file" or "ca"
+	Until    time.Time `json:"until,omitzero"` // the CA does not name it any more: trusted until then
+}
+
+// A Health is how worried one should be.
+type Health string
+
+const (
+	Fine     Health = "ok"
+	Warning  Health = "warning"  // expiring: a quarter of the life is left, or half of what renewal began with
+	Degraded Health = "degraded" // no usable certificate, or a tenth of its life left (a fifth of what renewal began with)
+)
+
+// health judges a life at now.
+func (p policy) health(l life, now time.Time) Health {
+	left := l.notAfter.Sub(now)
+	switch {
+	case l == life{}, left <= time.Duration(min(0.10, p.ratio/5)*float64(l.length())):
+		return Degraded
+	case !now.Before(p.expiringAt(l)):
+		return Warning
+	}
+	return Fine
+}
+
+func rootStates(a anchors) []RootState {
+	list := make([]RootState, 0, len(a))
+	for _, x := range a {
+		list = append(list, RootState{
+			Subject: x.cert.Subject.String(), Serial: fmt.Sprintf("%x", x.cert.SerialNumber),
+			NotAfter: x.cert.NotAfter, Source: x.source, Until: x.until,
+		})
+	}
+	return list
+}

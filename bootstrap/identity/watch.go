@@ -1,0 +1,159 @@
+package identity
+
+import (
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"github.com/fsnotify/fsnotify"
+)
+
+// A watch tells when something happened to one of a few files. It watches folders: files are replaced by rename, folders on a tmpfs
+// appear only later. It says too much rather than too little; whoever listens compares contents.
+type watch interface {
+	// arm sets what is watched from now on. Only then read the files: what happens after arm is told.
+	arm(files []string)
+	// changed carries at most one pending word.
+	changed() <-chan struct{}
+	// stop ends the watch and waits for its goroutine.
+	stop()
+}
+
+// An fsWatch is a watch by inotify.
+type fsWatch struct {
+	inner  *fsnotify.Watcher
+	events chan struct{}
+	done   sync.WaitGroup
+
+	mu    sync.Mutex // guards files
+	files []string
+}
+
+// newWatch starts a watch. Where inotify has no more instances to give, files are only looked at every half minute; the log says so.
+func newWatch(log *slog.Logger) watch {
+	inner, err := fsnotify.NewWatcher()
+	if err != nil {
+		log.Warn("files are not watched, only looked at now and then", "every", longestSleep, "error", err)
+		return blindWatch{}
+	}
+	w := &fsWatch{inner: inner, events: make(chan struct{}, 1)}
+	w.done.Go(func() {
+		for {
+			select {
+			case ev, ok := <-inner.Events:
+				if !ok {
+					return
+				}
+				if w.concerns(ev.Name) {
+					w.tell()
+				}
+			case _, ok := <-inner.Errors: // most often an overflow: something was missed
+				if !ok {
+					return
+				}
+				w.tell()
+			}
+		}
+	})
+	return w
+}
+
+func (w *fsWatch) tell() {
+	select {
+	case w.events <- struct{}{}:
+	default:
+	}
+}
+
+func (w *fsWatch) changed() <-chan struct{} { return w.events }
+
+func (w *fsWatch) stop() {
+	w.inner.Close()
+	w.done.Wait()
+}
+
+func (w *fsWatch) arm(files []string) {
+	w.mu.Lock()
+	w.files = files
+	w.mu.Unlock()
+	for {
+		before := folders(files)
+		for _, dir := range before {
+			w.inner.Add(dir) // again and again: a folder that was removed and made anew is another one
+		}
+		// A folder may have appeared below the one that was nearest a moment ago.
+		if strings.Join(folders(files), "\n") == strings.Join(before, "\n") {
+			w.drop(before)
+			return
+		}
+	}
+}
+
+// drop ends the watch of folders that matter no more.
+func (w *fsWatch) drop(keep []string) {
+	for _, dir := range w.inner.WatchList() {
+		wanted := false
+		for _, k := range keep {
+			wanted = wanted || k == dir
+		}
+		if !wanted {
+			w.inner.Remove(dir)
+		}
+	}
+}
+
+// concerns reports whether an event at name can change what is read at one of the files: it is in the folder of one (a file is
+// replaced, a "..data" link is switched), or it is a folder on the way to one.
+func (w *fsWatch) concerns(name string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, f := range w.files {
+		for _, path := range []string{f, resolved(f)} {
+			if filepath.Dir(name) == filepath.Dir(path) || path == name || strings.HasPrefix(path, name+"/") {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// folders lists, for each file, its folder and that of the file behind its links, or the nearest folder above that exists.
+func folders(files []string) []string {
+	var list []string
+	seen := map[string]bool{}
+	for _, f := range files {
+		for _, path := range []string{f, resolved(f)} {
+			dir := filepath.Dir(path)
+			for !isDir(dir) && dir != "/" {
+				dir = filepath.Dir(dir)
+			}
+			if !seen[dir] {
+				seen[dir] = true
+				list = append(list, dir)
+			}
+		}
+	}
+	return list
+}
+
+func isDir(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.IsDir()
+}
+
+// resolved is path behind its links, path itself when it leads nowhere.
+func resolved(path string) string {
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		return real
+	}
+	return path
+}
+
+// A blindWatch never tells anything.
+type blindWatch struct{}
+
+func (blindWatch) arm([]string)             {}
+func (blindWatch) changed() <-chan struct{} { return nil }
+func (blindWatch) stop()                    {}
