@@ -2,6 +2,7 @@ package bootstrap
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -16,7 +17,7 @@ type Config struct {
 	TrustDomain       string            // of this workload's SPIFFE id; default "cluster.local"
 	Namespace         string            // of the workload in the cluster; default "default"
 	ServiceAccount    string            // default "default"
-	ClusterID         string            // sent to istiod with every call; default "Kubernetes"
+	ClusterID         string            // sent to istiod with every call; empty: istiod's own
 	MeshID            string            // empty: istiod's default
 	Network           string            // empty: the cluster's own network
 	AutoRegisterGroup string            // WorkloadGroup that istiod makes a WorkloadEntry from; empty: no registration
@@ -41,9 +42,14 @@ type Config struct {
 	Status   Status
 	Log      Log
 
-	proxyConfig map[string]any    // PROXY_CONFIG of the node as in proto JSON
-	env         map[string]envVar // every variable of the env files and of proxyMetadata
-	settings    []Setting
+	ProbeLocalhost bool // probes without a host go to localhost, not to the instance address
+
+	systemNamespace string            // of istiod
+	san             string            // ISTIOD_SAN
+	instance        string            // POD_NAME; empty: the short host name
+	proxyConfig     map[string]any    // PROXY_CONFIG of the node as decoded proto JSON; never changed
+	env             map[string]envVar // every variable of the env files and of proxyMetadata
+	settings        []Setting         // sorted by Key
 }
 
 // Endpoint is a server of the control plane.
@@ -121,6 +127,7 @@ type PortRange struct{ First, Last uint16 }
 type Capture struct {
 	Level                string // "auto" (all with Envoy, dns without), "none", "dns" or "all"
 	User                 string // whose own traffic is never captured: agent and Envoy run as it
+	UserKnown            bool   // false: ProxyUID and ProxyGID are Istio's 1337, and rules would capture the agent's own traffic
 	CustomTables         bool   // the operator keeps the rules: none are ours
 	Mode                 string // "REDIRECT", "TPROXY" or "NONE"; inbound only
 	TProxyMark           uint32
@@ -191,3 +198,7 @@ type Setting struct {
 	File  string `json:"file,omitempty"`  // empty: built-in
 	Line  int    `json:"line,omitempty"`  // 0: no line
 }
+
+// Settings returns every effective value and what set it, sorted by key. Variables that are no settings stand among them by their
+// own name. No secret is among the values.
+func (c *Config) Settings() []Setting { return slices.Clone(c.settings) }

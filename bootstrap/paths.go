@@ -28,7 +28,7 @@ func DefaultPaths(root string) Paths {
 		ClusterEnv:  at("/var/lib/istio/envoy/cluster.env"),
 		SidecarEnv:  at("/var/lib/istio/envoy/sidecar.env"),
 		MeshConfig:  at("/etc/istio/config/mesh"),
-		Hosts:       at("/var/lib/istio/hosts"),
+		Hosts:       at("/var/lib/istio/envoy/hosts"),
 		Token:       at("/var/run/secrets/tokens/istio-token"),
 		RootCert:    at("/etc/certs/root-cert.pem"),
 		ProvCert:    at("/etc/certs"),

@@ -1,6 +1,7 @@
 package bootstrap
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -93,15 +94,18 @@ func (ps Problems) Warnings() Problems {
 	return slices.DeleteFunc(slices.Clone(ps), func(p Problem) bool { return p.Severity == Error })
 }
 
-// sort orders problems by file and line and drops repetitions.
-func (ps Problems) sort() Problems {
-	slices.SortStableFunc(ps, func(a, b Problem) int {
-		if c := strings.Compare(a.File, b.File); c != 0 {
-			return c
-		}
-		return a.Line - b.Line
+// sorted returns the problems in the order of file and line, each once.
+func (ps Problems) sorted() Problems {
+	seen := map[Problem]bool{}
+	once := slices.DeleteFunc(slices.Clone(ps), func(p Problem) bool {
+		again := seen[p]
+		seen[p] = true
+		return again
 	})
-	return slices.Compact(ps)
+	slices.SortStableFunc(once, func(a, b Problem) int {
+		return cmp.Or(strings.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line))
+	})
+	return once
 }
 
 // quote shows a value in a message: quoted and at most 60 characters long.

@@ -1,0 +1,239 @@
+package bootstrap
+
+import (
+	"net/netip"
+	"time"
+)
+
+// A setting is one thing an operator may decide: how it is called, what it may be, where it goes. The table below is the only
+// place that knows; reading, `config show`, suggestions and docs/settings.md follow it.
+type setting struct {
+	key    string   // dotted path in wingman.yaml
+	istio  []string // Istio's variables, or flags of ISTIO_AGENT_FLAGS; a later one wins over an earlier one
+	mesh   string   // field of mesh.yaml's defaultConfig
+	def    string   // built-in value; empty: none
+	empty  bool     // an empty value is a decision, not an absence
+	doc    string   // what it means, one sentence or two
+	reader          // what it may be and where it goes
+}
+
+// reader turns a setting's text into a field of Config.
+type reader struct {
+	accepts string // completes "accepts …" in the docs
+	list    bool   // a YAML list will do
+	read    func(c *Config, text string) *badValue
+	tree    bool // not text: read by code of its own (labels, scopes, probe)
+}
+
+// one is a single value.
+func one[T any](k kind[T], at func(*Config) *T) reader {
+	return reader{accepts: k.expected, read: func(c *Config, text string) *badValue {
+		v, bad := k.read(text)
+		if bad == nil {
+			*at(c) = v
+		}
+		return bad
+	}}
+}
+
+// many is a list of values.
+func many[T any](k kind[T], plural string, at func(*Config) *[]T) reader {
+	list := listOf(k, plural)
+	return reader{accepts: plural + ", each " + k.expected, list: true, read: func(c *Config, text string) *badValue {
+		v, bad := list(text)
+		if bad == nil {
+			*at(c) = v
+		}
+		return bad
+	}}
+}
+
+// allOr is "*" or a list of values.
+func allOr[T any](k kind[T], plural string, all func(*Config) *bool, at func(*Config) *[]T) reader {
+	list := star(listOf(k, plural))
+	return reader{accepts: `"*" or ` + plural + ", each " + k.expected, list: true, read: func(c *Config, text string) *badValue {
+		everything, v, bad := list(text)
+		if bad == nil {
+			*all(c), *at(c) = everything, v
+		}
+		return bad
+	}}
+}
+
+// tree is a mapping that settings have code of their own for.
+func tree(accepts string) reader { return reader{accepts: accepts, tree: true} }
+
+const year = 365 * 24 * time.Hour
+
+// settings is the table, in the order of the docs.
+var settings = []setting{
+	// The control plane.
+	{key: "istiod.namespace", istio: []string{"ISTIO_SYSTEM_NAMESPACE"}, def: "istio-system", doc: "Namespace of istiod, part of its default address.",
+		reader: one(dnsLabel, func(c *Config) *string { return &c.systemNamespace })},
+	{key: "istiod.address", istio: []string{"ISTIO_PILOT_PORT", "PILOT_ADDRESS"}, mesh: "discoveryAddress",
+		doc:    "Where istiod serves configuration; default istiod.<istiod.namespace>.svc:15012. ISTIO_PILOT_PORT changes only the port of the default.",
+		reader: one(address, func(c *Config) *string { return &c.Discovery.Address })},
+	{key: "istiod.caAddress", istio: []string{"ISTIO_PILOT_PORT", "PILOT_ADDRESS", "CA_ADDR"},
+		doc:    "Where certificates are signed; default: where istiod serves configuration.",
+		reader: one(address, func(c *Config) *string { return &c.CA.Address })},
+	{key: "istiod.san", istio: []string{"ISTIOD_SAN"}, doc: "Name to expect in istiod's certificate instead of the address's host; for an address that is an IP.",
+		reader: one(dnsName, func(c *Config) *string { return &c.san })},
+	{key: "istiod.rootCert", istio: []string{"CA_ROOT_CA", "XDS_ROOT_CA"}, doc: "Certificates (PEM) that istiod's own must chain to; default root-cert.pem in identity.provisionedDir.",
+		reader: one(path, func(c *Config) *string { return &c.Paths.RootCert })},
+
+	// The workload.
+	{key: "workload.namespace", istio: []string{"POD_NAMESPACE", "ISTIO_NAMESPACE"}, def: "default", doc: "Namespace of the workload.",
+		reader: one(dnsLabel, func(c *Config) *string { return &c.Namespace })},
+	{key: "workload.serviceAccount", istio: []string{"SERVICE_ACCOUNT"}, def: "default", doc: "Service account of the workload; with the namespace its identity.",
+		reader: one(dnsLabel, func(c *Config) *string { return &c.ServiceAccount })},
+	{key: "workload.trustDomain", istio: []string{"TRUST_DOMAIN"}, def: "cluster.local", doc: "Trust domain of the workload's SPIFFE id.",
+		reader: one(dnsName, func(c *Config) *string { return &c.TrustDomain })},
+	{key: "workload.group", istio: []string{"ISTIO_META_AUTO_REGISTER_GROUP"}, doc: "WorkloadGroup that istiod makes this machine's WorkloadEntry from; without it the machine is not registered.",
+		reader: one(dnsLabel, func(c *Config) *string { return &c.AutoRegisterGroup })},
+	{key: "workload.name", istio: []string{"ISTIO_META_WORKLOAD_NAME"}, doc: "Name of the workload in telemetry.",
+		reader: one(anyText, func(c *Config) *string { return &c.WorkloadName })},
+	{key: "workload.service", istio: []string{"ISTIO_SERVICE"}, mesh: "serviceCluster", doc: "Envoy's cluster name of this node; default <app label>.<namespace>.",
+		reader: one(anyText, func(c *Config) *string { return &c.Service })},
+	{key: "workload.instance", istio: []string{"POD_NAME"}, doc: "Name of this machine in its node id; default the short host name.",
+		reader: one(anyText, func(c *Config) *string { return &c.instance })},
+	{key: "workload.labels", istio: []string{"ISTIO_METAJSON_LABELS"}, doc: "Labels of the WorkloadEntry; those of wingman.yaml are added to Istio's, or replace them.",
+		reader: tree("a mapping of labels to values")},
+	{key: "workload.addresses", istio: []string{"INSTANCE_IP", "ISTIO_SVC_IP"}, doc: "Address of this machine in the mesh, one per family; default the source address of the route to istiod.",
+		reader: many(instance, "at most one IPv4 and one IPv6 address", func(c *Config) *[]netip.Addr { return &c.InstanceIPs })},
+	{key: "workload.cluster", istio: []string{"ISTIO_META_CLUSTER_ID"}, doc: "Cluster whose istiod this is, as istiod knows it.",
+		reader: one(anyText, func(c *Config) *string { return &c.ClusterID })},
+	{key: "workload.mesh", istio: []string{"ISTIO_META_MESH_ID"}, mesh: "meshId", doc: "Mesh id in telemetry.",
+		reader: one(anyText, func(c *Config) *string { return &c.MeshID })},
+	{key: "workload.network", istio: []string{"ISTIO_META_NETWORK"}, doc: "Network of this machine; endpoints of other networks are reached by their gateway.",
+		reader: one(anyText, func(c *Config) *string { return &c.Network })},
+	{key: "workload.domain", istio: []string{"--domain"}, def: "svc.cluster.local", doc: "Domain of the cluster's services.",
+		reader: one(dnsName, func(c *Config) *string { return &c.Domain })},
+	{key: "dualStack", istio: []string{"DUAL_STACK", "ISTIO_DUAL_STACK"}, def: "false", doc: "IPv4 and IPv6 both: an address of each family, rules for both.",
+		reader: one(boolean, func(c *Config) *bool { return &c.DualStack })},
+	{key: "user", istio: []string{"ENVOY_USER", "EXEC_USER"}, def: "istio-proxy", doc: "User of agent and Envoy; traffic of its processes is never captured.",
+		reader: one(user, func(c *Config) *string { return &c.Capture.User })},
+
+	// Identity.
+	{key: "identity.ttl", istio: []string{"SECRET_TTL"}, def: "24h", doc: "Life to ask for; istiod may give less.",
+		reader: one(duration(5*time.Second, 10*year), func(c *Config) *time.Duration { return &c.Identity.TTL })},
+	{key: "identity.graceRatio", istio: []string{"SECRET_GRACE_PERIOD_RATIO"}, def: "0.5", doc: "Part of a certificate's life at whose remaining it is renewed.",
+		reader: one(ratio, func(c *Config) *float64 { return &c.Identity.GraceRatio })},
+	{key: "identity.graceJitter", istio: []string{"SECRET_GRACE_PERIOD_RATIO_JITTER"}, def: "0.01", doc: "Random change of graceRatio, up or down, so that many machines do not renew at once.",
+		reader: one(jitter, func(c *Config) *float64 { return &c.Identity.GraceJitter })},
+	{key: "identity.algorithm", istio: []string{"ECC_SIGNATURE_ALGORITHM"}, def: "RSA", doc: "Kind of key.",
+		reader: one(oneOf("RSA", "ECDSA"), func(c *Config) *string { return &c.Identity.Algorithm })},
+	{key: "identity.rsaBits", istio: []string{"WORKLOAD_RSA_KEY_SIZE"}, def: "2048", doc: "Size of an RSA key.",
+		reader: one(rsaBits, func(c *Config) *int { return &c.Identity.RSABits })},
+	{key: "identity.curve", istio: []string{"ECC_CURVE"}, def: "P256", doc: "Curve of an ECDSA key.",
+		reader: one(oneOf("P256", "P384"), func(c *Config) *string { return &c.Identity.Curve })},
+	{key: "identity.pkcs8", istio: []string{"PKCS8_KEY"}, def: "false", doc: "Write keys as PKCS#8.",
+		reader: one(boolean, func(c *Config) *bool { return &c.Identity.PKCS8 })},
+	{key: "identity.certSigner", istio: []string{"ISTIO_META_CERT_SIGNER"}, doc: "Kubernetes signer that istiod forwards requests to.",
+		reader: one(anyText, func(c *Config) *string { return &c.Identity.CertSigner })},
+	{key: "identity.tokenFile", def: "/var/run/secrets/tokens/istio-token", doc: "Token for the first join.",
+		reader: one(path, func(c *Config) *string { return &c.Paths.Token })},
+	{key: "identity.provisionedDir", istio: []string{"PROV_CERT"}, def: "/etc/certs", empty: true, doc: "Folder with root-cert.pem, and where provisioning tools leave key.pem and cert-chain.pem; empty: none.",
+		reader: one(optionalPath, func(c *Config) *string { return &c.Paths.ProvCert })},
+	{key: "identity.outputDir", istio: []string{"OUTPUT_CERTS"}, def: "/etc/certs", empty: true, doc: "Folder where applications find key.pem, cert-chain.pem and root-cert.pem; empty: nowhere.",
+		reader: one(optionalPath, func(c *Config) *string { return &c.Paths.OutputCerts })},
+
+	// Configuration stream and health.
+	{key: "xds.delta", istio: []string{"ISTIO_DELTA_XDS"}, def: "true", doc: "Incremental xDS; false: state of the world.",
+		reader: one(boolean, func(c *Config) *bool { return &c.XDS.Delta })},
+	{key: "probe", mesh: "readinessProbe", doc: "Health check of the application, in the shape of a WorkloadGroup's probe: one of httpGet, tcpSocket, exec, grpc, and initialDelaySeconds, timeoutSeconds (1), periodSeconds (10), successThreshold (1), failureThreshold (1).",
+		reader: tree("a readinessProbe")},
+	{key: "probeLocalhost", istio: []string{"REWRITE_PROBE_LEGACY_LOCALHOST_DESTINATION"}, def: "false", doc: "Probe localhost instead of the instance address where the probe names no host.",
+		reader: one(boolean, func(c *Config) *bool { return &c.ProbeLocalhost })},
+
+	// DNS.
+	{key: "dns.capture", istio: []string{"REDIRECT_DNS", "ISTIO_META_DNS_CAPTURE"}, def: "false", doc: "Redirect applications' DNS queries to the agent.",
+		reader: one(boolean, func(c *Config) *bool { return &c.DNS.Capture })},
+	{key: "dns.captureAll", istio: []string{"CAPTURE_ALL_DNS"}, def: "false", doc: "Redirect every query to port 53, not only those to the servers of resolv.conf.",
+		reader: one(boolean, func(c *Config) *bool { return &c.DNS.CaptureAll })},
+	{key: "dns.listen", istio: []string{"DNS_PROXY_ADDR"}, def: "localhost:15053", doc: "Where the agent answers DNS.",
+		reader: one(listen, func(c *Config) *netip.AddrPort { return &c.DNS.Listen })},
+	{key: "dns.forwardTimeout", istio: []string{"DNS_FORWARD_TIMEOUT"}, def: "5s", doc: "Longest wait for one upstream server's answer.",
+		reader: one(duration(10*time.Millisecond, time.Minute), func(c *Config) *time.Duration { return &c.DNS.ForwardTimeout })},
+
+	// Capture.
+	{key: "capture", def: "auto", doc: "How much is captured: none, dns, all, or auto (all with Envoy, dns without).",
+		reader: one(oneOf("auto", "none", "dns", "all"), func(c *Config) *string { return &c.Capture.Level })},
+	{key: "rules.custom", istio: []string{"ISTIO_CUSTOM_IP_TABLES"}, def: "false", doc: "The operator keeps the capture rules; the agent adds and removes none.",
+		reader: one(boolean, func(c *Config) *bool { return &c.Capture.CustomTables })},
+	{key: "rules.mode", istio: []string{"ISTIO_INBOUND_INTERCEPTION_MODE"}, def: "REDIRECT", doc: "How inbound traffic reaches Envoy; TPROXY keeps the client's address.",
+		reader: one(oneOf("REDIRECT", "TPROXY", "NONE"), func(c *Config) *string { return &c.Capture.Mode })},
+	{key: "rules.tproxyMark", istio: []string{"ISTIO_INBOUND_TPROXY_MARK"}, def: "1337", doc: "Mark of packets that TPROXY diverts.",
+		reader: one(mark, func(c *Config) *uint32 { return &c.Capture.TProxyMark })},
+	{key: "rules.tproxyTable", istio: []string{"ISTIO_INBOUND_TPROXY_ROUTE_TABLE"}, def: "133", doc: "Routing table that TPROXY uses.",
+		reader: one(table, func(c *Config) *int { return &c.Capture.TProxyTable })},
+	{key: "rules.inboundPorts", istio: []string{"ISTIO_INBOUND_PORTS"}, empty: true, doc: "Inbound ports that are captured.",
+		reader: allOr(portNum, "ports", func(c *Config) *bool { return &c.Capture.InboundAll }, func(c *Config) *[]uint16 { return &c.Capture.InboundPorts })},
+	{key: "rules.inboundExcludePorts", istio: []string{"ISTIO_LOCAL_EXCLUDE_PORTS"}, empty: true, doc: `Inbound ports that are not, when inboundPorts is "*".`,
+		reader: many(portNum, "ports", func(c *Config) *[]uint16 { return &c.Capture.InboundExcludePorts })},
+	{key: "rules.outboundCIDRs", istio: []string{"ISTIO_SERVICE_CIDR"}, empty: true, doc: "Destinations whose traffic is captured.",
+		reader: allOr(cidr, "CIDRs", func(c *Config) *bool { return &c.Capture.OutboundAll }, func(c *Config) *[]netip.Prefix { return &c.Capture.OutboundCIDRs })},
+	{key: "rules.outboundExcludeCIDRs", istio: []string{"ISTIO_SERVICE_EXCLUDE_CIDR"}, empty: true, doc: "Destinations whose traffic is not.",
+		reader: many(cidr, "CIDRs", func(c *Config) *[]netip.Prefix { return &c.Capture.OutboundExcludeCIDRs })},
+	{key: "rules.outboundPorts", istio: []string{"ISTIO_OUTBOUND_PORTS"}, empty: true, doc: "Destination ports that are captured whatever the destination.",
+		reader: many(portNum, "ports", func(c *Config) *[]uint16 { return &c.Capture.OutboundPorts })},
+	{key: "rules.outboundExcludePorts", istio: []string{"ISTIO_LOCAL_OUTBOUND_PORTS_EXCLUDE"}, empty: true, doc: "Destination ports, or ranges of them, that are not.",
+		reader: many(ports, "ports", func(c *Config) *[]PortRange { return &c.Capture.OutboundExcludePorts })},
+	{key: "rules.groups", istio: []string{"ISTIO_OUTBOUND_OWNER_GROUPS"}, def: "*", doc: "Groups whose processes' outbound traffic is captured; at most 64.",
+		reader: allOr(group, "groups", func(c *Config) *bool { return &c.Capture.OwnerGroupsAll }, func(c *Config) *[]string { return &c.Capture.OwnerGroups })},
+	{key: "rules.excludeGroups", istio: []string{"ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE"}, empty: true, doc: `Groups whose traffic is not, when groups is "*".`,
+		reader: many(group, "groups", func(c *Config) *[]string { return &c.Capture.OwnerGroupsExclude })},
+	{key: "rules.excludeInterfaces", istio: []string{"ISTIO_EXCLUDE_INTERFACES"}, empty: true, doc: "Interfaces whose traffic is left alone in both directions.",
+		reader: many(iface, "interfaces", func(c *Config) *[]string { return &c.Capture.ExcludeInterfaces })},
+	{key: "rules.virtualInterfaces", istio: []string{"KUBE_VIRT_INTERFACES"}, empty: true, doc: "Bridges of containers or guests, whose inbound traffic is treated as outbound.",
+		reader: many(iface, "interfaces", func(c *Config) *[]string { return &c.Capture.VirtualInterfaces })},
+	{key: "rules.dropInvalid", istio: []string{"DROP_INVALID", "INVALID_DROP"}, def: "false", doc: "Drop inbound packets that conntrack calls invalid.",
+		reader: one(boolean, func(c *Config) *bool { return &c.Capture.DropInvalid })},
+	{key: "rules.loopbackCIDR", istio: []string{"ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR"}, def: "127.0.0.1/32", doc: "IPv4 loopback addresses that traffic on lo may have when it is meant for the application.",
+		reader: one(loopback, func(c *Config) *netip.Prefix { return &c.Capture.LoopbackCIDR })},
+	{key: "rules.proxyUID", istio: []string{"PROXY_UID"}, doc: "Uid whose traffic is never captured; default that of user.",
+		reader: one(userID, func(c *Config) *uint32 { return &c.Capture.ProxyUID })},
+	{key: "rules.proxyGID", istio: []string{"PROXY_GID"}, doc: "Gid whose traffic is never captured; default that of user.",
+		reader: one(userID, func(c *Config) *uint32 { return &c.Capture.ProxyGID })},
+	{key: "rules.proxyPort", def: "15001", doc: "Envoy's port for outbound traffic; the mesh's proxyListenPort.",
+		reader: one(portNum, func(c *Config) *uint16 { return &c.Capture.ProxyPort })},
+	{key: "rules.inboundPort", istio: []string{"INBOUND_CAPTURE_PORT"}, def: "15006", doc: "Envoy's port for inbound traffic; the mesh's proxyInboundListenPort.",
+		reader: one(portNum, func(c *Config) *uint16 { return &c.Capture.InboundPort })},
+	{key: "rules.tunnelPort", istio: []string{"INBOUND_TUNNEL_PORT"}, def: "15008", doc: "Envoy's port for HBONE.",
+		reader: one(portNum, func(c *Config) *uint16 { return &c.Capture.TunnelPort })},
+	{key: "rules.backend", istio: []string{"FORCE_IPTABLES_BINARY", "NATIVE_NFTABLES"}, def: "auto", doc: "What carries the rules: iptables in its nft or legacy form, native nftables, or auto (the form that holds rules already).",
+		reader: one(oneOf("auto", "nft", "legacy", "native"), func(c *Config) *string { return &c.Capture.Backend })},
+
+	// Envoy, status, logs.
+	{key: "envoy.enabled", istio: []string{"DISABLE_ENVOY"}, def: "auto", doc: "Whether Envoy runs here; auto: when its program is there.",
+		reader: one(oneOf("auto", "true", "false"), func(c *Config) *string { return &c.Envoy.Enabled })},
+	{key: "envoy.path", mesh: "binaryPath", doc: "Envoy's program; default /usr/local/bin/envoy, then /usr/bin/envoy.",
+		reader: one(path, func(c *Config) *string { return &c.Envoy.Path })},
+	{key: "envoy.adminPort", mesh: "proxyAdminPort", def: "15000", doc: "Envoy's admin port on loopback.",
+		reader: one(portNum, func(c *Config) *uint16 { return &c.Envoy.AdminPort })},
+	{key: "envoy.concurrency", istio: []string{"--concurrency"}, mesh: "concurrency", def: "0", doc: "Envoy's worker threads; 0: one per CPU.",
+		reader: one(threads, func(c *Config) *int { return &c.Envoy.Concurrency })},
+	{key: "envoy.logLevel", istio: []string{"--proxyLogLevel"}, def: "warning", doc: "Envoy's log level, as info, or info,upstream:debug.",
+		reader: one(envoyLevel, func(c *Config) *string { return &c.Envoy.LogLevel })},
+	{key: "envoy.componentLogLevel", istio: []string{"--proxyComponentLogLevel"}, doc: "Envoy's log level by component, as upstream:debug,router:trace.",
+		reader: one(anyText, func(c *Config) *string { return &c.Envoy.ComponentLogLevel })},
+	{key: "envoy.drainDuration", mesh: "drainDuration", def: "45s", doc: "Time over which a draining Envoy closes connections.",
+		reader: one(duration(time.Second, time.Hour), func(c *Config) *time.Duration { return &c.Envoy.DrainDuration })},
+	{key: "envoy.terminationDrain", mesh: "terminationDrainDuration", def: "5s", doc: "Time that connections have to end when Envoy is stopped.",
+		reader: one(duration(0, time.Hour), func(c *Config) *time.Duration { return &c.Envoy.TerminationDrain })},
+	{key: "envoy.hbone", istio: []string{"ENABLE_HBONE", "ISTIO_META_ENABLE_HBONE"}, def: "false", doc: "Announce and serve HBONE.",
+		reader: one(boolean, func(c *Config) *bool { return &c.Envoy.HBONE })},
+	{key: "status.port", mesh: "statusPort", def: "15020", doc: "The agent's port for readiness and metrics.",
+		reader: one(portNum, func(c *Config) *uint16 { return &c.Status.Port })},
+	{key: "status.readinessPort", istio: []string{"ENVOY_STATUS_PORT"}, def: "15021", doc: "Envoy's port for /healthz/ready.",
+		reader: one(portNum, func(c *Config) *uint16 { return &c.Status.ReadinessPort })},
+	{key: "status.prometheusPort", istio: []string{"ENVOY_PROMETHEUS_PORT"}, def: "15090", doc: "Envoy's port for /stats/prometheus.",
+		reader: one(portNum, func(c *Config) *uint16 { return &c.Status.PrometheusPort })},
+	{key: "log.level", istio: []string{"--log_output_level"}, def: "info", doc: "Least severe level that is logged. The flag may name scopes too, as default:info,dns:debug.",
+		reader: one(logLevel, func(c *Config) *string { return &c.Log.Level })},
+	{key: "log.scopes", istio: []string{"--log_output_level"}, doc: "Levels of parts of the agent: dns, xdsproxy, health, identity, rules, envoy, status.",
+		reader: tree("a mapping of scopes to levels")},
+	{key: "log.format", istio: []string{"--log_as_json"}, def: "text", doc: "Shape of log lines.",
+		reader: one(oneOf("text", "json"), func(c *Config) *string { return &c.Log.Format })},
+	{key: "log.file", istio: []string{"ISTIO_LOG_DIR", "--log_target"}, doc: "File to log to instead of the journal; ISTIO_LOG_DIR gives istio.log in that folder.",
+		reader: one(path, func(c *Config) *string { return &c.Log.File })},
+}

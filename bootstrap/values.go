@@ -1,0 +1,317 @@
+package bootstrap
+
+import (
+	"fmt"
+	"math"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// value is what a source says about a setting, before it has a type.
+type value struct {
+	text string
+	file string // empty: built-in
+	line int
+	key  string // as its author knows it: variable, or dotted path
+	rank int
+}
+
+// badValue says why a value does not fit its setting.
+type badValue struct{ found, expected, hint string }
+
+func (e *badValue) Error() string { return "found " + e.found + ", expected " + e.expected }
+
+// A kind turns text into a T. expected completes "expected …" in messages and names the kind in the docs.
+type kind[T any] struct {
+	expected string
+	parse    func(text string) (T, bool)
+	hint     string
+}
+
+// read parses text or says what is wrong with it.
+func (k kind[T]) read(text string) (T, *badValue) {
+	v, ok := k.parse(text)
+	if !ok {
+		return v, &badValue{found: quote(text), expected: k.expected, hint: k.hint}
+	}
+	return v, nil
+}
+
+// listOf is a comma separated list of k. Empty parts are left out, as Istio does; the first bad part is named.
+func listOf[T any](k kind[T], plural string) func(text string) ([]T, *badValue) {
+	return func(text string) ([]T, *badValue) {
+		var list []T
+		for _, part := range strings.Split(text, ",") {
+			if part = strings.TrimSpace(part); part == "" {
+				continue
+			}
+			v, bad := k.read(part)
+			if bad != nil {
+				bad.expected = plural + ", each " + k.expected
+				return nil, bad
+			}
+			list = append(list, v)
+		}
+		return list, nil
+	}
+}
+
+// star is list, or "*" for all; "*" among others is refused, because Istio would take it and match nothing.
+func star[T any](list func(string) ([]T, *badValue)) func(text string) (all bool, _ []T, _ *badValue) {
+	return func(text string) (bool, []T, *badValue) {
+		if strings.TrimSpace(text) == "*" {
+			return true, nil, nil
+		}
+		v, bad := list(text)
+		if bad != nil {
+			bad.expected = `"*" or ` + bad.expected
+		}
+		return false, v, bad
+	}
+}
+
+var (
+	anyText  = kind[string]{expected: "text", parse: func(s string) (string, bool) { return s, true }}
+	boolean  = kind[bool]{expected: "true or false", parse: parseBool}
+	portNum  = kind[uint16]{expected: "a port from 1 to 65535", parse: parsePort}
+	mark     = kind[uint32]{expected: "a packet mark from 1 to 4294967295", parse: parseUint32(1)}
+	userID   = kind[uint32]{expected: "a numeric id from 0 to 4294967294", parse: parseID}
+	table    = kind[int]{expected: "a routing table from 1 to 252", parse: parseInt(1, 252)}
+	threads  = kind[int]{expected: "a number of threads from 0 to 1024", parse: parseInt(0, 1024)}
+	rsaBits  = kind[int]{expected: "a key size of 2048, 3072 or 4096 bits", parse: parseRSABits}
+	ratio    = kind[float64]{expected: "a number above 0 and below 1", parse: parseFraction(false)}
+	jitter   = kind[float64]{expected: "a number from 0 to below 1", parse: parseFraction(true)}
+	cidr     = kind[netip.Prefix]{expected: "a CIDR such as 10.96.0.0/16", parse: parseCIDR}
+	loopback = kind[netip.Prefix]{expected: "an IPv4 loopback CIDR from 127.0.0.0/8 to 127.0.0.1/32", parse: parseLoopbackCIDR}
+	instance = kind[netip.Addr]{expected: "an address other hosts can reach", parse: parseInstance}
+	ports    = kind[PortRange]{expected: "a port from 1 to 65535 or a range such as 9000:9100", parse: parsePortRange}
+	listen   = kind[netip.AddrPort]{expected: "an address and port such as 127.0.0.1:15053", parse: parseListen}
+	iface    = kind[string]{expected: "an interface name of 1 to 15 characters", parse: parseInterface}
+	dnsLabel = kind[string]{expected: "a name of lower-case letters, digits and -", parse: parseDNSLabel}
+	dnsName  = kind[string]{expected: "a DNS name", parse: parseDNSName}
+	group    = kind[string]{expected: "a group's name or gid", parse: parseWord}
+	user     = kind[string]{expected: "a user's name or uid", parse: parseWord}
+	path     = kind[string]{expected: "a path", parse: parsePath}
+	address  = kind[string]{expected: "host:port", parse: parseAddress, hint: "without a scheme such as http://, an IPv6 address in brackets"}
+)
+
+// oneOf accepts some words in any letter case and returns them as written here.
+func oneOf(words ...string) kind[string] {
+	return kind[string]{
+		expected: "one of " + strings.Join(words, ", "),
+		parse: func(s string) (string, bool) {
+			i := slices.IndexFunc(words, func(w string) bool { return strings.EqualFold(w, strings.TrimSpace(s)) })
+			if i < 0 {
+				return "", false
+			}
+			return words[i], true
+		},
+	}
+}
+
+// duration accepts what Go and Istio write, as "12h0m0s", between min and max.
+func duration(min, max time.Duration) kind[time.Duration] {
+	return kind[time.Duration]{
+		expected: fmt.Sprintf("a duration from %s to %s", short(min), short(max)),
+		parse: func(s string) (time.Duration, bool) {
+			d, err := time.ParseDuration(strings.TrimSpace(s))
+			return d, err == nil && d >= min && d <= max
+		},
+		hint: "a number with its unit, as 500ms, 20s or 12h",
+	}
+}
+
+// short writes a duration without zero parts: 12h instead of 12h0m0s.
+func short(d time.Duration) string {
+	s := d.String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
+}
+
+func parseBool(s string) (bool, bool) {
+	v, err := strconv.ParseBool(strings.TrimSpace(s))
+	return v, err == nil
+}
+
+func parsePort(s string) (uint16, bool) {
+	v, err := strconv.ParseUint(strings.TrimSpace(s), 10, 16)
+	return uint16(v), err == nil && v > 0
+}
+
+func parseUint32(min uint64) func(string) (uint32, bool) {
+	return func(s string) (uint32, bool) {
+		v, err := strconv.ParseUint(strings.TrimSpace(s), 0, 32)
+		return uint32(v), err == nil && v >= min
+	}
+}
+
+// parseID leaves out 4294967295, which the kernel reads as "no id".
+func parseID(s string) (uint32, bool) {
+	v, err := strconv.ParseUint(strings.TrimSpace(s), 10, 32)
+	return uint32(v), err == nil && v < math.MaxUint32
+}
+
+func parseInt(min, max int) func(string) (int, bool) {
+	return func(s string) (int, bool) {
+		v, err := strconv.Atoi(strings.TrimSpace(s))
+		return v, err == nil && v >= min && v <= max
+	}
+}
+
+func parseRSABits(s string) (int, bool) {
+	v, err := strconv.Atoi(strings.TrimSpace(s))
+	return v, err == nil && (v == 2048 || v == 3072 || v == 4096)
+}
+
+func parseFraction(zero bool) func(string) (float64, bool) {
+	return func(s string) (float64, bool) {
+		v, err := strconv.ParseFloat(strings.TrimSpace(s), 64)
+		return v, err == nil && v < 1 && (v > 0 || zero && v == 0)
+	}
+}
+
+func parseCIDR(s string) (netip.Prefix, bool) {
+	p, err := netip.ParsePrefix(strings.TrimSpace(s))
+	return p, err == nil && p.Addr().Zone() == "" && !p.Addr().Is4In6()
+}
+
+// parseLoopbackCIDR has the limits of Istio's ValidateIPv4LoopbackCidr (tools/common/config/validation.go).
+func parseLoopbackCIDR(s string) (netip.Prefix, bool) {
+	p, ok := parseCIDR(s)
+	return p, ok && p.Addr().Is4() && p.Addr().IsLoopback() && p.Bits() >= 8
+}
+
+// parseInstance refuses what must never stand in a WorkloadEntry.
+func parseInstance(s string) (netip.Addr, bool) {
+	a, err := netip.ParseAddr(strings.TrimSpace(s))
+	a = a.Unmap()
+	return a, err == nil && a.Zone() == "" && a.IsGlobalUnicast() && !a.IsLoopback() && !a.IsLinkLocalUnicast()
+}
+
+// parsePortRange reads 9000, and 9000:9100 or 9000-9100 (the former is iptables' own writing, which Istio passes on).
+func parsePortRange(s string) (PortRange, bool) {
+	first, last, isRange := strings.Cut(strings.Replace(s, "-", ":", 1), ":")
+	if !isRange {
+		last = first
+	}
+	a, ok1 := parsePort(first)
+	b, ok2 := parsePort(last)
+	return PortRange{a, b}, ok1 && ok2 && a <= b
+}
+
+// parseListen reads host:port, where host is an address, "localhost" (127.0.0.1) or empty (every IPv4 address).
+func parseListen(s string) (netip.AddrPort, bool) {
+	host, port, err := net.SplitHostPort(strings.TrimSpace(s))
+	if err != nil {
+		return netip.AddrPort{}, false
+	}
+	switch host {
+	case "localhost":
+		host = "127.0.0.1"
+	case "":
+		host = "0.0.0.0"
+	}
+	a, err := netip.ParseAddr(host)
+	p, ok := parsePort(port)
+	return netip.AddrPortFrom(a.Unmap(), p), err == nil && ok
+}
+
+// parseInterface has the kernel's limits (dev_valid_name).
+func parseInterface(s string) (string, bool) {
+	s = strings.TrimSpace(s)
+	return s, s != "" && len(s) <= 15 && s != "." && s != ".." && !strings.ContainsAny(s, "/: \t\n")
+}
+
+// parseDNSLabel has the limits of a Kubernetes namespace or service account (RFC 1123 labels, joined by dots for the latter).
+func parseDNSLabel(s string) (string, bool) {
+	s = strings.TrimSpace(s)
+	if s == "" || len(s) > 253 {
+		return s, false
+	}
+	for _, label := range strings.Split(s, ".") {
+		edge := func(c byte) bool { return c >= 'a' && c <= 'z' || c >= '0' && c <= '9' }
+		if label == "" || len(label) > 63 || !edge(label[0]) || !edge(label[len(label)-1]) {
+			return s, false
+		}
+		for i := range len(label) {
+			if !edge(label[i]) && label[i] != '-' {
+				return s, false
+			}
+		}
+	}
+	return s, true
+}
+
+// parseDNSName reads a domain as it stands in certificates: any case, an underscore allowed, no final dot.
+func parseDNSName(s string) (string, bool) {
+	s = strings.TrimSuffix(strings.TrimSpace(s), ".")
+	_, ok := parseDNSLabel(strings.ReplaceAll(strings.ToLower(s), "_", "-"))
+	return s, ok
+}
+
+func parseWord(s string) (string, bool) {
+	s = strings.TrimSpace(s)
+	return s, s != "" && !strings.ContainsAny(s, " \t\n:,")
+}
+
+func parsePath(s string) (string, bool) {
+	return s, s != "" && !strings.ContainsAny(s, "\x00\n")
+}
+
+// parseAddress reads host:port of a server, with host a name or an address.
+func parseAddress(s string) (string, bool) {
+	s = strings.TrimSpace(s)
+	host, port, err := net.SplitHostPort(s)
+	if err != nil {
+		return s, false
+	}
+	if _, ok := parsePort(port); !ok {
+		return s, false
+	}
+	if _, err := netip.ParseAddr(host); err == nil {
+		return s, true
+	}
+	_, ok := parseDNSName(host)
+	return s, ok && !strings.Contains(s, "[")
+}
+
+var (
+	optionalPath = kind[string]{expected: "a path, or nothing", parse: func(s string) (string, bool) { return s, !strings.ContainsAny(s, "\x00\n") }}
+	logLevel     = kind[string]{expected: "one of debug, info, warn, error, none", parse: parseLogLevel}
+	envoyLevel   = kind[string]{expected: "one of trace, debug, info, warning, error, critical, off, and scopes such as upstream:debug", parse: parseEnvoyLevel}
+)
+
+// parseLogLevel reads Istio's levels and the other word for warn; Istio's fatal is above error, where the agent logs nothing.
+func parseLogLevel(s string) (string, bool) {
+	s = strings.ToLower(strings.TrimSpace(s))
+	switch s {
+	case "warning":
+		s = "warn"
+	case "fatal":
+		s = "none"
+	}
+	return s, slices.Contains([]string{"debug", "info", "warn", "error", "none"}, s)
+}
+
+func parseEnvoyLevel(s string) (string, bool) {
+	levels := []string{"trace", "debug", "info", "warning", "warn", "error", "critical", "off"}
+	for i, part := range strings.Split(s, ",") {
+		scope, level, scoped := strings.Cut(part, ":")
+		if !scoped {
+			level = scope
+		}
+		if !slices.Contains(levels, level) || scoped && scope == "" || !scoped && i > 0 {
+			return s, false
+		}
+	}
+	return s, true
+}
