@@ -1,0 +1,46 @@
+package dnsproxy
+
+import (
+	"log/slog"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Config says what a Server works with. Sockets and upstreams may be on any address.
+type Config struct {
+	// UDP and TCP are where questions come in. They stay the caller's: Run stops using them when it ends and does not close
+	// them, so that a copy kept in systemd's FD store goes on queueing questions for the next process.
+	UDP []*net.UDPConn
+	TCP []*net.TCPListener
+
+	// ResolvConf names the file with the upstream resolvers and the search list, followed as it changes. Empty means
+	// /etc/resolv.conf.
+	ResolvConf string
+
+	// Upstreams overrides the servers of ResolvConf, not its options.
+	Upstreams []netip.AddrPort
+
+	// Forward sends names below a suffix to servers of their own, the longest suffix first.
+	Forward map[string][]netip.AddrPort
+
+	// ForwardTimeout bounds one question upstream, over all servers and attempts. Zero means 5 s. The answer, SERVFAIL at
+	// the worst, leaves after nine tenths of it, so that a client with the same time-out still hears it. Istio:
+	// DNS_FORWARD_TIMEOUT.
+	ForwardTimeout time.Duration
+
+	// MaxForwards bounds the clients waiting for upstream answers; a question above it gets SERVFAIL at once. Zero means
+	// 4096.
+	MaxForwards int
+
+	Log     *slog.Logger          // nil: none. Queries are logged at debug
+	Metrics prometheus.Registerer // nil: none
+}
+
+const (
+	defaultResolvConf     = "/etc/resolv.conf"
+	defaultForwardTimeout = 5 * time.Second
+	defaultMaxForwards    = 4096
+)

@@ -1,0 +1,193 @@
+package dnsproxy
+
+import (
+	"context"
+	"encoding/binary"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+
+	"github.com/miekg/dns"
+)
+
+// handle deals with a message that the hot path left. It returns the answer, or nil if there is none or if it comes later:
+// then through the replier, which client makes. It does not keep msg.
+func (s *Server) handle(t *Table, msg []byte, via transport, client func() replier) []byte {
+	reply, req, from, v := t.answerLocally(msg, via)
+	if v == verdictForward {
+		w := waiter{msg: slices.Clone(msg), limit: clientLimit(req, via), via: via}
+		if reply, from = s.forward.answerUnasked(t, w, req); reply == nil {
+			s.logQuery(req, via, fromUpstream)
+			w.to = client()
+			s.forward.ask(w, newUpstreamQuery(w.msg))
+			return nil
+		}
+	}
+	if reply == nil {
+		s.metrics.dropped.Add(1)
+		return nil
+	}
+	s.metrics.add(via, questionType(msg), reply, from)
+	s.logQuery(req, via, from)
+	return reply
+}
+
+// answerUnasked answers the questions that would go upstream by their name, but need not: zone transfers, and names
+// completed by the cluster's part of the search list. nil for all others.
+func (f *forwarder) answerUnasked(t *Table, w waiter, req *dns.Msg) ([]byte, source) {
+	switch req.Question[0].Qtype {
+	case dns.TypeAXFR, dns.TypeIXFR:
+		// a zone is many messages and no work for a forwarder; clients ask its server
+		reply := newReply(req, dns.RcodeRefused)
+		explainWhy(reply, dns.ExtendedErrorCodeNotSupported, "zone transfers are not forwarded")
+		return pack(reply, w.limit), fromRefused
+	}
+	return f.clusterReply(t, w, req), fromMesh
+}
+
+// logQuery costs nothing unless debug is on.
+func (s *Server) logQuery(req *dns.Msg, via transport, from source) {
+	if req == nil || !s.log.Enabled(context.Background(), slog.LevelDebug) {
+		return
+	}
+	q := req.Question[0]
+	s.log.Debug("dns query", "name", q.Name, "type", dns.Type(q.Qtype).String(), "transport", via.String(), "source", from.String())
+}
+
+// listensOn reports whether addr is one of our own sockets.
+func (s *Server) listensOn(addr netip.AddrPort) bool {
+	for _, conn := range s.cfg.UDP {
+		own := conn.LocalAddr().(*net.UDPAddr).AddrPort()
+		if own.Port() != addr.Port() {
+			continue
+		}
+		if ownAddr := own.Addr().Unmap(); ownAddr == addr.Addr() || ownAddr.IsUnspecified() && isOwnAddress(addr.Addr()) {
+			return true
+		}
+	}
+	return false
+}
+
+// isOwnAddress reports whether addr is this machine's.
+func isOwnAddress(addr netip.Addr) bool {
+	if addr.IsLoopback() || addr.IsUnspecified() {
+		return true
+	}
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return false
+	}
+	return slices.ContainsFunc(addrs, func(a net.Addr) bool {
+		prefix, err := netip.ParsePrefix(a.String())
+		return err == nil && prefix.Addr().Unmap() == addr.Unmap()
+	})
+}
+
+// upstreamQuery is a question as it goes upstream.
+type upstreamQuery struct {
+	msg  []byte // id unset
+	key  string // equal for questions that have the same answer
+	name []byte // key of the name asked for
+}
+
+// Options that concern this hop only and are taken out: a cookie is made for one server's address (RFC 7873 section 5.2),
+// a keep-alive for one stream (RFC 7828 section 3.2.1).
+var hopOptions = []uint16{dns.EDNS0COOKIE, dns.EDNS0TCPKEEPALIVE}
+
+// newUpstreamQuery makes the query that goes upstream from a client's. It is the client's, octet for octet, but for the id,
+// the size we take and the options of the hop; what is not of the plain kind (a signature, say) is not touched at all.
+func newUpstreamQuery(msg []byte) *upstreamQuery {
+	var q query
+	plain := q.parse(msg)
+	out := slices.Clone(msg)
+	if plain && q.edns {
+		binary.BigEndian.PutUint16(out[q.end+3:], maxUDP)
+		if q.opts {
+			out = withoutHopOptions(out, q.end)
+		}
+	}
+	u := &upstreamQuery{msg: out}
+	normal := slices.Clone(out[2:])
+	if end := skipName(msg, headerSize); end != 0 {
+		u.name = lowered(msg[headerSize : end-1])
+		copy(normal[headerSize-2:], u.name)
+	}
+	u.key = string(normal)
+	return u
+}
+
+// withoutHopOptions takes hopOptions out of the OPT at the given offset, the message's last record.
+func withoutHopOptions(msg []byte, opt int) []byte {
+	out := slices.Clone(msg[:opt+optSize])
+	for options := msg[opt+optSize:]; len(options) > 0; {
+		length := 4 + int(binary.BigEndian.Uint16(options[2:]))
+		if !slices.Contains(hopOptions, binary.BigEndian.Uint16(options)) {
+			out = append(out, options[:length]...)
+		}
+		options = options[length:]
+	}
+	binary.BigEndian.PutUint16(out[opt+9:], uint16(len(out)-opt-optSize))
+	return out
+}
+
+// fit makes an upstream's answer one for a client: its id, its spelling of the name, RA set because we do recurse by way of
+// others, an OPT of this hop's size if and only if the client sent one, and within the client's size.
+func fit(answer []byte, w waiter) []byte {
+	l, ok := walk(answer)
+	if !ok {
+		return errorReply(w.msg, dns.RcodeServerFailure)
+	}
+	asked, _ := walk(w.msg)
+	msg := slices.Clone(answer[:l.end])
+	copy(msg, w.msg[:2])
+	msg[3] |= flagRA
+	switch {
+	case binary.BigEndian.Uint16(msg[4:]) == 0: // an error without its question
+		binary.BigEndian.PutUint16(msg[4:], 1)
+		msg = append(msg[:headerSize:headerSize], w.msg[headerSize:asked.question]...)
+	case l.question == asked.question:
+		copy(msg[headerSize:l.question], w.msg[headerSize:asked.question])
+	}
+	switch {
+	case asked.opt == 0 && l.opt != 0 && l.optEnd == l.end:
+		msg = msg[:l.opt]
+		binary.BigEndian.PutUint16(msg[10:], binary.BigEndian.Uint16(msg[10:])-1)
+	case asked.opt != 0 && l.opt == 0:
+		msg = append(msg, make([]byte, optSize)...)
+		putOPT(msg[len(msg)-optSize:], w.msg[asked.opt+7]&0x80 != 0)
+		binary.BigEndian.PutUint16(msg[10:], binary.BigEndian.Uint16(msg[10:])+1)
+	case l.opt != 0:
+		binary.BigEndian.PutUint16(msg[l.opt+3:], maxUDP)
+	}
+	if len(msg) <= w.limit {
+		return msg
+	}
+	return truncated(msg, w.limit)
+}
+
+// truncated shortens a reply to limit octets, with TC set, by whole records as far as they can be read.
+func truncated(msg []byte, limit int) []byte {
+	var m dns.Msg
+	if m.Unpack(msg) == nil {
+		m.Compress = true
+		m.Truncate(limit)
+		if short, err := m.Pack(); err == nil && len(short) <= limit {
+			short[2] |= flagTC
+			return short
+		}
+	}
+	return headOnly(msg)
+}
+
+// headOnly is a reply of just the header and the question, with TC set: the rest is to be had by TCP.
+func headOnly(msg []byte) []byte {
+	end := skipName(msg, headerSize)
+	if end == 0 || end+4 > len(msg) || binary.BigEndian.Uint16(msg[4:]) == 0 {
+		end = headerSize - 4
+	}
+	head := slices.Clone(msg[:end+4])
+	head[2] |= flagTC
+	clear(head[6:headerSize])
+	return head
+}

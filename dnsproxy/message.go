@@ -1,0 +1,126 @@
+package dnsproxy
+
+import (
+	"encoding/binary"
+
+	"github.com/miekg/dns"
+)
+
+// layout is where things lie in a message: found by counting octets alone, record data stays unread.
+type layout struct {
+	question int // end of the question section
+	opt      int // start of the OPT record; 0: none
+	optEnd   int
+	end      int // end of the last record
+}
+
+// walk finds the layout of msg. ok is false if the records do not lie within msg as the header counts them.
+func walk(msg []byte) (l layout, ok bool) {
+	if len(msg) < headerSize {
+		return l, false
+	}
+	at := headerSize
+	for range binary.BigEndian.Uint16(msg[4:]) {
+		if at = skipName(msg, at); at == 0 || at+4 > len(msg) {
+			return l, false
+		}
+		at += 4
+	}
+	l.question = at
+	for section := 6; section <= 10; section += 2 {
+		for range binary.BigEndian.Uint16(msg[section:]) {
+			start := at
+			if at = skipName(msg, at); at == 0 || at+10 > len(msg) {
+				return l, false
+			}
+			rrtype := binary.BigEndian.Uint16(msg[at:])
+			if at += 10 + int(binary.BigEndian.Uint16(msg[at+8:])); at > len(msg) {
+				return l, false
+			}
+			if rrtype == dns.TypeOPT {
+				if section != 10 || l.opt != 0 || msg[start] != 0 {
+					return l, false // RFC 6891 section 6.1.1
+				}
+				l.opt, l.optEnd = start, at
+			}
+		}
+	}
+	l.end = at
+	return l, true
+}
+
+// skipName returns the offset after the name at the given one, or 0.
+func skipName(msg []byte, at int) int {
+	for at < len(msg) {
+		length := int(msg[at])
+		switch {
+		case length == 0:
+			return at + 1
+		case length >= 0xc0:
+			// a pointer must go back, or names could have no end (RFC 1035 section 4.1.4)
+			if at+2 > len(msg) || int(binary.BigEndian.Uint16(msg[at:])&0x3fff) >= at {
+				return 0
+			}
+			return at + 2
+		case length > maxLabel:
+			return 0
+		}
+		at += 1 + length
+	}
+	return 0
+}
+
+// errorReply is a reply without records to a message that need not be well formed. Its question section is empty.
+func errorReply(msg []byte, rcode int) []byte {
+	reply := make([]byte, headerSize)
+	copy(reply, msg[:2])
+	reply[2] = flagQR | msg[2]&(opcodeMask|flagRD)
+	reply[3] = flagRA | msg[3]&flagCD | byte(rcode)&rcodeMask
+	return reply
+}
+
+// newReply starts an answer of ours to req: RA set, RD and CD as asked (RFC 4035 section 3.1.6), an OPT if req has one
+// (RFC 6891 section 6.1.1).
+func newReply(req *dns.Msg, rcode int) *dns.Msg {
+	reply := new(dns.Msg).SetRcode(req, rcode)
+	reply.RecursionAvailable = true
+	reply.CheckingDisabled = req.CheckingDisabled
+	reply.AuthenticatedData = false
+	if opt := req.IsEdns0(); opt != nil {
+		reply.SetEdns0(maxUDP, opt.Do())
+		if rcode > rcodeMask {
+			reply.IsEdns0().SetExtendedRcode(uint16(rcode))
+		}
+	}
+	return reply
+}
+
+// explainWhy adds an extended error (RFC 8914) if the reply has an OPT to carry it.
+func explainWhy(reply *dns.Msg, code uint16, text string) {
+	if opt := reply.IsEdns0(); opt != nil {
+		opt.Option = append(opt.Option, &dns.EDNS0_EDE{InfoCode: code, ExtraText: text})
+	}
+}
+
+// pack is the wire form of a reply of ours within limit octets, truncated with TC if it must be.
+func pack(reply *dns.Msg, limit int) []byte {
+	reply.Compress = true
+	reply.Truncate(limit)
+	msg, err := reply.Pack()
+	if err != nil {
+		// only records of others can be unpackable; none of ours are
+		return errorReply([]byte{byte(reply.Id >> 8), byte(reply.Id), 0, 0}, dns.RcodeServerFailure)
+	}
+	return msg
+}
+
+// clientLimit is the largest reply that a client takes.
+func clientLimit(req *dns.Msg, transport transport) int {
+	if transport == overTCP {
+		return maxTCP
+	}
+	if opt := req.IsEdns0(); opt != nil {
+		return min(max(int(opt.UDPSize()), minUDP), maxUDP)
+	}
+	return minUDP
+}

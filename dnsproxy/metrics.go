@@ -1,0 +1,185 @@
+package dnsproxy
+
+import (
+	"encoding/binary"
+	"sync/atomic"
+	"time"
+
+	"github.com/miekg/dns"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Metric names. Labels come from the small sets below; a queried name is never one.
+const (
+	metricQueries        = "wingman_dnsproxy_queries_total"
+	metricDropped        = "wingman_dnsproxy_dropped_total"
+	metricOverload       = "wingman_dnsproxy_overload_total"
+	metricUpstreamTime   = "wingman_dnsproxy_upstream_duration_seconds"
+	metricUpstreamFails  = "wingman_dnsproxy_upstream_failures_total"
+	metricUpstreamBogus  = "wingman_dnsproxy_upstream_bogus_total"
+	metricTableNames     = "wingman_dnsproxy_table_names"
+	metricTableTimestamp = "wingman_dnsproxy_table_timestamp_seconds"
+)
+
+// transport is how a question came.
+type transport uint8
+
+const (
+	overUDP transport = iota
+	overTCP
+	transports
+)
+
+func (t transport) String() string { return [...]string{"udp", "tcp"}[t] }
+
+// source is where an answer comes from.
+type source uint8
+
+const (
+	fromMesh source = iota
+	fromCache
+	fromStale
+	fromUpstream
+	fromLocal   // answered here without any table: localhost
+	fromRefused // malformed, not supported, over the limit
+	sources
+)
+
+func (s source) String() string {
+	return [...]string{"mesh", "cache", "stale", "upstream", "local", "refused"}[s]
+}
+
+// countedTypes and countedRcodes are label values; index 0 is what is none of them.
+var (
+	countedTypes = [...]uint16{0, dns.TypeA, dns.TypeAAAA, dns.TypePTR, dns.TypeSRV, dns.TypeTXT, dns.TypeMX, dns.TypeHTTPS,
+		dns.TypeSOA, dns.TypeNS, dns.TypeCNAME, dns.TypeANY}
+	countedRcodes = [...]int{-1, dns.RcodeSuccess, dns.RcodeFormatError, dns.RcodeServerFailure, dns.RcodeNameError,
+		dns.RcodeNotImplemented, dns.RcodeRefused}
+)
+
+// typeIndex maps a query type to its place in countedTypes.
+var typeIndex = func() (index [256]uint8) {
+	for i, t := range countedTypes {
+		index[t] = uint8(i)
+	}
+	return index
+}()
+
+// counters counts answers. Adding takes no lock.
+type counters struct {
+	answers [transports][len(countedTypes)][len(countedRcodes)][sources]atomic.Uint64
+	dropped atomic.Uint64
+}
+
+// add counts one answer; msg is its wire form.
+func (c *counters) add(via transport, qtype uint16, msg []byte, from source) {
+	typ := uint8(0)
+	if qtype < uint16(len(typeIndex)) {
+		typ = typeIndex[qtype]
+	}
+	rcode := 0
+	if r := int(msg[3] & rcodeMask); r <= dns.RcodeRefused {
+		rcode = r + 1
+	}
+	c.answers[via][typ][rcode][from].Add(1)
+}
+
+// questionType is the type asked for in msg, 0 if there is none.
+func questionType(msg []byte) uint16 {
+	if len(msg) < headerSize || binary.BigEndian.Uint16(msg[4:]) == 0 {
+		return 0
+	}
+	if at := skipName(msg, headerSize); at != 0 && at+4 <= len(msg) {
+		return binary.BigEndian.Uint16(msg[at:])
+	}
+	return 0
+}
+
+// metrics is what the server shows to Prometheus.
+type metrics struct {
+	counters
+	table    func() (names int, since time.Time)
+	overload prometheus.Counter
+	took     *prometheus.HistogramVec // by upstream
+	failures *prometheus.CounterVec   // by upstream and reason
+	bogus    prometheus.Counter
+
+	queries, drops, names, since *prometheus.Desc
+}
+
+func newMetrics(table func() (int, time.Time)) *metrics {
+	return &metrics{
+		table: table,
+		overload: prometheus.NewCounter(prometheus.CounterOpts{Name: metricOverload,
+			Help: "Questions answered SERVFAIL because too many were waiting for upstream."}),
+		took: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: metricUpstreamTime,
+			Help:    "Time from asking an upstream to its answer. Istio: dns_upstream_request_duration_seconds.",
+			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5}}, []string{"upstream"}),
+		failures: prometheus.NewCounterVec(prometheus.CounterOpts{Name: metricUpstreamFails,
+			Help: "Questions an upstream did not answer usefully, by reason. Istio: dns_upstream_failures_total."}, []string{"upstream", "reason"}),
+		bogus: prometheus.NewCounter(prometheus.CounterOpts{Name: metricUpstreamBogus,
+			Help: "Datagrams from upstream addresses that answered no question of ours: wrong id, another question, garbage."}),
+		queries: prometheus.NewDesc(metricQueries,
+			"Answers by transport, query type, response code and source. Istio: dns_requests_total.", []string{"transport", "type", "rcode", "source"}, nil),
+		drops: prometheus.NewDesc(metricDropped, "Packets without an answer: responses, or too short for a header.", nil, nil),
+		names: prometheus.NewDesc(metricTableNames, "Names in the table, short forms not counted.", nil, nil),
+		since: prometheus.NewDesc(metricTableTimestamp, "When the table in use came, in Unix time. Absent without a table.", nil, nil),
+	}
+}
+
+// Describe is the prometheus.Collector's.
+func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{m.queries, m.drops, m.names, m.since} {
+		ch <- d
+	}
+	m.overload.Describe(ch)
+	m.bogus.Describe(ch)
+	m.took.Describe(ch)
+	m.failures.Describe(ch)
+}
+
+// Collect is the prometheus.Collector's.
+func (m *metrics) Collect(ch chan<- prometheus.Metric) {
+	m.each(func(via, qtype, rcode, from string, n uint64) {
+		ch <- prometheus.MustNewConstMetric(m.queries, prometheus.CounterValue, float64(n), via, qtype, rcode, from)
+	})
+	ch <- prometheus.MustNewConstMetric(m.drops, prometheus.CounterValue, float64(m.dropped.Load()))
+	names, since := m.table()
+	ch <- prometheus.MustNewConstMetric(m.names, prometheus.GaugeValue, float64(names))
+	if !since.IsZero() {
+		ch <- prometheus.MustNewConstMetric(m.since, prometheus.GaugeValue, float64(since.UnixMilli())/1000)
+	}
+	m.overload.Collect(ch)
+	m.bogus.Collect(ch)
+	m.took.Collect(ch)
+	m.failures.Collect(ch)
+}
+
+// each visits the counters that are not zero.
+func (c *counters) each(visit func(via, qtype, rcode, from string, n uint64)) {
+	for via := range c.answers {
+		for typ := range c.answers[via] {
+			for rcode := range c.answers[via][typ] {
+				for from := range c.answers[via][typ][rcode] {
+					if n := c.answers[via][typ][rcode][from].Load(); n > 0 {
+						visit(transport(via).String(), typeLabel(typ), rcodeLabel(rcode), source(from).String(), n)
+					}
+				}
+			}
+		}
+	}
+}
+
+func typeLabel(i int) string {
+	if i == 0 {
+		return "other"
+	}
+	return dns.TypeToString[countedTypes[i]]
+}
+
+func rcodeLabel(i int) string {
+	if i == 0 {
+		return "other"
+	}
+	return dns.RcodeToString[countedRcodes[i]]
+}

@@ -1,0 +1,47 @@
+package dnsproxy
+
+import "time"
+
+// Stats is a server's state for people, in the JSON of `wingman status`.
+type Stats struct {
+	TableVersion string            `json:"tableVersion"`
+	TableNames   int               `json:"tableNames"`
+	TableSince   time.Time         `json:"tableSince,omitzero"`
+	Queries      uint64            `json:"queries"` // answered
+	BySource     map[string]uint64 `json:"bySource"`
+	Waiting      int               `json:"waiting"` // clients waiting for upstream now
+	Upstreams    []UpstreamStats   `json:"upstreams"`
+}
+
+// UpstreamStats is what is known of one upstream resolver.
+type UpstreamStats struct {
+	Address   string        `json:"address"`
+	Suffix    string        `json:"suffix,omitempty"` // of split DNS; empty for the default
+	Healthy   bool          `json:"healthy"`
+	Latency   time.Duration `json:"latencyNanoseconds"` // smoothed; 0 before the first answer
+	LastError string        `json:"lastError,omitempty"`
+}
+
+// Stats returns a snapshot.
+func (s *Server) Stats() Stats {
+	now := s.table.Load()
+	st := Stats{TableVersion: now.Version(), TableNames: now.Len(), TableSince: now.since, BySource: map[string]uint64{}}
+	s.metrics.each(func(_, _, _, from string, n uint64) {
+		st.Queries += n
+		st.BySource[from] += n
+	})
+	f := s.forward
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	st.Waiting = f.waiting
+	for _, r := range f.routes {
+		for _, u := range r.servers {
+			us := UpstreamStats{Address: u.label, Healthy: !u.down(time.Now()), Latency: u.srtt, LastError: u.lastError}
+			if len(r.suffix) > 0 {
+				us.Suffix = nameOf(r.suffix)
+			}
+			st.Upstreams = append(st.Upstreams, us)
+		}
+	}
+	return st
+}

@@ -1,0 +1,151 @@
+package dnsproxy
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	udpBatch  = 32   // packets per system call
+	udpPacket = 4096 // room for a question; the answer is written into it and is smaller
+)
+
+// udpWorker serves one UDP socket from one goroutine: a second one would halve the batches and cost more than it brings.
+type udpWorker struct {
+	s       *Server
+	conn    *net.UDPConn
+	raw     syscall.RawConn
+	batch   *batch
+	query   query
+	pktinfo bool // the socket is bound to no address: replies must say which one they come from
+}
+
+func newUDPWorker(s *Server, conn *net.UDPConn) (*udpWorker, error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return nil, fmt.Errorf("DNS socket %v: %w", conn.LocalAddr(), err)
+	}
+	w := &udpWorker{s: s, conn: conn, raw: raw}
+	if w.pktinfo = conn.LocalAddr().(*net.UDPAddr).IP.IsUnspecified(); w.pktinfo {
+		var failed error
+		err := raw.Control(func(fd uintptr) {
+			// a dual-stack socket reports IPv4 destinations by the IPv6 option, mapped; an IPv4 socket knows only the other
+			if failed = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1); failed != nil {
+				failed = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_PKTINFO, 1)
+			}
+		})
+		if err != nil || failed != nil {
+			return nil, fmt.Errorf("DNS socket %v: learn destination addresses: %w", conn.LocalAddr(), failed)
+		}
+	}
+	w.batch = newBatch(udpBatch, udpPacket, w.pktinfo)
+	return w, nil
+}
+
+// run answers until the read deadline is set into the past.
+func (w *udpWorker) run(ctx context.Context) error {
+	if err := w.conn.SetReadDeadline(noDeadline); err != nil {
+		return fmt.Errorf("DNS socket %v: %w", w.conn.LocalAddr(), err)
+	}
+	if ctx.Err() != nil {
+		return nil
+	}
+	var failed error
+	err := w.raw.Read(func(fd uintptr) bool {
+		var idle bool
+		idle, failed = w.serve(ctx, fd)
+		return !idle
+	})
+	if err = cmp.Or(failed, err); ctx.Err() != nil || isTimeout(err) {
+		return nil
+	}
+	return fmt.Errorf("read DNS socket %v: %w", w.conn.LocalAddr(), err)
+}
+
+// maxReadErrors in a row mean that the socket is broken, not that some client went away.
+const maxReadErrors = 1000
+
+// serve empties the socket. It returns idle when nothing is left and is called again once there is; without idle it has
+// been asked to end, or failed.
+func (w *udpWorker) serve(ctx context.Context, fd uintptr) (idle bool, err error) {
+	yielded, failures := false, 0
+	for ctx.Err() == nil {
+		switch err := w.batch.receive(fd); err {
+		case nil:
+		case unix.EAGAIN:
+			if yielded {
+				return true, nil
+			}
+			// let clients run first: what they send meanwhile comes in one batch
+			yield()
+			yielded = true
+			continue
+		default:
+			// an ICMP error for an answer whose client is gone; the call has cleared it
+			if failures++; failures > maxReadErrors {
+				return false, err
+			}
+			continue
+		}
+		yielded, failures = false, 0
+		t := w.s.table.Load().Table
+		for i := range w.batch.n {
+			if length := w.answer(t, i); length > 0 {
+				w.batch.answer(i, length)
+			}
+		}
+		w.batch.send(fd)
+	}
+	return false, nil
+}
+
+// answer handles packet i and returns the length of the answer that now lies in its buffer, 0 for none or not yet.
+func (w *udpWorker) answer(t *Table, i int) int {
+	msg := w.batch.packet(i)
+	if !w.batch.cut(i) && w.query.parse(msg) && w.query.answerable() {
+		qtype := w.query.qtype
+		if t != nil {
+			if length := t.fast(w.batch.buffer(i), &w.query, w.query.size, rotation()); length > 0 {
+				w.s.metrics.add(overUDP, qtype, w.batch.buffer(i), fromMesh)
+				return length
+			}
+		}
+	}
+	reply := w.s.handle(t, msg, overUDP, func() replier { return w.client(i) })
+	return copy(w.batch.buffer(i), reply)
+}
+
+// client remembers who sent packet i.
+func (w *udpWorker) client(i int) replier {
+	c := &udpClient{conn: w.conn, addr: w.batch.sender(i), log: w.s.log}
+	if w.pktinfo {
+		ctrl := slices.Clone(w.batch.ctrl[i][:w.batch.in[i].Hdr.Controllen])
+		c.control = ctrl[:min(len(ctrl), replyControl(ctrl))]
+	}
+	return c
+}
+
+// udpClient is where a later answer goes.
+type udpClient struct {
+	conn    *net.UDPConn
+	addr    netip.AddrPort
+	control []byte // source address, for sockets bound to none
+	log     *slog.Logger
+}
+
+func (c *udpClient) reply(msg []byte) {
+	if _, _, err := c.conn.WriteMsgUDPAddrPort(msg, c.control, c.addr); err != nil {
+		c.log.Debug("dns answer not sent", "client", c.addr, "cause", err)
+	}
+}
+
+// yield lets another thread run.
+func yield() { _, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0) }

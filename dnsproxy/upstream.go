@@ -1,0 +1,274 @@
+package dnsproxy
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"sort"
+	"strings"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+// route is a set of servers for the names below a suffix.
+type route struct {
+	suffix  []byte // key; empty for the default route
+	fixed   []netip.AddrPort
+	servers []*server
+	turn    int // for rotate
+}
+
+// newRoutes makes the routes of split DNS and, last, the default one. Every problem is in the error.
+func newRoutes(forward map[string][]netip.AddrPort) ([]*route, error) {
+	var routes []*route
+	var problems []error
+	for _, suffix := range slices.Sorted(maps.Keys(forward)) {
+		servers := forward[suffix]
+		key, err := appendKey(nil, strings.TrimPrefix(suffix, "*."))
+		if err != nil {
+			problems = append(problems, fmt.Errorf("forward %q: %w", suffix, err))
+		}
+		if len(servers) == 0 {
+			problems = append(problems, fmt.Errorf("forward %q: no server", suffix))
+		}
+		for _, addr := range servers {
+			if !addr.IsValid() || addr.Port() == 0 {
+				problems = append(problems, fmt.Errorf("forward %q: server %v: want an address and a port", suffix, addr))
+			}
+		}
+		routes = append(routes, &route{suffix: key, fixed: servers})
+	}
+	sort.SliceStable(routes, func(i, j int) bool { return len(routes[i].suffix) > len(routes[j].suffix) })
+	return append(routes, &route{}), errors.Join(problems...)
+}
+
+// routeOf finds the route for a name's key.
+func (f *forwarder) routeOf(key []byte) *route {
+	for _, r := range f.routes {
+		if isBelow(key, r.suffix) {
+			return r
+		}
+	}
+	return f.routes[len(f.routes)-1]
+}
+
+// setLocked gives the route its servers; those it has already keep what is known of them. Our own listeners are left out:
+// asking them would be asking ourselves.
+func (r *route) setLocked(f *forwarder, addrs []netip.AddrPort) {
+	former := r.servers
+	r.servers = nil
+	for _, addr := range addrs {
+		if f.s.listensOn(addr) {
+			f.log.Warn("upstream resolver is this agent itself, not used: DNS would loop",
+				"upstream", addr, "hint", "name the machine's real resolvers in resolv.conf")
+			continue
+		}
+		at := slices.IndexFunc(former, func(s *server) bool { return s.addr == addr })
+		if at >= 0 {
+			r.servers = append(r.servers, former[at])
+		} else {
+			r.servers = append(r.servers, &server{addr: addr, label: addr.String(), sockets: map[*upSocket]struct{}{}})
+		}
+	}
+	for _, s := range former {
+		if !slices.Contains(r.servers, s) {
+			s.closeLocked()
+		}
+	}
+}
+
+// orderLocked lists the servers in the order to ask them: as written, or by turns with "rotate"; servers that are down come
+// last, but one of them is asked first now and then to see whether it is back.
+func (r *route) orderLocked(now time.Time) []*server {
+	order := slices.Clone(r.servers)
+	if n := len(order); n > 1 && r.turn > 0 {
+		shift := r.turn % n
+		order = slices.Concat(order[shift:], order[:shift])
+	}
+	slices.SortStableFunc(order, func(a, b *server) int { return compareBool(a.down(now), b.down(now)) })
+	return order
+}
+
+// why says in an extended error (RFC 8914) why nobody answered.
+func (r *route) why(f *forwarder) (code uint16, text string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(r.servers) == 0 {
+		return dns.ExtendedErrorCodeNoReachableAuthority, "no upstream resolver is configured"
+	}
+	var said []string
+	for _, s := range r.servers {
+		said = append(said, s.label+": "+cmp.Or(s.lastError, "no answer"))
+	}
+	return dns.ExtendedErrorCodeNoReachableAuthority, "no upstream answers: " + strings.Join(said, "; ")
+}
+
+// server is one upstream resolver and what is known of it.
+type server struct {
+	addr    netip.AddrPort
+	label   string
+	sockets map[*upSocket]struct{}
+	current *upSocket // for the next question
+
+	srtt, rttvar time.Duration // RFC 6298; zero before the first answer
+	fails        int           // in a row
+	lastError    string        // why, of the last failure
+	downUntil    time.Time     // not first before then
+}
+
+// Reasons of failures, label values.
+const (
+	reasonTimeout     = "timeout"
+	reasonUnreachable = "unreachable"
+	reasonRefused     = "refused"
+	reasonStream      = "stream"
+)
+
+const (
+	downAfter = 3               // failures in a row
+	downFor   = 5 * time.Second // then it is tried again
+
+	firstPatience = 400 * time.Millisecond // before anything is known of a server
+	minPatience   = 50 * time.Millisecond
+	maxPatience   = time.Second
+)
+
+func (s *server) down(now time.Time) bool { return now.Before(s.downUntil) }
+
+// patience is the time to wait for an answer before another query goes out: to another server soon after the answer is
+// late, to the same one with doubling intervals.
+func (s *server) patience(sends, servers int) time.Duration {
+	wait := firstPatience
+	if s.srtt > 0 {
+		wait = min(max(s.srtt+4*s.rttvar, minPatience), maxPatience)
+	}
+	return min(wait<<((sends-1)/max(servers, 1)), 2*maxPatience)
+}
+
+// lateAfter is when a missing answer says something about the server.
+func (s *server) lateAfter() time.Duration { return max(2*s.patience(1, 1), firstPatience) }
+
+func (s *server) answeredLocked(f *forwarder, took time.Duration) {
+	f.s.metrics.took.WithLabelValues(s.label).Observe(took.Seconds())
+	if s.fails >= downAfter {
+		f.log.Info("upstream resolver answers again", "upstream", s.label)
+	}
+	s.fails, s.lastError, s.downUntil = 0, "", time.Time{}
+	if s.srtt == 0 {
+		s.srtt, s.rttvar = took, took/2
+		return
+	}
+	diff := s.srtt - took
+	s.rttvar += (max(diff, -diff) - s.rttvar) / 4
+	s.srtt += (took - s.srtt) / 8
+}
+
+func (s *server) failedLocked(f *forwarder, reason string, err error) {
+	f.s.metrics.failures.WithLabelValues(s.label, reason).Inc()
+	s.lastError = err.Error()
+	if s.fails++; s.fails >= downAfter {
+		s.downUntil = time.Now().Add(downFor)
+	}
+	if s.fails == downAfter {
+		f.log.Warn("upstream resolver does not answer", "upstream", s.label, "reason", reason, "cause", err)
+	}
+}
+
+// refusedLocked counts an answer without help in it. The server lives.
+func (s *server) refusedLocked(f *forwarder, rcode int) {
+	f.s.metrics.failures.WithLabelValues(s.label, reasonRefused).Inc()
+	s.lastError = "answers " + dns.RcodeToString[rcode]
+}
+
+// closeLocked ends the server's sockets; flights that asked it go on with others or end by their time.
+func (s *server) closeLocked() {
+	for sock := range s.sockets {
+		sock.closeLocked()
+	}
+}
+
+// streamLocked asks server over TCP, in a goroutine of its own: rare, since few answers need it.
+func (f *forwarder) streamLocked(fl *flight, server *server) {
+	const maxStreams = 256
+	a := &attempt{flight: fl, server: server, sent: time.Now()}
+	fl.attempts = append(fl.attempts, a)
+	fl.overTCP = true
+	if f.tcp >= maxStreams {
+		return // its time-out answers
+	}
+	f.tcp++
+	query, deadline := fl.query, fl.deadline
+	f.readers.Go(func() {
+		msg, err := exchangeTCP(server.addr, query, deadline)
+		f.mu.Lock()
+		f.tcp--
+		f.mu.Unlock()
+		if err != nil {
+			f.lost(a, reasonStream, err)
+			return
+		}
+		f.answered(a, msg)
+	})
+}
+
+// exchangeTCP is one question over a stream of its own.
+func exchangeTCP(addr netip.AddrPort, query []byte, deadline time.Time) ([]byte, error) {
+	ctx, cancel := context.WithDeadline(context.Background(), deadline)
+	defer cancel()
+	conn, err := new(net.Dialer).DialContext(ctx, "tcp", addr.String())
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(deadline); err != nil {
+		return nil, err
+	}
+	framed := binary.BigEndian.AppendUint16(nil, uint16(len(query)))
+	framed = append(framed, query...)
+	id := randomID()
+	binary.BigEndian.PutUint16(framed[2:], id)
+	if _, err := conn.Write(framed); err != nil {
+		return nil, err
+	}
+	var length [2]byte
+	if _, err := io.ReadFull(conn, length[:]); err != nil {
+		return nil, fmt.Errorf("read answer: %w", err)
+	}
+	msg := make([]byte, binary.BigEndian.Uint16(length[:]))
+	if _, err := io.ReadFull(conn, msg); err != nil {
+		return nil, fmt.Errorf("read answer: %w", err)
+	}
+	if !answers(msg, query, id) {
+		return nil, errors.New("answer to another question")
+	}
+	return msg, nil
+}
+
+// answers reports whether msg is a well-formed response to query, sent with the given id: same opcode, same question in any
+// letter case (RFC 5452 section 9.1). Errors may come without the question (RFC 8906 section 3.1).
+func answers(msg, query []byte, id uint16) bool {
+	if len(msg) < headerSize || binary.BigEndian.Uint16(msg) != id || msg[2]&flagQR == 0 || (msg[2]^query[2])&opcodeMask != 0 {
+		return false
+	}
+	if _, ok := walk(msg); !ok {
+		return false
+	}
+	if binary.BigEndian.Uint16(msg[4:]) == 0 {
+		rcode := msg[3] & rcodeMask
+		return len(msg) == headerSize && rcode != dns.RcodeSuccess && rcode != dns.RcodeNameError
+	}
+	end := skipName(query, headerSize)
+	if end == 0 || end+4 > len(query) || end+4 > len(msg) || binary.BigEndian.Uint16(msg[4:]) != 1 {
+		return false
+	}
+	return bytes.Equal(msg[end:end+4], query[end:end+4]) && bytes.Equal(lowered(msg[headerSize:end]), lowered(query[headerSize:end]))
+}
