@@ -1,0 +1,196 @@
+package iptables
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Backends: how rules get into the kernel.
+const (
+	BackendAuto   = "auto"   // the iptables flavour that already holds rules, else nft; native where there is no iptables
+	BackendNFT    = "nft"    // iptables-nft-restore
+	BackendLegacy = "legacy" // iptables-legacy-restore
+	BackendNative = "native" // one nftables table, by netlink, without any command
+)
+
+// allBackends are looked through for rules of ours, whichever is in use.
+var allBackends = []string{BackendNFT, BackendLegacy}
+
+// ApplierConfig is what an Applier needs; the zero value is usable.
+type ApplierConfig struct {
+	Log      *slog.Logger          // nil discards
+	Metrics  prometheus.Registerer // nil registers nothing
+	LockWait time.Duration         // how long to wait for another process that changes our rules; zero means 10 s
+}
+
+// Applier puts plans into the kernel of the network namespace of the calling thread, reads them back and takes them out.
+//
+// It keeps no state of its own: what is ours is found in the kernel, whoever put it there. Safe for concurrent use; changes
+// wait for each other, also across processes.
+type Applier struct {
+	log      *slog.Logger
+	metrics  *metrics
+	lockWait time.Duration
+	host     *host
+}
+
+// NewApplier makes an Applier. It touches nothing yet.
+func NewApplier(cfg ApplierConfig) (*Applier, error) {
+	a := &Applier{log: cfg.Log, lockWait: cfg.LockWait, host: systemHost()}
+	if a.log == nil {
+		a.log = slog.New(slog.DiscardHandler)
+	}
+	if a.lockWait == 0 {
+		a.lockWait = 10 * time.Second
+	}
+	m, err := newMetrics(cfg.Metrics)
+	if err != nil {
+		return nil, err
+	}
+	a.metrics = m
+	return a, nil
+}
+
+// choose picks the backend for a plan: the wanted one, else the one that already holds ours, else by who uses what.
+func (a *Applier) choose(wanted string, s *seen) (string, error) {
+	nft, legacy := &xtables{a.host, BackendNFT}, &xtables{a.host, BackendLegacy}
+	switch wanted {
+	case BackendNFT, BackendLegacy:
+		x := &xtables{a.host, wanted}
+		if _, err := x.command(IPv4, "-restore"); err != nil {
+			return "", err
+		}
+		return wanted, nil
+	case BackendNative:
+		if s.nft == nil {
+			return "", fmt.Errorf("backend native: %w", s.nftErr)
+		}
+		return wanted, nil
+	}
+	legacyRules := s.legacy[IPv4].rules || s.legacy[IPv6].rules
+	hasNFT, hasLegacy := s.nft != nil && nft.installed(), legacy.installed()
+	switch {
+	case hasNFT && s.ours(BackendNFT, IPv4):
+		return BackendNFT, nil
+	case hasLegacy && legacyRules && len(s.legacy[IPv4].ours) > 0:
+		return BackendLegacy, nil
+	case hasLegacy && legacyRules && !s.usesNFT():
+		return BackendLegacy, nil
+	case hasLegacy && legacyRules && a.plainFlavour() == BackendLegacy:
+		return BackendLegacy, nil
+	case hasNFT:
+		return BackendNFT, nil
+	case s.nft != nil:
+		return BackendNative, nil
+	case hasLegacy:
+		return BackendLegacy, nil
+	}
+	return "", fmt.Errorf("no way to put rules into this kernel: it has no nf_tables (%w), and iptables-legacy is not installed", s.nftErr)
+}
+
+// plainFlavour is the flavour of the command that people type: where both hold rules, it says which one this machine means.
+func (a *Applier) plainFlavour() string {
+	path, err := a.host.find("iptables")
+	if err != nil {
+		return ""
+	}
+	return flavourOf(path)
+}
+
+// Apply brings the kernel to the plan: nothing is touched when it is there already, and a failure anywhere leaves the rules
+// as they were. Rules of ours that a former configuration put in by another backend are removed once the new ones are in.
+//
+// With an empty plan it is Remove. The error says what to do next.
+func (a *Applier) Apply(ctx context.Context, rules Rules) error {
+	if rules.Empty() {
+		return a.Remove(ctx)
+	}
+	start := time.Now()
+	err := a.apply(ctx, &rules)
+	a.metrics.applied(err, time.Since(start))
+	return err
+}
+
+func (a *Applier) apply(ctx context.Context, rules *Rules) error {
+	release, err := acquire(ctx, a.lockWait)
+	if err != nil {
+		return err
+	}
+	defer release()
+	s := a.host.look()
+	name, err := a.choose(rules.Backend, s)
+	if err != nil {
+		return err
+	}
+	undo, err := applyRoutes(rules)
+	if err != nil {
+		return errors.Join(err, undo())
+	}
+	a.host.step("routes")
+	if err := a.backend(name).apply(ctx, rules, s); err != nil {
+		return errors.Join(err, undo())
+	}
+	a.host.step("rules")
+	// From here on the new rules work; what is left is tidying up.
+	for _, other := range allBackends {
+		if other != name {
+			if err := a.backend(other).remove(ctx, s); err != nil {
+				return fmt.Errorf("remove the rules of backend %s, now that %s holds them: %w", other, name, err)
+			}
+		}
+	}
+	stale, err := staleRoutes(rules.Routes, s.marks)
+	if err != nil {
+		return err
+	}
+	return removeRoutes(stale)
+}
+
+// Remove takes out everything of ours, by whichever backend it was put in, and what Istio's own tool left: chains and
+// rules, tables, policy routes. Nothing else is touched; there is no error when there is nothing.
+func (a *Applier) Remove(ctx context.Context) error {
+	err := a.remove(ctx)
+	a.metrics.removed(err)
+	return err
+}
+
+func (a *Applier) remove(ctx context.Context) error {
+	release, err := acquire(ctx, a.lockWait)
+	if err != nil {
+		return err
+	}
+	defer release()
+	s := a.host.look()
+	hadIPv6 := s.ours(BackendNFT, IPv6) || s.ours(BackendLegacy, IPv6)
+	var errs []error
+	for _, name := range allBackends {
+		errs = append(errs, a.backend(name).remove(ctx, s))
+		a.host.step("remove " + name)
+	}
+	stale, err := staleRoutes(nil, s.marks)
+	if err == nil {
+		err = removeRoutes(stale)
+	}
+	errs = append(errs, err)
+	if hadIPv6 {
+		errs = append(errs, removePassthroughV6())
+	}
+	return errors.Join(errs...)
+}
+
+// backend is one way into the kernel. Only Applier calls it, holding the lock.
+type backend interface {
+	apply(ctx context.Context, rules *Rules, s *seen) error
+	remove(ctx context.Context, s *seen) error
+	sections(ctx context.Context, rules *Rules, s *seen) ([]section, error)
+	counters(ctx context.Context, s *seen) (Counters, error)
+}
+
+func (a *Applier) backend(name string) backend {
+	return &xtables{a.host, name}
+}

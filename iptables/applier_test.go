@@ -1,0 +1,139 @@
+package iptables
+
+import (
+	"context"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"wingman/test/netns"
+)
+
+// strangers are rules of other tools, as they stand on real machines: docker's, ufw's and a hand-made one each in tables
+// that we use, one of them empty.
+const strangers = `*raw
+:PREROUTING ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+COMMIT
+*nat
+:PREROUTING ACCEPT [0:0]
+:INPUT ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+:POSTROUTING ACCEPT [0:0]
+:DOCKER - [0:0]
+-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
+-A OUTPUT ! -d 127.0.0.0/8 -m addrtype --dst-type LOCAL -j DOCKER
+-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE
+-A DOCKER -i docker0 -j RETURN
+-A DOCKER ! -i docker0 -p tcp -m tcp --dport 8081 -j DNAT --to-destination 172.17.0.2:80
+COMMIT
+*filter
+:INPUT DROP [0:0]
+:FORWARD DROP [0:0]
+:OUTPUT ACCEPT [0:0]
+:ufw-before-input - [0:0]
+:ufw-user-input - [0:0]
+-A INPUT -j ufw-before-input
+-A INPUT -m comment --comment "two  spaces" -j ufw-user-input
+-A ufw-before-input -i lo -j ACCEPT
+-A ufw-before-input -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A ufw-user-input -p tcp -m tcp --dport 22 -j ACCEPT
+COMMIT
+`
+
+// load feeds rules of others to iptables-restore.
+func load(t *testing.T, command, rules string) {
+	t.Helper()
+	if _, err := runCommand(context.Background(), rules, netns.Tool(t, command)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// everything is the whole state of netfilter and policy routing in the test's namespace.
+func everything(t *testing.T) string {
+	t.Helper()
+	var b strings.Builder
+	for _, argv := range [][]string{
+		{"nft", "-a", "list", "ruleset"}, {"ip", "rule"}, {"ip", "-6", "rule"}, {"ip", "route", "show", "table", "all"}, {"ip", "-6", "route", "show", "table", "all"},
+		{"ip", "addr", "show", "lo"}, {"iptables-legacy-save"}, {"ip6tables-legacy-save"},
+	} {
+		for line := range strings.Lines(sh(t, argv...)) {
+			if !strings.HasPrefix(line, "#") {
+				b.WriteString(line)
+			}
+		}
+	}
+	return b.String()
+}
+
+func TestApplyingTwiceChangesNothing(t *testing.T) {
+	for _, f := range fixtures(t) {
+		t.Run(f.name, func(t *testing.T) {
+			netns.New(t)
+			a := applier(t)
+			rules, err := Plan(f.cfg, f.facts)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := a.Apply(t.Context(), rules); err != nil {
+				t.Fatal(err)
+			}
+			before := everything(t)
+			if err := a.Apply(t.Context(), rules); err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(before, everything(t)); diff != "" {
+				t.Errorf("the second apply changed the kernel (-first +second):\n%s", diff)
+			}
+			st, err := a.Status(t.Context(), rules)
+			if err != nil || st.State != Complete {
+				t.Errorf("status after apply: %+v, %v; want complete", st, err)
+			}
+		})
+	}
+}
+
+func TestRemoveLeavesTheRulesOfOthersAsTheyWere(t *testing.T) {
+	for _, flavour := range []string{BackendNFT, BackendLegacy} {
+		for _, f := range fixtures(t) {
+			t.Run(flavour+"/"+f.name, func(t *testing.T) {
+				netns.New(t)
+				load(t, "iptables-"+flavour+"-restore", strangers)
+				before := save(t, flavour)
+				a := applier(t)
+				f.cfg.Backend = BackendAuto
+				rules, err := Plan(f.cfg, f.facts)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := a.Apply(t.Context(), rules); err != nil {
+					t.Fatal(err)
+				}
+				st, err := a.Status(t.Context(), rules)
+				if err != nil || st.State != Complete || len(st.Backends) != 1 || st.Backends[0] != flavour {
+					t.Fatalf("status after apply: %+v, %v; want complete by %s, which holds the others' rules", st, err, flavour)
+				}
+				if err := a.Remove(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				if diff := cmp.Diff(before, save(t, flavour)); diff != "" {
+					t.Errorf("apply and remove left (-before +after):\n%s", diff)
+				}
+				if err := a.Remove(t.Context()); err != nil {
+					t.Errorf("remove of nothing: %v", err)
+				}
+			})
+		}
+	}
+}
+
+// save is everything that matters of the kernel: with legacy, tables without rules stay behind and are left out.
+func save(t *testing.T, flavour string) string {
+	t.Helper()
+	all := sh(t, "ip", "rule") + sh(t, "ip", "-6", "rule") + sh(t, "ip", "route", "show", "table", "all") + sh(t, "ip", "addr", "show", "lo")
+	if flavour == BackendLegacy {
+		return all + byTable(withoutOwn(sh(t, "iptables-legacy-save"))) + byTable(withoutOwn(sh(t, "ip6tables-legacy-save")))
+	}
+	return all + sh(t, "nft", "list", "ruleset")
+}

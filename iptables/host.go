@@ -1,0 +1,164 @@
+package iptables
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
+)
+
+// host is what this package asks of the machine. Tests change single functions; systemHost is the real one. Every function
+// acts in the network namespace of the calling thread.
+type host struct {
+	find       func(names ...string) (string, error)
+	run        func(ctx context.Context, stdin string, argv ...string) (stdout string, err error)
+	dropTables func(fam Family, names []string) error
+	step       func(name string) // called between the steps of a change; for tests that die there
+}
+
+func systemHost() *host {
+	return &host{find: findCommand, run: runCommand, dropTables: dropIdleTables, step: func(string) {}}
+}
+
+// seen is what a look at the kernel found without starting a process.
+type seen struct {
+	nft    *nftSeen // nil when the kernel has no nf_tables, or we may not look
+	nftErr error    // why nft is nil
+	legacy [2]struct {
+		ours  []string // tables with chains of ours
+		rules bool
+		err   error
+	}
+	noIPv6 bool
+	marks  []uint32 // packet marks of the TPROXY chains that reading found
+}
+
+// nftSeen is every table and chain of nf_tables.
+type nftSeen struct {
+	chains []*nftables.Chain
+	names  map[nftables.TableFamily]map[string]bool // tables
+}
+
+var nftFamilies = [2]nftables.TableFamily{IPv4: nftables.TableFamilyIPv4, IPv6: nftables.TableFamilyIPv6}
+
+// look reads which tables and chains exist, by both flavours and natively.
+func (h *host) look() *seen {
+	s := &seen{}
+	s.nft, s.nftErr = lookNFT()
+	for _, fam := range []Family{IPv4, IPv6} {
+		l := &s.legacy[fam]
+		l.ours, l.rules, l.err = legacyTables(fam)
+	}
+	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err == nil {
+		unix.Close(fd)
+	}
+	s.noIPv6 = errors.Is(err, unix.EAFNOSUPPORT)
+	return s
+}
+
+func lookNFT() (*nftSeen, error) {
+	conn, err := nftables.New()
+	if err != nil {
+		return nil, fmt.Errorf("open nf_tables: %w", err)
+	}
+	tables, err := conn.ListTables()
+	if err != nil {
+		return nil, fmt.Errorf("list the tables of nf_tables: %w", err)
+	}
+	chains, err := conn.ListChains()
+	if err != nil {
+		return nil, fmt.Errorf("list the chains of nf_tables: %w", err)
+	}
+	s := &nftSeen{chains: chains, names: map[nftables.TableFamily]map[string]bool{}}
+	for _, t := range tables {
+		if s.names[t.Family] == nil {
+			s.names[t.Family] = map[string]bool{}
+		}
+		s.names[t.Family][t.Name] = true
+	}
+	return s, nil
+}
+
+// tables lists which of our tables exist in a flavour; for legacy it does not matter and is empty.
+func (s *seen) tables(flavour string, fam Family) []string {
+	if flavour != BackendNFT || s.nft == nil {
+		return nil
+	}
+	return slices.DeleteFunc(slices.Clone(ourTables), func(name string) bool { return !s.nft.names[nftFamilies[fam]][name] })
+}
+
+// ours reports whether a flavour may hold anything of ours in a family. When in doubt it says yes.
+func (s *seen) ours(flavour string, fam Family) bool {
+	if fam == IPv6 && s.noIPv6 {
+		return false
+	}
+	if flavour == BackendLegacy {
+		return s.legacy[fam].err != nil || len(s.legacy[fam].ours) > 0
+	}
+	if s.nft == nil {
+		return false
+	}
+	return slices.ContainsFunc(s.nft.chains, func(c *nftables.Chain) bool {
+		return c.Table.Family == nftFamilies[fam] && slices.Contains(ourTables, c.Table.Name) && ours(c.Name)
+	})
+}
+
+// usesNFT reports whether somebody has rules in a table of iptables-nft. Tables alone do not count: older commands make them
+// when they only look.
+func (s *seen) usesNFT() bool {
+	if s.nft == nil {
+		return false
+	}
+	conn, err := nftables.New()
+	if err != nil {
+		return false
+	}
+	for _, c := range s.nft.chains {
+		if c.Table.Family != nftables.TableFamilyIPv4 && c.Table.Family != nftables.TableFamilyIPv6 {
+			continue
+		}
+		if _, isXtables := hooksOf[c.Table.Name]; !isXtables && c.Table.Name != "filter" {
+			continue
+		}
+		if !builtins[c.Name] {
+			return true
+		}
+		if rules, err := conn.GetRules(c.Table, c); err != nil || len(rules) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// dropIdleTables deletes tables of iptables-nft in which nothing is left but chains of the kernel's hooks, empty and accepting.
+func dropIdleTables(fam Family, names []string) error {
+	conn, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("open nf_tables: %w", err)
+	}
+	chains, err := conn.ListChainsOfTableFamily(nftFamilies[fam])
+	if err != nil {
+		return fmt.Errorf("list the chains of nf_tables: %w", err)
+	}
+	for _, name := range names {
+		idle := true
+		for _, c := range chains {
+			if c.Table.Name != name {
+				continue
+			}
+			rules, err := conn.GetRules(c.Table, c)
+			idle = idle && err == nil && len(rules) == 0 && builtins[c.Name] && (c.Policy == nil || *c.Policy == nftables.ChainPolicyAccept)
+		}
+		if idle {
+			conn.DelTable(&nftables.Table{Name: name, Family: nftFamilies[fam]})
+		}
+	}
+	if err := conn.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("delete empty tables %v: %w", names, err)
+	}
+	return nil
+}

@@ -1,0 +1,204 @@
+package iptables
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// xtables is the backend that speaks through the iptables commands of one flavour.
+type xtables struct {
+	host    *host
+	flavour string // BackendNFT or BackendLegacy
+}
+
+// prefixes of the commands per family.
+var tableCommands = [2]string{IPv4: "iptables", IPv6: "ip6tables"}
+
+// command finds, for instance, ip6tables-nft-restore: by its flavoured name, else by its plain name if that is this flavour.
+func (x *xtables) command(fam Family, what string) (string, error) {
+	base := tableCommands[fam]
+	flavoured := base + "-" + x.flavour + what
+	path, err := x.host.find(flavoured)
+	if err == nil {
+		return path, nil
+	}
+	plain, plainErr := x.host.find(base + what)
+	if plainErr == nil && flavourOf(plain) == x.flavour {
+		return plain, nil
+	}
+	return "", fmt.Errorf("%w; install the package iptables, or choose backend native, which needs no commands", err)
+}
+
+// flavourOf tells which flavour a plain iptables command is: since 1.8 a link that leads to xtables-nft-multi or
+// xtables-legacy-multi, before that always legacy.
+func flavourOf(path string) string {
+	if real, err := filepath.EvalSymlinks(path); err == nil && strings.Contains(filepath.Base(real), "nft") {
+		return BackendNFT
+	}
+	return BackendLegacy
+}
+
+// installed reports whether the commands of this flavour are there for IPv4; IPv6 comes in the same package.
+func (x *xtables) installed() bool {
+	_, err := x.command(IPv4, "-restore")
+	return err == nil
+}
+
+// tables that we put rules into.
+var ourTables = []string{"raw", "mangle", "nat"}
+
+// read returns the state of one family. Legacy is asked table by table: without root it cannot list its tables.
+func (x *xtables) read(ctx context.Context, fam Family) (state, error) {
+	save, err := x.command(fam, "-save")
+	if err != nil {
+		return nil, err
+	}
+	runs := [][]string{{save}}
+	if x.flavour == BackendLegacy {
+		names, err := legacyTableNames(fam)
+		if err != nil {
+			return nil, err
+		}
+		runs = runs[:0]
+		for _, name := range ourTables {
+			for _, have := range names {
+				if name == have {
+					runs = append(runs, []string{save, "-t", name})
+				}
+			}
+		}
+	}
+	all := state{}
+	for _, argv := range runs {
+		out, err := x.host.run(ctx, "", argv...)
+		if err != nil {
+			return nil, fmt.Errorf("read the rules: %w", err)
+		}
+		s, err := parseSave(out)
+		if err != nil {
+			return nil, fmt.Errorf("read the rules: %s: %w", strings.Join(argv, " "), err)
+		}
+		for name, t := range s {
+			all[name] = t
+		}
+	}
+	return all, nil
+}
+
+// restore runs one transaction (per table) of iptables-restore.
+func (x *xtables) restore(ctx context.Context, fam Family, input string) error {
+	if input == "" {
+		return nil
+	}
+	cmd, err := x.command(fam, "-restore")
+	if err != nil {
+		return err
+	}
+	_, err = x.host.run(ctx, input, cmd, "--noflush", fmt.Sprintf("--wait=%d", lockSeconds))
+	return err
+}
+
+// apply brings both families from what they are to what rules say; on failure of either it brings both back.
+//
+// seen says, per family, what a look without starting a process found; a family in which there is nothing of ours is not
+// read again.
+func (x *xtables) apply(ctx context.Context, rules *Rules, seen *seen) error {
+	var before [2]state
+	var input [2]string
+	for _, fam := range []Family{IPv4, IPv6} {
+		have, err := x.known(ctx, fam, seen)
+		if err != nil {
+			return err
+		}
+		before[fam] = have
+		input[fam] = changeAll(fam, have, &rules.Families[fam], x.marks())
+	}
+	var done []Family
+	for _, fam := range []Family{IPv4, IPv6} {
+		if input[fam] == "" {
+			continue
+		}
+		done = append(done, fam)
+		if err := x.restore(ctx, fam, input[fam]); err != nil {
+			err = fmt.Errorf("put the %s rules in: %w", fam, err)
+			return errors.Join(err, x.rollBack(context.WithoutCancel(ctx), done, before))
+		}
+	}
+	return nil
+}
+
+// marks reports whether tables that we make are marked, so that they can be removed: legacy tables cannot be.
+func (x *xtables) marks() bool { return x.flavour == BackendNFT }
+
+// known returns the state of a family, without starting a process where a look found nothing of ours.
+func (x *xtables) known(ctx context.Context, fam Family, seen *seen) (state, error) {
+	if seen.ours(x.flavour, fam) {
+		have, err := x.read(ctx, fam)
+		seen.marks = append(seen.marks, have.tproxyMarks()...)
+		return have, err
+	}
+	s := state{}
+	for _, name := range seen.tables(x.flavour, fam) {
+		s[name] = newSavedTable()
+	}
+	return s, nil
+}
+
+// rollBack puts our rules back to what they were before in the families that may have changed.
+func (x *xtables) rollBack(ctx context.Context, families []Family, before [2]state) error {
+	var errs []error
+	for _, fam := range families {
+		now, err := x.read(ctx, fam)
+		if err == nil {
+			err = x.restore(ctx, fam, changeBack(now, before[fam]))
+		}
+		if err == nil {
+			err = x.dropMarked(fam, now, before[fam])
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("put the former %s rules back (see what is left with: wingman rules status): %w", fam, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// remove takes everything of ours and of Istio's tool out of both families.
+func (x *xtables) remove(ctx context.Context, seen *seen) error {
+	var errs []error
+	for _, fam := range []Family{IPv4, IPv6} {
+		if !seen.ours(x.flavour, fam) {
+			continue
+		}
+		have, err := x.known(ctx, fam, seen)
+		if err == nil {
+			err = x.restore(ctx, fam, changeAll(fam, have, &Ruleset{}, false))
+		}
+		if err == nil {
+			err = x.dropMarked(fam, have, state{})
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("remove the %s rules: %w", fam, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// dropMarked removes the tables that are marked as made by us in now, but were not in before, if nobody else has put anything
+// into them meanwhile.
+func (x *xtables) dropMarked(fam Family, now, before state) error {
+	var marked []string
+	for name, t := range now {
+		if b := before[name]; t.has(chainTable) && (b == nil || !b.has(chainTable)) {
+			marked = append(marked, name)
+		}
+	}
+	if len(marked) == 0 {
+		return nil
+	}
+	slices.Sort(marked)
+	return x.host.dropTables(fam, marked)
+}
