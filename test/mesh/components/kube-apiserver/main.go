@@ -44,8 +44,8 @@ func run() (exitCode int, err error) {
 
 	cfg := embed.NewConfig()
 	cfg.Dir = filepath.Join(dir, "data")
-	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{client}, []url.URL{client}
-	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = []url.URL{peer}, []url.URL{peer}
+	cfg.ListenClientUrls, cfg.ListenPeerUrls = []url.URL{client}, []url.URL{peer}
+	// What is advertised stays at its default: etcd insists on host:port there, and nobody reads it in a cluster of one.
 	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
 	cfg.TickMs, cfg.ElectionMs = 20, 200 // a cluster of one has no rivals to wait for
 	cfg.UnsafeNoFsync = true
