@@ -134,6 +134,13 @@ func (c *Client) Delete(ctx context.Context, ref Ref) error {
 	return nil
 }
 
+// Ready asks the API server whether it is ready for requests. It asks over probe: a server that is not ready yet shall not
+// leave broken connections behind.
+func (c *Client) Ready(ctx context.Context, probe *http.Client) error {
+	asking := &Client{base: c.base, token: c.token, http: probe}
+	return asking.do(ctx, http.MethodGet, "/readyz", "", nil, nil)
+}
+
 // path is the URL path of an object or a collection. The API server says how kinds are spelled there.
 func (c *Client) path(ctx context.Context, ref Ref) (string, error) {
 	root := "/apis/" + ref.APIVersion
@@ -186,10 +193,11 @@ func (c *Client) do(ctx context.Context, method, path, contentType string, body 
 		return err
 	}
 	defer res.Body.Close()
-	if into == nil {
-		into = &json.RawMessage{} // read to the end, so that the connection can be used again
+	if into != nil {
+		return json.NewDecoder(res.Body).Decode(into)
 	}
-	return json.NewDecoder(res.Body).Decode(into)
+	_, err = io.Copy(io.Discard, res.Body) // to the end, so that the connection can be used again
+	return err
 }
 
 func (c *Client) send(ctx context.Context, method, path, contentType string, body []byte) (*http.Response, error) {
