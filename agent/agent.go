@@ -1,0 +1,346 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"wingman/agent/status"
+	"wingman/agent/xds"
+	"wingman/bootstrap"
+	"wingman/dnsproxy"
+	"wingman/iptables"
+	"wingman/systemd"
+)
+
+// Options are what cmd hands in.
+type Options struct {
+	Root     string // folder that stands for "/"
+	Version  string
+	Getenv   func(string) string
+	Unsetenv func(string) error
+	Stderr   *os.File
+	Reload   <-chan os.Signal // SIGHUP; may be nil
+}
+
+// Agent is the daemon. Run is its only way in.
+type Agent struct {
+	opts     Options
+	started  time.Time
+	log      *slog.Logger
+	logs     *logs
+	notify   *systemd.Notifier
+	metrics  *prometheus.Registry
+	hostname string
+	tables   *tables
+	sockets  sockets
+	dns      *dnsproxy.Server
+	capture  *capture
+	services *group
+	news     chan struct{} // buffered 1: status text may have changed
+
+	mu       sync.Mutex // guards everything below
+	cfg      *bootstrap.Config
+	source   string // of cfg: "files" or "last good"
+	problems bootstrap.Problems
+	member   *member // nil between two
+	joined   *joinState
+	leaving  bool
+}
+
+// Run is the daemon's life: it returns nil when it was asked to stop, and an error when it cannot work.
+//
+// In: lock, DNS sockets, saved table, rules of a machine that joined before, DNS and admin socket (READY), then the membership,
+// which may take as long as it takes. Out, when asked to stop: unhealthy at istiod, rules out, stream closed, DNS last. When systemd
+// asks for a restart the rules, the sockets and the entry stay for the next process.
+func Run(ctx context.Context, o Options) error {
+	a, err := newAgent(o)
+	if err != nil {
+		return err
+	}
+	lock, err := takeLock(a.cfg.Paths.RunDir)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if err := os.MkdirAll(a.cfg.Paths.StateDir, 0o700); err != nil {
+		return fmt.Errorf("state folder: %w", err)
+	}
+	if err := a.open(); err != nil {
+		return err
+	}
+	return a.live(ctx)
+}
+
+// newAgent reads the settings and makes the logger. It opens nothing.
+func newAgent(o Options) (*Agent, error) {
+	cfg, source, problems, err := loadConfig(o.Root)
+	if err != nil {
+		return nil, err
+	}
+	logs, err := newLogs(cfg.Log, o.Stderr, o.Getenv)
+	if err != nil {
+		return nil, err
+	}
+	hostname, err := os.Hostname()
+	if err != nil {
+		return nil, fmt.Errorf("host name: %w", err)
+	}
+	notify, err := systemd.NewNotifier(o.Getenv)
+	if err != nil {
+		return nil, err
+	}
+	a := &Agent{
+		opts:     o,
+		started:  time.Now(),
+		log:      logs.part("agent"),
+		logs:     logs,
+		notify:   notify,
+		metrics:  prometheus.NewRegistry(),
+		hostname: hostname,
+		news:     make(chan struct{}, 1),
+		cfg:      cfg,
+		source:   source,
+		problems: problems,
+	}
+	a.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	a.metrics.MustRegister(newBuildInfo(o.Version))
+	applier, err := iptables.NewApplier(iptables.ApplierConfig{Log: logs.part("capture"), Metrics: a.metrics})
+	if err != nil {
+		return nil, err
+	}
+	a.capture = newCapture(logs.part("capture"), applier, captureFactsOf, a.metrics)
+	a.services = newGroup(context.Background(), a.log)
+	for _, p := range problems {
+		a.log.Warn("settings", "problem", p.String())
+	}
+	return a, nil
+}
+
+// open takes the DNS sockets and what an earlier run left on disk.
+func (a *Agent) open() error {
+	handed, err := systemd.Inherited(a.opts.Getenv, a.opts.Unsetenv)
+	if err != nil {
+		a.log.Warn("sockets handed in cannot be used", "cause", err)
+	}
+	if a.sockets, err = openSockets(listenAddrs(a.cfg), handed, a.notify, a.log); err != nil {
+		return err
+	}
+	if a.joined, err = readJoined(a.cfg.Paths.StateDir); err != nil {
+		a.log.Warn("whether this machine joined before is not known", "cause", err)
+	}
+	a.dns, err = dnsproxy.New(dnsproxy.Config{
+		UDP:            a.sockets.udp,
+		TCP:            a.sockets.tcp,
+		ResolvConf:     a.cfg.Paths.ResolvConf,
+		ForwardTimeout: a.cfg.DNS.ForwardTimeout,
+		Log:            a.logs.part("dns"),
+		Metrics:        a.metrics,
+	})
+	if err != nil {
+		return fmt.Errorf("DNS proxy: %w", err)
+	}
+	a.tables = newTables(filepath.Join(a.cfg.Paths.StateDir, tableName), a.logs.part("dns"), a.dns.Replace)
+	a.tables.configure(a.cfg.Namespace, a.cfg.Domain)
+	a.tables.restore()
+	return nil
+}
+
+// live runs everything until ctx ends or something essential fails.
+func (a *Agent) live(ctx context.Context) error {
+	admin := status.NewAdmin(filepath.Join(a.cfg.Paths.RunDir, adminSocket), a.operations(), a.log)
+	if err := admin.Listen(); err != nil {
+		return err
+	}
+	a.services.start(task{name: "dns", run: a.dns.Run, essential: true})
+	a.services.start(task{name: "admin", run: admin.Run, essential: true})
+	a.services.start(task{name: "tables", run: a.tables.run})
+	public := status.NewPublic(fmt.Sprintf(":%d", a.cfg.Status.Port), a.notReady, a.gatherer())
+	a.services.start(task{name: "status", run: public.Run})
+	a.settleCapture(ctx)
+	a.services.start(task{name: "capture", run: a.followCapture})
+
+	members := newGroup(context.Background(), a.log)
+	members.start(task{name: "member", run: a.keepMember})
+	a.services.start(task{name: "notify", run: func(ctx context.Context) error {
+		return a.announce(ctx, a.dns.Ready(), admin.Ready())
+	}})
+
+	var failed error
+	for ctx.Err() == nil && failed == nil {
+		select {
+		case <-ctx.Done():
+		case failed = <-a.services.fatal:
+		case <-a.opts.Reload:
+			a.reload()
+		}
+	}
+	return errors.Join(failed, a.shutDown(members, failed != nil))
+}
+
+// shutDown ends the daemon: politely when it leaves, quickly when the next process is about to take over.
+func (a *Agent) shutDown(members *group, failed bool) error {
+	if err := a.notify.Stopping(); err != nil {
+		a.log.Debug("systemd was not told", "cause", err)
+	}
+	if a.leaves(failed) {
+		a.mu.Lock()
+		a.leaving = true
+		m := a.member
+		a.mu.Unlock()
+		a.log.Info("leaving the mesh")
+		if m != nil {
+			m.leave(context.Background(), "wingman on this machine stops")
+		}
+		a.settleCapture(context.Background())
+	} else {
+		a.log.Info("making way for the next process; rules and sockets stay")
+	}
+	return errors.Join(members.stop(stopWait), a.services.stop(stopWait))
+}
+
+// leaves tells a stop from a restart. Under systemd only a stop job is a stop; what cannot be told counts as restart, and so does a
+// failure, because systemd starts the daemon again. Without systemd nobody comes after this process.
+func (a *Agent) leaves(failed bool) bool {
+	if a.opts.Getenv("NOTIFY_SOCKET") == "" {
+		return true
+	}
+	if failed {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	stop, err := systemd.StopRequested(ctx)
+	if err != nil {
+		a.log.Warn("stop or restart? systemd does not say; taken for a restart", "cause", err)
+		return false
+	}
+	return stop
+}
+
+// keepMember keeps a membership for the settings in force; a change of them or of the address makes a new one.
+func (a *Agent) keepMember(ctx context.Context) error {
+	for ctx.Err() == nil {
+		a.mu.Lock()
+		cfg := a.cfg
+		a.mu.Unlock()
+		m, err := newMember(cfg, memberConfig{
+			hostname:  a.hostname,
+			takeNames: a.takeNames,
+			onChange:  a.poke,
+			logs:      a.logs,
+		})
+		if err != nil {
+			return err
+		}
+		memberCtx, cancel := context.WithCancelCause(ctx)
+		a.mu.Lock()
+		a.member = m
+		m.replace = cancel
+		superseded := a.cfg != cfg
+		a.mu.Unlock()
+		if superseded {
+			cancel(errReloaded)
+		}
+		err = m.run(memberCtx)
+		cancel(nil)
+		if err != nil && !errors.Is(err, errAddressChanged) {
+			return err
+		}
+	}
+	return nil
+}
+
+// errReloaded ends a member whose settings were replaced.
+var errReloaded = errors.New("settings were reloaded")
+
+// reload reads the settings again. Bad files change nothing.
+func (a *Agent) reload() {
+	if err := a.notify.Reloading(); err != nil {
+		a.log.Debug("systemd was not told", "cause", err)
+	}
+	defer func() {
+		if err := a.notify.Ready(); err != nil {
+			a.log.Debug("systemd was not told", "cause", err)
+		}
+		a.poke()
+	}()
+	cfg, problems := bootstrap.Load(a.opts.Root)
+	if err := problems.Err(); err != nil {
+		a.log.Error("reload refused; the running settings stay", "cause", err)
+		a.mu.Lock()
+		a.problems = problems
+		a.mu.Unlock()
+		return
+	}
+	a.mu.Lock()
+	old, m := a.cfg, a.member
+	a.cfg, a.source, a.problems = cfg, sourceFiles, problems
+	a.mu.Unlock()
+	a.logs.configure(cfg.Log)
+	a.tables.configure(cfg.Namespace, cfg.Domain)
+	if need := needsRestart(old, cfg); len(need) > 0 {
+		a.log.Warn("reloaded, but some settings wait for systemctl restart wingman", "settings", need)
+	} else {
+		a.log.Info("reloaded")
+	}
+	if m != nil {
+		m.replace(errReloaded)
+	}
+	a.settleCapture(context.Background())
+}
+
+// takeNames takes a NameTable in; see xds.Subscription.
+func (a *Agent) takeNames(p xds.Push) error {
+	if err := a.tables.take(p); err != nil {
+		return err
+	}
+	a.noteJoined()
+	a.poke()
+	return nil
+}
+
+// noteJoined marks the first configuration that a certificate holder got: from now on the machine is a member, over reboots too.
+func (a *Agent) noteJoined() {
+	a.mu.Lock()
+	m, known := a.member, a.joined != nil
+	if !known && m != nil {
+		a.joined = &joinState{At: time.Now(), NodeID: m.id()}
+	}
+	j := a.joined
+	a.mu.Unlock()
+	if known || j == nil {
+		return
+	}
+	if err := writeJoined(a.cfg.Paths.StateDir, *j); err != nil {
+		a.log.Error("the join is not remembered; after a reboot rules come only after the next one", "cause", err)
+	}
+	a.log.Info("joined the mesh", "node", j.NodeID)
+	a.settleCapture(context.Background())
+}
+
+// poke says that the status text may have changed.
+func (a *Agent) poke() {
+	select {
+	case a.news <- struct{}{}:
+	default:
+	}
+}
+
+// listenAddrs are the addresses DNS is served at. Redirected IPv6 queries arrive at ::1.
+func listenAddrs(cfg *bootstrap.Config) []netip.AddrPort {
+	addrs := []netip.AddrPort{cfg.DNS.Listen}
+	if cfg.Capture.DualStack && cfg.DNS.Listen.Addr() == netip.AddrFrom4([4]byte{127, 0, 0, 1}) {
+		addrs = append(addrs, netip.AddrPortFrom(netip.IPv6Loopback(), cfg.DNS.Listen.Port()))
+	}
+	return addrs
+}

@@ -1,0 +1,45 @@
+package agent
+
+import (
+	"strings"
+	"testing"
+
+	"wingman/bootstrap"
+	"wingman/iptables"
+)
+
+func TestDecideCapture(t *testing.T) {
+	joined := captureFacts{joined: true, exempt: true, user: "istio-proxy"}
+	with := func(change func(*captureFacts)) captureFacts { f := joined; change(&f); return f }
+	dns := func(level string) bootstrap.Capture { return bootstrap.Capture{Level: level, DNS: true} }
+	none, dnsOnly, all := iptables.LevelNone, iptables.LevelDNS, iptables.LevelAll
+	for _, tc := range []struct {
+		name    string
+		capture bootstrap.Capture
+		facts   captureFacts
+		wanted  iptables.Level
+		level   iptables.Level
+		why     string // part of it; "" means none
+	}{
+		{"before the first join nothing is captured", dns("auto"), with(func(f *captureFacts) { f.joined = false }), dnsOnly, none, ""},
+		{"before the first join not even what is asked for by name", dns("all"), with(func(f *captureFacts) { f.joined, f.envoy = false, true }), all, none, ""},
+		{"joined without Envoy means DNS", dns("auto"), joined, dnsOnly, dnsOnly, ""},
+		{"joined with Envoy means all", dns("auto"), with(func(f *captureFacts) { f.envoy = true }), all, all, ""},
+		{"all without Envoy would be a black hole: DNS, and said", dns("all"), joined, all, dnsOnly, "no Envoy"},
+		{"all without Envoy and without DNS capture is nothing, and said", bootstrap.Capture{Level: "all"}, joined, all, none, "no Envoy"},
+		{"no DNS capture and no Envoy is nothing", bootstrap.Capture{Level: "auto"}, joined, none, none, ""},
+		{"none is none", dns("none"), with(func(f *captureFacts) { f.envoy = true }), none, none, ""},
+		{"dns with Envoy stays DNS", dns("dns"), with(func(f *captureFacts) { f.envoy = true }), dnsOnly, dnsOnly, ""},
+		{"leaving takes everything out", dns("all"), with(func(f *captureFacts) { f.envoy, f.leaving = true, true }), all, none, ""},
+		{"a process that the rules would capture puts none in", dns("auto"), with(func(f *captureFacts) { f.exempt = false }), dnsOnly, none, "istio-proxy"},
+	} {
+		got := decideCapture(tc.capture, tc.facts)
+		if got.wanted != tc.wanted || got.level != tc.level || (tc.why == "") != (got.why == "") || !strings.Contains(got.why, tc.why) || !got.hands {
+			t.Errorf("%s: decideCapture = %+v, want wanted %v, level %v, why %q", tc.name, got, tc.wanted, tc.level, tc.why)
+		}
+	}
+	custom := decideCapture(bootstrap.Capture{Level: "all", DNS: true, CustomTables: true}, joined)
+	if custom.hands {
+		t.Errorf("with ISTIO_CUSTOM_IP_TABLES decideCapture = %+v, want hands off", custom)
+	}
+}

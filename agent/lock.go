@@ -1,0 +1,39 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// lockFile is below the run folder; the daemon that holds its lock is the only one of its root.
+const lockFile = "wingman.lock"
+
+// takeLock makes this process the only daemon of runDir until the returned file is closed. The error names the process that is it.
+func takeLock(runDir string) (*os.File, error) {
+	if err := os.MkdirAll(runDir, 0o750); err != nil {
+		return nil, fmt.Errorf("run folder: %w", err)
+	}
+	f, err := os.OpenFile(filepath.Join(runDir, lockFile), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		defer f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			pid, _ := io.ReadAll(io.LimitReader(f, 32))
+			return nil, fmt.Errorf("another wingman runs with this root (pid %s): stop it first", strings.TrimSpace(string(pid)))
+		}
+		return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
+	}
+	if err := f.Truncate(0); err == nil {
+		_, _ = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0) // for the message above only
+	}
+	return f, nil
+}

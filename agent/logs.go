@@ -1,0 +1,57 @@
+package agent
+
+import (
+	"log/slog"
+	"os"
+
+	"wingman/bootstrap"
+	"wingman/systemd"
+)
+
+// levelNone is above every level in use.
+const levelNone = slog.LevelError + 100
+
+// levelNames are the levels of the settings.
+var levelNames = map[string]slog.Level{
+	"debug": slog.LevelDebug,
+	"info":  slog.LevelInfo,
+	"warn":  slog.LevelWarn,
+	"error": slog.LevelError,
+	"none":  levelNone,
+}
+
+// logs makes the loggers of the daemon's parts: agent, identity, xds, dns, health, capture, member. Each part is a scope in the sense
+// of Istio's --log_output_level=dns:debug.
+type logs struct {
+	root  *slog.Logger
+	level slog.LevelVar // of parts without a level of their own
+}
+
+// newLogs makes loggers that write to stderr, and to the file that the settings name.
+func newLogs(c bootstrap.Log, stderr *os.File, getenv func(string) string) (*logs, error) {
+	l := &logs{}
+	l.configure(c)
+	scopes := map[string]slog.Level{}
+	for scope, name := range c.Scopes {
+		scopes[scope] = levelNames[name]
+	}
+	h, err := systemd.NewLogHandler(systemd.LogConfig{
+		Stream: stderr,
+		Getenv: getenv,
+		JSON:   c.Format == "json",
+		Level:  &l.level,
+		Scopes: scopes,
+		File:   c.File,
+	})
+	if err != nil {
+		return nil, err
+	}
+	l.root = slog.New(h)
+	return l, nil
+}
+
+// configure changes the level of loggers handed out before.
+func (l *logs) configure(c bootstrap.Log) { l.level.Set(levelNames[c.Level]) }
+
+// part returns the logger of one part of the daemon.
+func (l *logs) part(name string) *slog.Logger { return l.root.With(systemd.ScopeKey, name) }

@@ -1,0 +1,317 @@
+package agent
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	"wingman/agent/xds"
+	"wingman/bootstrap"
+	"wingman/bootstrap/identity"
+	"wingman/health"
+)
+
+// Timings of a member.
+const (
+	// addressCheck is how often the machine's address is looked at: a DHCP lease that changed it wants a new WorkloadEntry.
+	addressCheck = 10 * time.Second
+	addressRetry = time.Second // while there is none yet: early at boot
+	// farewell bounds how long a stop waits for istiod to hear that this workload is unhealthy.
+	farewell = 2 * time.Second
+	stopWait = 5 * time.Second
+)
+
+// errAddressChanged ends a member whose node is out of date: istiod reads the node once a stream, and registers by its address.
+var errAddressChanged = errors.New("address of this machine changed")
+
+// member is this machine's membership under one configuration: identity, stream, health. A reload and a changed address make a
+// new one; DNS and rules stay.
+type member struct {
+	cfg      *bootstrap.Config
+	hostname string
+	log      *slog.Logger
+	logs     *logs
+	metrics  *prometheus.Registry
+	dialer   *dialer
+	identity *identity.Manager
+	envoy    bool // Envoy takes this machine's traffic
+	take     func(xds.Push) error
+	changed  func()                  // something that status shows changed
+	replace  context.CancelCauseFunc // ends run, for another member to take its place; set before run
+
+	mu     sync.Mutex // guards everything below
+	addrs  []netip.Addr
+	nodeID string
+	xds    *xds.Client     // nil until there is an address
+	health *health.Checker // nil until there is an address
+	verdict
+}
+
+// verdict is what istiod is told: the workload's health, unless the agent knows better.
+type verdict struct {
+	workload *health.Report
+	leaving  string // reason to be unhealthy whatever the workload says
+}
+
+// memberConfig is what newMember needs beside the configuration.
+type memberConfig struct {
+	hostname  string
+	envoy     bool
+	takeNames func(xds.Push) error // handler of the NameTable
+	onChange  func()
+	logs      *logs
+}
+
+func newMember(cfg *bootstrap.Config, mc memberConfig) (*member, error) {
+	m := &member{
+		cfg:      cfg,
+		hostname: mc.hostname,
+		log:      mc.logs.part("member"),
+		logs:     mc.logs,
+		metrics:  prometheus.NewRegistry(),
+		dialer:   newDialer(cfg.Hosts),
+		envoy:    mc.envoy,
+		take:     mc.takeNames,
+		changed:  mc.onChange,
+	}
+	ic := identityConfig(cfg)
+	ic.Dial = m.dialer.Dial
+	ic.Log = mc.logs.part("identity")
+	ic.Metrics = m.metrics
+	ic.OnChange = func(*identity.Certificate) {
+		if c := m.client(); c != nil {
+			c.Retry() // what istiod refused with the old certificate may pass with the new one
+		}
+		m.changed()
+	}
+	var err error
+	if m.identity, err = identity.New(ic); err != nil {
+		return nil, fmt.Errorf("identity: %w", err)
+	}
+	return m, nil
+}
+
+// run keeps the membership until ctx ends (nil) or the machine's address changes (errAddressChanged).
+func (m *member) run(ctx context.Context) error {
+	g := newGroup(ctx, m.log)
+	defer func() {
+		if err := g.stop(stopWait); err != nil {
+			m.log.Warn("membership does not end cleanly", "cause", err)
+		}
+	}()
+	g.start(task{name: "identity", run: m.identity.Run})
+
+	addrs, err := m.waitAddrs(ctx)
+	if err != nil {
+		return nil // only ctx ends the wait
+	}
+	if err := m.prepare(addrs); err != nil {
+		return err
+	}
+	g.start(task{name: "health", run: m.health.Run})
+	g.start(task{name: "xds", run: func(ctx context.Context) error {
+		select {
+		case <-m.identity.Ready():
+			return m.xds.Run(ctx)
+		case <-ctx.Done():
+			return nil
+		}
+	}})
+	return m.watchAddrs(ctx, addrs)
+}
+
+// prepare makes the parts that need to know the address.
+func (m *member) prepare(addrs []netip.Addr) error {
+	hc := health.Config{
+		Probe:      probeOf(m.cfg.Probe),
+		InstanceIP: addrs[0],
+		OnReport:   m.onHealth,
+		Log:        m.logs.part("health"),
+		Metrics:    m.metrics,
+	}
+	checker, err := health.New(hc)
+	if err != nil {
+		return fmt.Errorf("readiness probe: %w", err)
+	}
+	node, err := m.node(addrs)
+	if err != nil {
+		return err
+	}
+	client, err := xds.New(xds.Config{
+		Address:       m.cfg.Discovery.Address,
+		ClusterID:     m.cfg.ClusterID,
+		Delta:         m.cfg.XDS.Delta,
+		Node:          func(context.Context) (*corev3.Node, error) { return node, nil },
+		TLS:           func() *tls.Config { return m.identity.ClientTLSFor(m.cfg.Discovery.ServerName) },
+		Token:         m.token,
+		Dial:          m.dialer.Dial,
+		Subscriptions: []xds.Subscription{{TypeURL: xds.TypeNameTable, Handle: m.take}},
+		OnState:       func(xds.State) { m.changed() },
+		Log:           m.logs.part("xds"),
+		Metrics:       m.metrics,
+	})
+	if err != nil {
+		return fmt.Errorf("stream to istiod: %w", err)
+	}
+	m.mu.Lock()
+	m.addrs, m.nodeID, m.health, m.xds = addrs, node.GetId(), checker, client
+	m.mu.Unlock()
+	m.log.Info("instance known", "node", node.GetId(), "addresses", addrs)
+	return nil
+}
+
+// node is what istiod is told of this machine.
+func (m *member) node(addrs []netip.Addr) (*corev3.Node, error) {
+	n := m.cfg.Node(bootstrap.NodeFacts{Hostname: m.hostname, Addrs: addrs, Envoy: m.envoy})
+	md, err := structpb.NewStruct(n.Metadata)
+	if err != nil {
+		return nil, fmt.Errorf("node metadata: %w", err)
+	}
+	return &corev3.Node{
+		Id:       n.ID,
+		Cluster:  n.Cluster,
+		Locality: &corev3.Locality{Region: n.Locality.Region, Zone: n.Locality.Zone, SubZone: n.Locality.SubZone},
+		Metadata: md,
+	}, nil
+}
+
+// addresses asks for the instance's addresses as they are now.
+func (m *member) addresses(ctx context.Context) ([]netip.Addr, error) {
+	var targets []netip.Addr
+	if len(m.cfg.InstanceIPs) == 0 {
+		host, _, err := net.SplitHostPort(m.cfg.Discovery.Address)
+		if err != nil {
+			return nil, err
+		}
+		// Without an answer the default route still says which address it is.
+		targets, _ = m.dialer.resolve(ctx, host)
+	}
+	return bootstrap.InstanceAddrs(ctx, m.cfg, targets)
+}
+
+// waitAddrs waits until the machine has an address: early at boot there may be none. Its error is ctx's.
+func (m *member) waitAddrs(ctx context.Context) ([]netip.Addr, error) {
+	said := ""
+	for {
+		addrs, err := m.addresses(ctx)
+		if err == nil && len(addrs) > 0 {
+			return addrs, nil
+		}
+		if err != nil && err.Error() != said {
+			said = err.Error()
+			m.log.Warn("no address to register with yet", "cause", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(addressRetry):
+		}
+	}
+}
+
+// watchAddrs returns errAddressChanged once the machine has other addresses than known. Having none for a while changes nothing:
+// a link that is down comes back, mostly with the same address.
+func (m *member) watchAddrs(ctx context.Context, known []netip.Addr) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(addressCheck):
+		}
+		now, err := m.addresses(ctx)
+		if err != nil || len(now) == 0 || slices.Equal(now, known) {
+			continue
+		}
+		m.log.Info("address changed", "from", known, "to", now)
+		return errAddressChanged
+	}
+}
+
+// id is the node's, empty before there is an address.
+func (m *member) id() string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.nodeID
+}
+
+func (m *member) client() *xds.Client {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.xds
+}
+
+// onHealth is told the workload's verdict.
+func (m *member) onHealth(r health.Report) {
+	m.mu.Lock()
+	m.workload = &r
+	m.mu.Unlock()
+	m.tellHealth()
+}
+
+// tellHealth hands the verdict that counts now to the stream.
+func (m *member) tellHealth() {
+	m.mu.Lock()
+	client, v := m.xds, m.verdict
+	m.mu.Unlock()
+	if client == nil {
+		return
+	}
+	if h, known := v.health(); known {
+		client.ReportHealth(h)
+	}
+	m.changed()
+}
+
+// health is what istiod is to be told; known is false before the first verdict.
+func (v verdict) health() (h xds.Health, known bool) {
+	switch {
+	case v.leaving != "":
+		return xds.Health{Reason: v.leaving}, true
+	case v.workload == nil:
+		return xds.Health{}, false
+	case v.workload.Healthy:
+		return xds.Health{Healthy: true}, true // a reason that changes while all is well is no news
+	}
+	return xds.Health{Reason: v.workload.Reason}, true
+}
+
+// leave tells istiod that this workload is not to be used any more and waits, within limits, until it was told.
+func (m *member) leave(ctx context.Context, why string) {
+	m.mu.Lock()
+	m.leaving = why
+	client := m.xds
+	m.mu.Unlock()
+	m.tellHealth()
+	if client == nil || client.State().Phase != xds.PhaseConnected {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, farewell)
+	defer cancel()
+	if !client.HealthSent(ctx) {
+		m.log.Warn("istiod could not be told that this workload leaves")
+	}
+}
+
+// token is the bearer token worth sending: none when there is none, or when it cannot pass any more.
+func (m *member) token() string {
+	t, err := m.identity.Token()
+	if err != nil {
+		return ""
+	}
+	if _, err := identity.InspectToken([]byte(t), time.Now()); err != nil {
+		return ""
+	}
+	return t
+}

@@ -1,0 +1,187 @@
+package agent
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"wingman/agent/xds/nds"
+	"wingman/dnsproxy"
+)
+
+// tableHeader opens a saved name table: the magic, the version istiod gave it, when it came (RFC 3339), and the SHA-256 of the
+// NameTable that follows, in one line.
+const tableHeader = "wingman-nametable/1"
+
+// mostNamed bounds how many bad entries one error names.
+const mostNamed = 5
+
+// errDamagedTable marks a saved name table that cannot be trusted.
+var errDamagedTable = errors.New("saved name table is damaged")
+
+// namesOf converts istiod's NameTable. Its error names the entries with addresses that are none; nothing is converted then, so
+// that a push is taken in whole or not at all.
+func namesOf(t *nds.NameTable) ([]dnsproxy.Name, error) {
+	var (
+		names = make([]dnsproxy.Name, 0, len(t.GetTable()))
+		bad   []string
+	)
+	for _, host := range slices.Sorted(maps.Keys(t.GetTable())) {
+		info := t.GetTable()[host]
+		n := dnsproxy.Name{
+			Host:      host,
+			Registry:  info.GetRegistry(),
+			ShortName: info.GetShortname(),
+			Namespace: info.GetNamespace(),
+			AltHosts:  info.GetAltHosts(),
+			Addrs:     make([]netip.Addr, 0, len(info.GetIps())),
+		}
+		for _, ip := range info.GetIps() {
+			a, err := netip.ParseAddr(ip)
+			if err != nil || a.Zone() != "" {
+				bad = append(bad, fmt.Sprintf("%.80q has the address %.80q, expected an IPv4 or IPv6 address", host, ip))
+				continue
+			}
+			n.Addrs = append(n.Addrs, a.Unmap())
+		}
+		names = append(names, n)
+	}
+	if len(bad) > 0 {
+		return nil, tooMany("name table", bad)
+	}
+	return names, nil
+}
+
+// tooMany joins problems into one error, naming the first few.
+func tooMany(what string, problems []string) error {
+	if more := len(problems) - mostNamed; more > 0 {
+		problems = append(problems[:mostNamed:mostNamed], fmt.Sprintf("and %d more", more))
+	}
+	return fmt.Errorf("%s: %s", what, strings.Join(problems, "; "))
+}
+
+// savedTable is a NameTable as kept on disk.
+type savedTable struct {
+	version  string
+	received time.Time
+	raw      []byte // the NameTable, protobuf
+}
+
+// encode renders t as the file's bytes.
+func (t savedTable) encode() []byte {
+	sum := sha256.Sum256(t.raw)
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "%s %q %s %s\n", tableHeader, t.version, t.received.UTC().Format(time.RFC3339), hex.EncodeToString(sum[:]))
+	b.Write(t.raw)
+	return b.Bytes()
+}
+
+// decodeTable is the inverse of encode; its errors wrap errDamagedTable.
+func decodeTable(file []byte) (savedTable, error) {
+	line, raw, ok := bytes.Cut(file, []byte("\n"))
+	if !ok {
+		return savedTable{}, fmt.Errorf("%w: no header line", errDamagedTable)
+	}
+	var (
+		t              savedTable
+		magic, at, sum string
+	)
+	if _, err := fmt.Sscanf(string(line), "%s %q %s %s", &magic, &t.version, &at, &sum); err != nil || magic != tableHeader {
+		return savedTable{}, fmt.Errorf("%w: header %.60q, expected %q and three fields", errDamagedTable, line, tableHeader)
+	}
+	received, err := time.Parse(time.RFC3339, at)
+	if err != nil {
+		return savedTable{}, fmt.Errorf("%w: time %.40q in its header", errDamagedTable, at)
+	}
+	if got := sha256.Sum256(raw); hex.EncodeToString(got[:]) != sum {
+		return savedTable{}, fmt.Errorf("%w: its %d bytes do not match the checksum in its header", errDamagedTable, len(raw))
+	}
+	t.received, t.raw = received, raw
+	return t, nil
+}
+
+// names decodes the table itself.
+func (t savedTable) names() ([]dnsproxy.Name, error) {
+	var m nds.NameTable
+	if err := proto.Unmarshal(t.raw, &m); err != nil {
+		return nil, fmt.Errorf("name table: %w", err)
+	}
+	return namesOf(&m)
+}
+
+// tableFile is the saved name table on disk.
+type tableFile string
+
+func (f tableFile) save(t savedTable) error {
+	return writeFile(string(f), t.encode(), 0o600)
+}
+
+// load reads the file. A damaged one is moved aside for inspection, so that it is reported once and never in the way.
+func (f tableFile) load() (savedTable, error) {
+	b, err := os.ReadFile(string(f))
+	if err != nil {
+		return savedTable{}, err
+	}
+	t, err := decodeTable(b)
+	if err == nil {
+		return t, nil
+	}
+	return savedTable{}, errors.Join(err, f.setAside())
+}
+
+// setAside renames the file to FILE.bad.
+func (f tableFile) setAside() error {
+	bad := string(f) + ".bad"
+	if err := os.Rename(string(f), bad); err != nil {
+		return fmt.Errorf("move it aside: %w", err)
+	}
+	return nil
+}
+
+// writeFile replaces path in one step: a temporary file in the same folder, synced, renamed, and the folder synced.
+func writeFile(path string, data []byte, mode fs.FileMode) (err error) {
+	dir := filepath.Dir(path)
+	tmp, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			tmp.Close()
+			os.Remove(tmp.Name())
+		}
+	}()
+	if _, err = tmp.Write(data); err != nil {
+		return err
+	}
+	if err = tmp.Chmod(mode); err != nil {
+		return err
+	}
+	if err = tmp.Sync(); err != nil {
+		return err
+	}
+	if err = tmp.Close(); err != nil {
+		return err
+	}
+	if err = os.Rename(tmp.Name(), path); err != nil {
+		return err
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}

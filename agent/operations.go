@@ -1,0 +1,107 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/miekg/dns"
+	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
+
+	"wingman/agent/status"
+	"wingman/bootstrap"
+	"wingman/dnsproxy"
+)
+
+// errNoMember means that nothing of the membership stands yet.
+var errNoMember = errors.New("the daemon is still starting: ask again in a second")
+
+// operations are what the admin socket can be asked.
+func (a *Agent) operations() status.Operations {
+	return status.Operations{
+		Status: a.report,
+		Table: func(w io.Writer, match string) error {
+			t := a.dns.Table()
+			if t == nil {
+				_, err := fmt.Fprintln(w, "# no name table yet: every question goes upstream")
+				return err
+			}
+			return writeTable(w, t, match)
+		},
+		Query: func(ctx context.Context, name, qtype string, explain bool) (status.DNSAnswer, error) {
+			answer, err := query(ctx, listenAddrs(a.config())[0], name, qtype)
+			if err != nil || !explain {
+				return answer, err
+			}
+			if answer.Explain, err = a.dns.Explain(ctx, name, dns.StringToType[strings.ToUpper(qtype)]); err != nil {
+				return answer, fmt.Errorf("explain: %w", err)
+			}
+			return answer, nil
+		},
+		Renew: func(ctx context.Context) error {
+			m := a.currentMember()
+			if m == nil {
+				return errNoMember
+			}
+			ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+			defer cancel()
+			return m.identity.Renew(ctx)
+		},
+		Health: func() any {
+			if m := a.currentMember(); m != nil {
+				m.mu.Lock()
+				checker := m.health
+				m.mu.Unlock()
+				if checker != nil {
+					return checker.History()
+				}
+			}
+			return []struct{}{}
+		},
+	}
+}
+
+// gatherer collects the daemon's metrics and those of the membership in force.
+func (a *Agent) gatherer() prometheus.Gatherer {
+	return prometheus.GathererFunc(func() ([]*dto.MetricFamily, error) {
+		all := prometheus.Gatherers{a.metrics}
+		if m := a.currentMember(); m != nil {
+			all = append(all, m.metrics)
+		}
+		return all.Gather()
+	})
+}
+
+func (a *Agent) currentMember() *member {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.member
+}
+
+func (a *Agent) config() *bootstrap.Config {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.cfg
+}
+
+// writeTable prints a table's names that match a glob, one a line with its addresses.
+func writeTable(w io.Writer, t *dnsproxy.Table, match string) error {
+	names, err := t.Names(match)
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		line := n.Host
+		for _, a := range n.Addrs {
+			line += " " + a.String()
+		}
+		if _, err := fmt.Fprintln(w, line); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,146 @@
+package agent
+
+import (
+	"os"
+	"slices"
+	"time"
+
+	"wingman/agent/status"
+	"wingman/agent/xds"
+)
+
+// adminSocket is the admin socket's name below the run folder.
+const adminSocket = "admin.sock"
+
+// Phases of the daemon.
+const (
+	phaseJoining = "joining"
+	phaseJoined  = "joined"
+	phaseLeaving = "leaving"
+)
+
+// streamPatience is how long the stream may be away before that counts as degraded: a restart of istiod is none.
+const streamPatience = 30 * time.Second
+
+// report gathers the state of all parts. It takes each part's own lock one after the other, never two.
+func (a *Agent) report() status.Report {
+	a.mu.Lock()
+	m, joined, leaving, cfg := a.member, a.joined, a.leaving, a.cfg
+	r := status.Report{
+		Version:   a.opts.Version,
+		PID:       os.Getpid(),
+		StartedAt: a.started,
+		Time:      time.Now(),
+		Config:    status.ConfigReport{Source: a.source},
+	}
+	for _, p := range a.problems {
+		r.Config.Problems = append(r.Config.Problems, p.Severity.String()+": "+p.String())
+	}
+	broken := a.problems.Err() != nil
+	a.mu.Unlock()
+
+	if cfg.AutoRegisterGroup != "" {
+		r.Instance.Group = cfg.Namespace + "/" + cfg.AutoRegisterGroup
+	}
+	r.DNS = a.dnsReport()
+	r.Capture = a.capture.report()
+	var degraded []string
+	if broken {
+		degraded = append(degraded, "the settings as they are now cannot be used (wingman config check); "+r.Config.Source+" settings are in force")
+	}
+	if m != nil {
+		degraded = append(degraded, m.report(&r)...)
+	}
+	for name, cause := range a.services.troubles() {
+		degraded = append(degraded, name+": "+cause)
+	}
+	if r.Capture.Why != "" && r.Phase != phaseJoining {
+		degraded = append(degraded, "capture: "+r.Capture.Why)
+	}
+	slices.Sort(degraded)
+	r.Degraded = degraded
+
+	r.Phase = phaseJoining
+	if joined != nil {
+		r.Phase = phaseJoined
+		if !joined.At.IsZero() {
+			r.Instance.JoinedAt = &joined.At
+		}
+	}
+	if leaving {
+		r.Phase = phaseLeaving
+	}
+	r.NotReady = notReadyBecause(m, joined, leaving)
+	r.Ready = len(r.NotReady) == 0
+	return r
+}
+
+func (a *Agent) dnsReport() status.DNSReport {
+	source, version, names, received := a.tables.snapshot()
+	d := status.DNSReport{Source: source, Version: version, Names: names, Inherited: a.sockets.inherited}
+	if source != tableNone {
+		d.Received = &received
+	}
+	for _, c := range a.sockets.udp {
+		d.Listen = append(d.Listen, addrPort(c.LocalAddr()).String())
+	}
+	for _, u := range a.dns.Stats().Upstreams {
+		d.Upstreams = append(d.Upstreams, u.Address)
+	}
+	return d
+}
+
+// report adds the membership's part to r and returns what is degraded about it.
+func (m *member) report(r *status.Report) (degraded []string) {
+	id := m.identity.State()
+	r.Identity = &id
+	if id.LastError != "" {
+		degraded = append(degraded, "identity: "+id.LastError)
+	}
+	m.mu.Lock()
+	r.Instance.NodeID = m.nodeID
+	for _, addr := range m.addrs {
+		r.Instance.Addresses = append(r.Instance.Addresses, addr.String())
+	}
+	client, workload := m.xds, m.workload
+	m.mu.Unlock()
+	if workload != nil {
+		healthy, since := workload.Healthy, workload.At
+		r.Health = status.HealthReport{Healthy: &healthy, Reason: workload.Reason, Since: &since}
+	}
+	if client == nil {
+		return append(degraded, "no address to register with yet")
+	}
+	s := client.State()
+	r.XDS = &s
+	if s.Phase != xds.PhaseConnected && s.LastError != "" && time.Since(s.Since) > streamPatience {
+		degraded = append(degraded, "no stream to istiod since "+s.Since.Format(time.RFC3339)+": "+s.LastError)
+	}
+	if s.LastNACK != "" {
+		degraded = append(degraded, "istiod's last push was refused: "+s.LastNACK)
+	}
+	return degraded
+}
+
+// notReadyBecause decides what /healthz/ready answers: ready needs a certificate, and a configuration of istiod, by this run's stream or by an
+// earlier one's that is in hand.
+func notReadyBecause(m *member, joined *joinState, leaving bool) (why []string) {
+	if leaving {
+		return []string{"leaving the mesh"}
+	}
+	if m == nil || m.identity.Current() == nil {
+		why = append(why, "no certificate yet")
+	}
+	if joined == nil {
+		why = append(why, "no configuration from istiod yet")
+	}
+	return why
+}
+
+// notReady is report's answer alone, for the port that load balancers ask often.
+func (a *Agent) notReady() []string {
+	a.mu.Lock()
+	m, joined, leaving := a.member, a.joined, a.leaving
+	a.mu.Unlock()
+	return notReadyBecause(m, joined, leaving)
+}

@@ -1,0 +1,87 @@
+package status
+
+import (
+	"time"
+
+	"wingman/agent/xds"
+	"wingman/bootstrap/identity"
+)
+
+// Report is everything the daemon knows about itself: what `wingman status -o json` prints. Fields are added, never renamed.
+type Report struct {
+	Version   string    `json:"version"`
+	PID       int       `json:"pid"`
+	StartedAt time.Time `json:"started_at"`
+	Time      time.Time `json:"time"`
+
+	// Phase is where the machine stands: "starting" (DNS or the admin socket not up), "joining" (no certificate or no
+	// configuration yet), "joined", "leaving".
+	Phase string `json:"phase"`
+	// Ready is what /healthz/ready answers; NotReady holds the reasons while it is false.
+	Ready    bool     `json:"ready"`
+	NotReady []string `json:"not_ready,omitempty"`
+	// Degraded holds one sentence for each thing that a person should look at. Empty means all is well.
+	Degraded []string `json:"degraded,omitempty"`
+
+	Config   ConfigReport    `json:"config"`
+	Instance InstanceReport  `json:"instance"`
+	Identity *identity.State `json:"identity"` // null for a moment while settings change
+	XDS      *xds.State      `json:"xds"`      // null before the first address is known
+	DNS      DNSReport       `json:"dns"`
+	Health   HealthReport    `json:"health"`
+	Capture  CaptureReport   `json:"capture"`
+}
+
+// ConfigReport says which settings are in force.
+type ConfigReport struct {
+	// Source is "files", or "last good" when the files as they are now cannot be used.
+	Source string `json:"source"`
+	// Problems of the files, one sentence each; errors first.
+	Problems []string `json:"problems,omitempty"`
+}
+
+// InstanceReport is this machine as the mesh knows it.
+type InstanceReport struct {
+	NodeID    string     `json:"node_id,omitempty"`
+	Addresses []string   `json:"addresses,omitempty"`
+	Group     string     `json:"group,omitempty"`     // WorkloadGroup, namespace/name
+	JoinedAt  *time.Time `json:"joined_at,omitempty"` // first join of this machine; absent before it
+}
+
+// DNSReport is the state of the DNS proxy.
+type DNSReport struct {
+	Listen []string `json:"listen"`
+	// Source of the table in use: "istiod", "disk" (saved by an earlier run), or "none" (everything goes upstream).
+	Source    string     `json:"source"`
+	Names     int        `json:"names"`
+	Version   string     `json:"version,omitempty"`
+	Received  *time.Time `json:"received,omitempty"` // when istiod sent the table in use
+	Upstreams []string   `json:"upstreams"`
+	Inherited bool       `json:"inherited"` // the sockets were kept by systemd or handed in
+}
+
+// HealthReport is the verdict on the workload.
+type HealthReport struct {
+	Healthy *bool      `json:"healthy"` // null before the first verdict
+	Reason  string     `json:"reason,omitempty"`
+	Since   *time.Time `json:"since,omitempty"`
+}
+
+// CaptureReport says what is redirected.
+type CaptureReport struct {
+	Wanted string `json:"wanted"` // what the settings ask for: "none", "dns" or "all"
+	Level  string `json:"level"`  // what is in place: "none", "dns" or "all"
+	// Why tells what keeps Level from Wanted.
+	Why     string `json:"why,omitempty"`
+	Backend string `json:"backend,omitempty"`
+}
+
+// DNSAnswer is the answer to one question put to the daemon's own proxy.
+type DNSAnswer struct {
+	Question string   `json:"question"`
+	RCode    string   `json:"rcode"`
+	Answers  []string `json:"answers"`
+	Micros   int64    `json:"micros"`
+	// Explain says which rule answered; only when asked for.
+	Explain any `json:"explain,omitempty"`
+}

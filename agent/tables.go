@@ -1,0 +1,157 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"sync"
+	"time"
+
+	"wingman/agent/xds"
+	"wingman/dnsproxy"
+)
+
+// tableName is the saved NameTable's file, below the state folder.
+const tableName = "nametable"
+
+// saveEvery is the least time between two saves: a mesh in motion must not wear out a disk.
+const saveEvery = time.Second
+
+// Where the table in use is from.
+const (
+	tableNone   = "none"
+	tableDisk   = "disk"
+	tableIstiod = "istiod"
+)
+
+// tables takes NameTables in, hands them to the DNS proxy, and keeps the last one on disk for the next start.
+type tables struct {
+	file tableFile
+	log  *slog.Logger
+	use  func(*dnsproxy.Table)
+	save chan savedTable // buffered 1: the latest table not yet saved
+
+	mu                sync.Mutex // guards everything below
+	namespace, domain string
+	inUse             savedTable
+	names             int
+	source            string
+}
+
+func newTables(path string, log *slog.Logger, use func(*dnsproxy.Table)) *tables {
+	return &tables{file: tableFile(path), log: log, use: use, save: make(chan savedTable, 1), source: tableNone}
+}
+
+// configure sets whose names short forms are resolved for. A table in use is built again if that changed.
+func (t *tables) configure(namespace, domain string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.namespace == namespace && t.domain == domain {
+		return
+	}
+	t.namespace, t.domain = namespace, domain
+	if t.source == tableNone {
+		return
+	}
+	if err := t.buildLocked(t.inUse, t.source); err != nil {
+		t.log.Error("name table does not fit the new settings; the one in use stays", "cause", err)
+	}
+}
+
+// restore puts the saved table to use, if there is one.
+func (t *tables) restore() {
+	saved, err := t.file.load()
+	if errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	if err != nil {
+		t.log.Error("saved name table is not used; mesh names come with istiod's first push", "file", string(t.file), "cause", err)
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err := t.buildLocked(saved, tableDisk); err != nil {
+		t.log.Error("saved name table is not used; mesh names come with istiod's first push", "file", string(t.file), "cause", errors.Join(err, t.file.setAside()))
+		return
+	}
+	t.log.Info("name table restored", "names", t.names, "version", saved.version, "age", time.Since(saved.received).Round(time.Second))
+}
+
+// take is the handler of NDS pushes: the whole table or an error, and then the one in use stays.
+func (t *tables) take(p xds.Push) error {
+	if len(p.Resources) == 0 {
+		return nil // nothing for us in this push; it only wants its ACK
+	}
+	if n := len(p.Resources); n > 1 {
+		return fmt.Errorf("push has %d name tables, expected 1", n)
+	}
+	if got := p.Resources[0].GetTypeUrl(); got != xds.TypeNameTable {
+		return fmt.Errorf("push holds a %q, expected %q", got, xds.TypeNameTable)
+	}
+	next := savedTable{version: p.Version, received: time.Now(), raw: p.Resources[0].GetValue()}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.source != tableNone && bytes.Equal(next.raw, t.inUse.raw) {
+		t.inUse, t.source = next, tableIstiod
+	} else if err := t.buildLocked(next, tableIstiod); err != nil {
+		return err
+	}
+	for { // the newest table is the one to save
+		select {
+		case t.save <- next:
+			return nil
+		case <-t.save:
+		}
+	}
+}
+
+func (t *tables) buildLocked(s savedTable, source string) error {
+	names, err := s.names()
+	if err != nil {
+		return err
+	}
+	table, err := dnsproxy.NewTable(dnsproxy.TableConfig{Namespace: t.namespace, Domain: t.domain, Version: s.version}, names)
+	if err != nil {
+		return err
+	}
+	t.use(table)
+	t.inUse, t.names, t.source = s, len(names), source
+	return nil
+}
+
+// run saves tables as they come, until ctx ends; what waits then is still saved.
+func (t *tables) run(ctx context.Context) error {
+	for {
+		select {
+		case s := <-t.save:
+			t.write(s)
+		case <-ctx.Done():
+			select {
+			case s := <-t.save:
+				t.write(s)
+			default:
+			}
+			return nil
+		}
+		select {
+		case <-time.After(saveEvery):
+		case <-ctx.Done():
+		}
+	}
+}
+
+func (t *tables) write(s savedTable) {
+	if err := t.file.save(s); err != nil {
+		t.log.Error("name table is not saved; after a restart mesh names wait for istiod", "cause", err)
+	}
+}
+
+// snapshot describes the table in use.
+func (t *tables) snapshot() (source, version string, names int, received time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.source, t.inUse.version, t.names, t.inUse.received
+}

@@ -1,0 +1,49 @@
+package main
+
+import (
+	"errors"
+
+	"github.com/spf13/cobra"
+
+	"wingman/agent"
+	"wingman/agent/status"
+)
+
+func newCert(o *options) *cobra.Command {
+	return group("cert", "Look at this machine's identity",
+		outputFlag(&cobra.Command{
+			Use:   "show",
+			Short: "Show the certificate in use, when it is renewed, and the token",
+			Args:  cobra.NoArgs,
+			RunE: func(cmd *cobra.Command, _ []string) error {
+				r, err := agent.Client(o.root).Status(cmd.Context())
+				if err != nil {
+					return err
+				}
+				return showIdentity(cmd, o, r)
+			},
+		}, o),
+		outputFlag(&cobra.Command{
+			Use:   "renew",
+			Short: "Get a new certificate now",
+			Args:  cobra.NoArgs,
+			RunE: func(cmd *cobra.Command, _ []string) error {
+				r, err := agent.Client(o.root).Renew(cmd.Context())
+				if err != nil {
+					return err
+				}
+				return showIdentity(cmd, o, r)
+			},
+		}, o),
+	)
+}
+
+func showIdentity(cmd *cobra.Command, o *options, r status.Report) error {
+	if o.output == "json" {
+		return writeJSON(cmd.OutOrStdout(), r.Identity)
+	}
+	if r.Identity == nil {
+		return errors.New("the daemon is still starting: ask again in a second")
+	}
+	return printIdentity(cmd.OutOrStdout(), *r.Identity, r.Time)
+}

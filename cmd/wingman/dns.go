@@ -1,0 +1,81 @@
+package main
+
+import (
+	"fmt"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"wingman/agent"
+)
+
+func newDNS(o *options) *cobra.Command {
+	return group("dns", "Ask or run the DNS proxy", newDNSQuery(o), newDNSTable(o), newDNSServe())
+}
+
+func newDNSQuery(o *options) *cobra.Command {
+	var explain bool
+	c := outputFlag(&cobra.Command{
+		Use:   "query NAME [TYPE]",
+		Short: "Ask the running daemon's DNS proxy; TYPE is A when not given",
+		Args:  cobra.RangeArgs(1, 2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			qtype := "A"
+			if len(args) == 2 {
+				qtype = args[1]
+			}
+			a, err := agent.Client(o.root).Query(cmd.Context(), args[0], qtype, explain)
+			if err != nil {
+				return err
+			}
+			if o.output == "json" {
+				return writeJSON(cmd.OutOrStdout(), a)
+			}
+			return printAnswer(cmd.OutOrStdout(), a)
+		},
+	}, o)
+	c.Flags().BoolVar(&explain, "explain", false, "say which rule answered")
+	return c
+}
+
+func newDNSTable(o *options) *cobra.Command {
+	var match string
+	c := &cobra.Command{
+		Use:   "table",
+		Short: "Print the names the mesh knows, as the running daemon has them",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return agent.Client(o.root).Table(cmd.Context(), cmd.OutOrStdout(), match)
+		},
+	}
+	c.Flags().StringVar(&match, "match", "", "only names that match this glob")
+	return c
+}
+
+func newDNSServe() *cobra.Command {
+	var s agent.DNSServer
+	c := &cobra.Command{
+		Use:   "serve",
+		Short: "Run only the DNS proxy, from a NameTable file (protojson): for tests, benchmarks and debugging",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			s.Stderr, s.Getenv = os.Stderr, os.Getenv
+			err := s.Run(cmd.Context())
+			if err != nil {
+				return fmt.Errorf("dns serve: %w", err)
+			}
+			return nil
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&s.Table, "table", "", "NameTable in protojson")
+	f.StringVar(&s.Listen, "listen", "127.0.0.1:15053", "address to serve, UDP and TCP")
+	f.StringSliceVar(&s.Upstreams, "upstream", nil, "servers for every other name, host:port; none: those of /etc/resolv.conf")
+	f.StringVar(&s.Namespace, "namespace", "", "namespace whose services have names of one label")
+	f.StringVar(&s.Domain, "domain", "svc.cluster.local", "domain of Kubernetes services")
+	f.StringVar(&s.LogLevel, "log-level", "warn", "debug, info, warn, error or none")
+	if err := c.MarkFlagRequired("table"); err != nil {
+		panic(err) // the flag is defined above
+	}
+	return c
+}

@@ -1,0 +1,31 @@
+package main
+
+import (
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"wingman/agent"
+)
+
+func newRun(o *options) *cobra.Command {
+	return &cobra.Command{
+		Use:   "run",
+		Short: "Run the daemon in the foreground",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			reload := make(chan os.Signal, 1)
+			signal.Notify(reload, syscall.SIGHUP)
+			return agent.Run(cmd.Context(), agent.Options{
+				Root:     o.root,
+				Version:  version(),
+				Getenv:   os.Getenv,
+				Unsetenv: os.Unsetenv,
+				Stderr:   os.Stderr,
+				Reload:   reload,
+			})
+		},
+	}
+}

@@ -1,0 +1,90 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"wingman/agent"
+	"wingman/agent/status"
+)
+
+func newStatus(o *options) *cobra.Command {
+	return outputFlag(&cobra.Command{
+		Use:   "status",
+		Short: "Show what the running daemon does; exit 3 when something is degraded",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			r, err := agent.Client(o.root).Status(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if o.output == "json" {
+				err = writeJSON(cmd.OutOrStdout(), r)
+			} else {
+				err = printStatus(cmd.OutOrStdout(), r)
+			}
+			if err == nil && len(r.Degraded) > 0 {
+				return errDegraded
+			}
+			return err
+		},
+	}, o)
+}
+
+func writeJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}
+
+// printStatus is for people: what matters first, one thing a line.
+func printStatus(w io.Writer, r status.Report) error {
+	var b strings.Builder
+	line := func(key, format string, args ...any) {
+		fmt.Fprintf(&b, "%-10s %s\n", key, fmt.Sprintf(format, args...))
+	}
+	line("phase", "%s (wingman %s, pid %d, up %s)", r.Phase, r.Version, r.PID, r.Time.Sub(r.StartedAt).Round(time.Second))
+	if r.Ready {
+		line("ready", "yes")
+	} else {
+		line("ready", "no: %s", strings.Join(r.NotReady, "; "))
+	}
+	for _, d := range r.Degraded {
+		line("DEGRADED", "%s", d)
+	}
+	if r.Instance.NodeID != "" {
+		line("node", "%s", r.Instance.NodeID)
+	}
+	if r.Instance.Group != "" {
+		line("group", "%s", r.Instance.Group)
+	}
+	if id := r.Identity; id != nil {
+		line("identity", "%s %s until %s", id.Phase, id.SPIFFEID, id.NotAfter.Format(time.RFC3339))
+	}
+	if x := r.XDS; x != nil {
+		line("istiod", "%s %s for %s", x.Address, x.Phase, r.Time.Sub(x.Since).Round(time.Second))
+	}
+	switch {
+	case r.Health.Healthy == nil:
+		line("health", "no verdict yet")
+	case *r.Health.Healthy:
+		line("health", "healthy since %s", r.Health.Since.Format(time.RFC3339))
+	default:
+		line("health", "unhealthy since %s: %s", r.Health.Since.Format(time.RFC3339), r.Health.Reason)
+	}
+	line("dns", "%d names from %s at %s, upstream %s", r.DNS.Names, r.DNS.Source, strings.Join(r.DNS.Listen, " "), strings.Join(r.DNS.Upstreams, " "))
+	line("capture", "%s", r.Capture.Level)
+	if r.Config.Source != "files" {
+		line("settings", "%s", r.Config.Source)
+	}
+	for _, p := range r.Config.Problems {
+		line("problem", "%s", p)
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}

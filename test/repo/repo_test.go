@@ -1,0 +1,163 @@
+package repo
+
+import (
+	"encoding/json"
+	"errors"
+	"go/parser"
+	"go/token"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// pkg is what `go list` tells of a package.
+type pkg struct {
+	ImportPath   string
+	Dir          string
+	Imports      []string
+	TestImports  []string
+	XTestImports []string
+	Deps         []string
+	GoFiles      []string
+}
+
+func list(t *testing.T, args ...string) []pkg {
+	t.Helper()
+	cmd := exec.Command("go", append([]string{"list", "-json", "-tags", "grpcnotrace"}, args...)...)
+	cmd.Dir = root(t)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	var pkgs []pkg
+	for dec := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p pkg
+		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
+			return pkgs
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		pkgs = append(pkgs, p)
+	}
+}
+
+func root(t *testing.T) string {
+	t.Helper()
+	dir, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// layer is the part of the import path that the rules speak of: "agent" of wingman/agent/xds.
+func layer(path string) string {
+	rest, ours := strings.CutPrefix(path, "wingman/")
+	if !ours {
+		return ""
+	}
+	top, _, _ := strings.Cut(rest, "/")
+	return top
+}
+
+// Imports point one way: cmd → agent → the leaf packages, which know nothing of each other.
+func TestImportsPointOneWay(t *testing.T) {
+	leaves := []string{"bootstrap", "dnsproxy", "health", "iptables", "systemd"}
+	may := map[string][]string{
+		"cmd":   append([]string{"agent", "cmd"}, leaves...),
+		"agent": append([]string{"agent"}, leaves...),
+	}
+	for _, l := range leaves {
+		may[l] = nil
+	}
+	for _, p := range list(t, "./...") {
+		from := layer(p.ImportPath)
+		allowed, ruled := may[from]
+		if !ruled {
+			continue // test, packaging: may import all
+		}
+		for _, imp := range p.Imports {
+			to := layer(imp)
+			if to != "" && !slices.Contains(allowed, to) && !strings.HasPrefix(imp, p.ImportPath+"/internal/") {
+				t.Errorf("%s imports %s: %s may import only %v of ours", p.ImportPath, imp, from, allowed)
+			}
+		}
+		if from == "agent" || from == "cmd" {
+			continue
+		}
+		for _, imp := range slices.Concat(p.TestImports, p.XTestImports) {
+			if to := layer(imp); to != "" && imp != p.ImportPath && imp != "wingman/test/netns" {
+				t.Errorf("tests of %s import %s: a leaf package is tested alone (wingman/test/netns may help)", p.ImportPath, imp)
+			}
+		}
+	}
+}
+
+// The daemon must not pull in what makes it large: templates keep every method of every type alive.
+func TestDaemonStaysSmall(t *testing.T) {
+	banned := map[string]string{
+		"text/template":                "its reflection keeps every exported method in the binary",
+		"html/template":                "its reflection keeps every exported method in the binary",
+		"istio.io/api/mesh/v1alpha1":   "1.4 MB of binary and 2 MB of memory for a few fields",
+		"golang.org/x/net/trace":       "build with -tags grpcnotrace",
+		"k8s.io/apimachinery/pkg/util": "Kubernetes' libraries are not for a node agent",
+	}
+	for _, p := range list(t, "./cmd/wingman") {
+		for _, dep := range p.Deps {
+			if why, bad := banned[dep]; bad {
+				t.Errorf("%s is linked into the daemon: %s", dep, why)
+			}
+		}
+	}
+}
+
+// Every package opens with its page: one file whose package comment starts as godoc wants it.
+func TestEveryPackageHasItsPage(t *testing.T) {
+	for _, p := range list(t, "./...") {
+		if len(p.GoFiles) == 0 || strings.HasPrefix(p.ImportPath, "wingman/tmpdeps") {
+			continue
+		}
+		name, doc := "", ""
+		for _, f := range p.GoFiles {
+			file, err := parser.ParseFile(token.NewFileSet(), filepath.Join(p.Dir, f), nil, parser.ParseComments|parser.PackageClauseOnly)
+			if err != nil {
+				t.Fatal(err)
+			}
+			name = file.Name.Name
+			if file.Doc != nil && len(file.Doc.Text()) > len(doc) {
+				doc = file.Doc.Text()
+			}
+		}
+		want := "Package " + name + " "
+		if name == "main" {
+			want = "Command "
+		}
+		if strings.HasSuffix(p.ImportPath, "/nds") {
+			continue // generated
+		}
+		if !strings.HasPrefix(doc, want) {
+			t.Errorf("%s: package comment starts with %.40q, expected %q", p.ImportPath, doc, want)
+		}
+	}
+}
+
+// Code is read by people: a file that outgrows a few screens hides a second concept.
+func TestFilesStayReadable(t *testing.T) {
+	const most = 450
+	for _, p := range list(t, "./...") {
+		for _, f := range p.GoFiles {
+			b, err := os.ReadFile(filepath.Join(p.Dir, f))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n := strings.Count(string(b), "\n"); n > most && !strings.HasSuffix(f, ".pb.go") {
+				t.Errorf("%s/%s has %d lines, more than %d: which second concept is in it?", p.ImportPath, f, n, most)
+			}
+		}
+	}
+}
