@@ -115,7 +115,8 @@ func (s *upSocket) closeLocked() {
 		s.server.current = nil
 	}
 	delete(s.server.sockets, s)
-	s.conn.Close() // ends read
+	// wakes read, which closes: Close waits for readers, and we may be called by one
+	_ = s.conn.SetReadDeadline(time.Unix(1, 0))
 }
 
 // upBatches are lent to sockets that have something to read.
@@ -123,6 +124,7 @@ var upBatches = sync.Pool{New: func() any { return newBatch(8, udpPacket, false)
 
 // read takes answers until the socket is closed.
 func (s *upSocket) read() {
+	defer s.conn.Close()
 	for {
 		var refused error
 		err := s.raw.Read(func(fd uintptr) bool {

@@ -1,0 +1,386 @@
+package dnsproxy
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+const example = "www.example.com. 300 IN A 192.0.2.80"
+
+// TestForwardingIsFaithful compares octets: what a client sends is what the upstream sees, and back, but for what belongs to
+// the hop.
+func TestForwardingIsFaithful(t *testing.T) {
+	opt := func(size byte, flags byte, options string) string {
+		return "\x00\x00\x29" + string([]byte{size, 0xd0}) + "\x00\x00" + string([]byte{flags}) + "\x00" + string([]byte{0, byte(len(options))}) + options
+	}
+	name := "\x03wWw\x07eXample\x03com\x00\x00\x01\x00\x01"
+	tests := []struct {
+		name            string
+		sent, seen      string // without the id
+		answered, heard string
+	}{
+		{
+			"no EDNS, name in odd case, CD and AD set",
+			"\x01\x30\x00\x01\x00\x00\x00\x00\x00\x00" + name,
+			"\x01\x30\x00\x01\x00\x00\x00\x00\x00\x00" + name,
+			"\x81\xb0\x00\x01\x00\x01\x00\x00\x00\x00\x03www\x07example\x03com\x00\x00\x01\x00\x01\xc0\x0c\x00\x01\x00\x01\x00\x00\x01\x2c\x00\x04\xc0\x00\x02\x50",
+			"\x81\xb0\x00\x01\x00\x01\x00\x00\x00\x00" + name + "\xc0\x0c\x00\x01\x00\x01\x00\x00\x01\x2c\x00\x04\xc0\x00\x02\x50",
+		},
+		{
+			"an unknown option passes, a cookie does not, the size is ours, DO stays",
+			"\x01\x00\x00\x01\x00\x00\x00\x00\x00\x01" + name + opt(0x0f, '\x80', "\xfd\xe9\x00\x03abc\x00\x0a\x00\x0812345678"),
+			"\x01\x00\x00\x01\x00\x00\x00\x00\x00\x01" + name + opt(0x04, '\x80', "\xfd\xe9\x00\x03abc"),
+			"\x81\x80\x00\x01\x00\x00\x00\x00\x00\x01" + name + opt(0x0f, '\x80', "\xfd\xea\x00\x01x"),
+			"\x81\x80\x00\x01\x00\x00\x00\x00\x00\x01" + name + opt(0x04, '\x80', "\xfd\xea\x00\x01x"),
+		},
+		{
+			"an upstream without EDNS gets its answer an OPT of this hop, and without RA it gets that",
+			"\x01\x00\x00\x01\x00\x00\x00\x00\x00\x01" + name + opt(0x04, '\x00', ""),
+			"\x01\x00\x00\x01\x00\x00\x00\x00\x00\x01" + name + opt(0x04, '\x00', ""),
+			"\x81\x03\x00\x01\x00\x00\x00\x00\x00\x00" + name,
+			"\x81\x83\x00\x01\x00\x00\x00\x00\x00\x01" + name + opt(0x04, '\x00', ""),
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			var seen []byte
+			var mu sync.Mutex
+			up := newUpstream(t, func(query []byte, _ transport) [][]byte {
+				mu.Lock()
+				defer mu.Unlock()
+				seen = query[2:]
+				return [][]byte{append(slices.Clone(query[:2]), tt.answered...)}
+			})
+			s := serve(t, Config{Upstreams: []netip.AddrPort{up.addr}})
+			reply := ask(t, s.addr, overUDP, append([]byte("\xab\xcd"), tt.sent...), patience)
+			mu.Lock()
+			defer mu.Unlock()
+			if string(seen) != tt.seen {
+				t.Errorf("upstream saw\n%q, want\n%q", seen, tt.seen)
+			}
+			if want := "\xab\xcd" + tt.heard; string(reply) != want {
+				t.Errorf("client heard\n%q, want\n%q", reply, want)
+			}
+		})
+	}
+}
+
+// TestBadUpstreams: whatever they do, the client gets a right answer if one upstream has it, and an error in time if none has.
+func TestBadUpstreams(t *testing.T) {
+	good := zone(t, example, "big.example.com. 300 IN TXT "+strings.Repeat(` "`+strings.Repeat("x", 250)+`"`, 20))
+	// patch answers as good does, changed by f
+	patch := func(f func(msg []byte) []byte) func([]byte, transport) [][]byte {
+		return func(query []byte, via transport) [][]byte { return [][]byte{f(good(query, via)[0])} }
+	}
+	always := func(rcode byte) func([]byte, transport) [][]byte {
+		return patch(func(msg []byte) []byte { msg[3] |= rcode; return msg })
+	}
+	overUDPOnly := func(query []byte, via transport) [][]byte {
+		if via == overTCP {
+			return nil
+		}
+		return good(query, via)
+	}
+	lie := patch(func(msg []byte) []byte { msg[1] ^= 0xff; return msg })
+	lieFirst := func(query []byte, via transport) [][]byte {
+		truth := good(query, via)[0]
+		lie := slices.Clone(truth)
+		lie[0] ^= 0xff
+		return [][]byte{lie, []byte("x"), truth}
+	}
+	another := patch(func(msg []byte) []byte { msg[14] = 'x'; return msg })
+	garbage := patch(func(msg []byte) []byte { return append(msg[:2:2], bytes.Repeat([]byte{0xff}, 40)...) })
+	cutShort := patch(func(msg []byte) []byte { return msg[:len(msg)-5] })
+	noQuestion := patch(func(msg []byte) []byte { return errorReply(msg, dns.RcodeServerFailure) })
+
+	const answer = "NOERROR ra [www.example.com. 300 IN A 192.0.2.80]"
+	type server = func([]byte, transport) [][]byte
+	tests := []struct {
+		name      string
+		upstreams []server
+		want      string
+	}{
+		{"one that hangs before one that answers", []server{silent, good}, answer},
+		{"all hang", []server{silent, silent}, "SERVFAIL ra [] OPT EDE22"},
+		{"one lies about ids", []server{lie, good}, answer},
+		{"one lies about the id before it tells the truth", []server{lieFirst}, answer},
+		{"one answers another question", []server{another, good}, answer},
+		{"all answer another question", []server{another}, "SERVFAIL ra [] OPT EDE22"},
+		{"one answers garbage", []server{garbage, good}, answer},
+		{"one cuts its answers short", []server{cutShort, good}, answer},
+		{"one fails", []server{always(dns.RcodeServerFailure), good}, answer},
+		{"one refuses", []server{always(dns.RcodeRefused), good}, answer},
+		{"one implements nothing", []server{always(dns.RcodeNotImplemented), good}, answer},
+		{"one fails without repeating the question", []server{noQuestion, good}, answer},
+		{"all refuse: the client hears so", []server{always(dns.RcodeRefused), always(dns.RcodeRefused)}, "REFUSED ra [" + answer[12:] + " OPT"},
+		{"all fail without repeating the question", []server{noQuestion}, "SERVFAIL ra [] OPT"},
+		{"no such name is an answer: nobody else is asked", []server{zone(t), good}, "NXDOMAIN ra []"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			var addrs []netip.AddrPort
+			for _, answer := range tt.upstreams {
+				addrs = append(addrs, newUpstream(t, answer).addr)
+			}
+			s := serve(t, Config{Upstreams: addrs, ForwardTimeout: time.Second})
+			for via := range transports {
+				req := question("www.example.com", dns.TypeA)
+				req.SetEdns0(1232, false)
+				got := brief(exchange(t, s.addr, via, req))
+				if strings.TrimSuffix(got, " OPT") != strings.TrimSuffix(tt.want, " OPT") {
+					t.Errorf("over %v\n got %s\nwant %s", via, got, tt.want)
+				}
+			}
+		})
+	}
+	t.Run("a truncated answer is fetched by TCP and fits the client", func(t *testing.T) {
+		up := newUpstream(t, good)
+		s := serve(t, Config{Upstreams: []netip.AddrPort{up.addr}})
+		req := question("big.example.com", dns.TypeTXT)
+		if got := exchange(t, s.addr, overTCP, req); got.Truncated || len(got.Answer) != 1 || len(got.Answer[0].(*dns.TXT).Txt) != 20 {
+			t.Errorf("over TCP: got %s, want the whole record", brief(got))
+		}
+		if got := exchange(t, s.addr, overUDP, req); !got.Truncated || len(got.Answer) != 0 {
+			t.Errorf("over UDP: got %s, want TC and no answer", brief(got))
+		}
+	})
+	t.Run("an answer that cannot be fetched by TCP is passed on truncated", func(t *testing.T) {
+		up := newUpstream(t, overUDPOnly)
+		s := serve(t, Config{Upstreams: []netip.AddrPort{up.addr}, ForwardTimeout: time.Second})
+		if got := brief(exchange(t, s.addr, overUDP, question("big.example.com", dns.TypeTXT))); got != "NOERROR tc,ra []" {
+			t.Errorf("got %s, want TC", got)
+		}
+	})
+	t.Run("nobody listens: the next is asked at once", func(t *testing.T) {
+		up := newUpstream(t, good)
+		// the refusal must be heard: with a time-out this long nothing else ends the wait for the first
+		s := serve(t, Config{Upstreams: []netip.AddrPort{unusedAddr(t), up.addr}, ForwardTimeout: patience})
+		if got := brief(exchange(t, s.addr, overUDP, question("www.example.com", dns.TypeA))); got != answer {
+			t.Errorf("got %s, want %s", got, answer)
+		}
+	})
+	t.Run("nobody listens anywhere: SERVFAIL at once", func(t *testing.T) {
+		s := serve(t, Config{Upstreams: []netip.AddrPort{unusedAddr(t), unusedAddr(t)}, ForwardTimeout: 2 * patience})
+		if got := brief(exchange(t, s.addr, overUDP, question("www.example.com", dns.TypeA))); got != "SERVFAIL ra []" {
+			t.Errorf("got %s, want SERVFAIL", got)
+		}
+	})
+}
+
+func TestClientsAreAnsweredBeforeTheirPatienceEnds(t *testing.T) {
+	up := newUpstream(t, silent)
+	const limit = time.Second
+	s := serve(t, Config{Upstreams: []netip.AddrPort{up.addr}, ForwardTimeout: limit})
+	req, err := question("www.example.com", dns.TypeA).Pack()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ask(t, s.addr, overUDP, req, limit) == nil {
+		t.Error("no answer within the client's time-out, want SERVFAIL at nine tenths of it")
+	}
+}
+
+func TestEqualQuestionsInFlightAreAskedOnce(t *testing.T) {
+	release := make(chan struct{})
+	good := zone(t, example)
+	up := newUpstream(t, func(query []byte, via transport) [][]byte {
+		<-release
+		return good(query, via)
+	})
+	s := serve(t, Config{Upstreams: []netip.AddrPort{up.addr}, ForwardTimeout: patience})
+	const clients = 20
+	var wg sync.WaitGroup
+	for i := range clients {
+		wg.Go(func() {
+			name := "www.example.com"
+			if i%2 == 1 {
+				name = "WWW.Example.COM"
+			}
+			reply := exchange(t, s.addr, transport(i%2), question(name, dns.TypeA))
+			if got := reply.Question[0].Name; got != name+"." || len(reply.Answer) != 1 {
+				t.Errorf("asked for %s, got %v", name, reply)
+			}
+		})
+	}
+	waitFor(t, func() bool { return s.Stats().Waiting == clients })
+	close(release)
+	wg.Wait()
+	s.stop()
+	// the one that was asked first may have been sent again while nobody answered
+	asked := up.questions()
+	if first := slices.Compact(asked); len(first) != 1 || len(asked) > 3 {
+		t.Errorf("upstream was asked %q, want one question", asked)
+	}
+}
+
+func TestQuestionsAboveTheLimitAreRefusedAtOnce(t *testing.T) {
+	up := newUpstream(t, silent)
+	s := serve(t, Config{Upstreams: []netip.AddrPort{up.addr}, ForwardTimeout: patience, MaxForwards: 2})
+	conn, err := net.Dial("udp", s.addr.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	for i := range 3 {
+		req, err := question(fmt.Sprintf("%d.example.com", i), dns.TypeA).SetEdns0(1232, false).Pack()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := conn.Write(req); err != nil {
+			t.Fatal(err)
+		}
+	}
+	buf := make([]byte, 2000)
+	n, err := conn.Read(buf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reply := new(dns.Msg)
+	if err := reply.Unpack(buf[:n]); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := reply.Question[0].Name+" "+brief(reply), "2.example.com. SERVFAIL ra [] OPT EDE14"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}
+
+func TestSplitForwarding(t *testing.T) {
+	other := newUpstream(t, zone(t, example))
+	corp := newUpstream(t, zone(t, "db.corp.example. 60 IN A 10.0.0.1"))
+	lab := newUpstream(t, zone(t, "db.lab.corp.example. 60 IN A 10.0.0.2"))
+	s := serve(t, Config{
+		Upstreams: []netip.AddrPort{other.addr},
+		Forward:   map[string][]netip.AddrPort{"corp.example": {corp.addr}, "Lab.Corp.Example.": {lab.addr}},
+	})
+	for _, tt := range []struct{ name, want string }{
+		{"db.corp.example", "NOERROR ra [db.corp.example. 60 IN A 10.0.0.1]"},
+		{"DB.lab.corp.example", "NOERROR ra [db.lab.corp.example. 60 IN A 10.0.0.2]"},
+		{"notcorp.example", "NXDOMAIN ra []"},
+		{"www.example.com", "NOERROR ra [" + example + "]"},
+	} {
+		if got := brief(exchange(t, s.addr, overUDP, question(tt.name, dns.TypeA))); !strings.EqualFold(got, tt.want) {
+			t.Errorf("%s: got %s, want %s", tt.name, got, tt.want)
+		}
+	}
+	if asked := other.questions(); slices.ContainsFunc(asked, func(q string) bool { return strings.Contains(q, "corp.example") && !strings.Contains(q, "notcorp") }) {
+		t.Errorf("the default resolver was asked %q", asked)
+	}
+}
+
+// TestSourcePortsAndIDsVary is RFC 5452: no forger may know both.
+func TestSourcePortsAndIDsVary(t *testing.T) {
+	var mu sync.Mutex
+	ids := map[uint16]bool{}
+	good := zone(t)
+	up := newUpstream(t, func(query []byte, via transport) [][]byte {
+		mu.Lock()
+		defer mu.Unlock()
+		ids[binary.BigEndian.Uint16(query)] = true
+		return good(query, via)
+	})
+	s := serve(t, Config{Upstreams: []netip.AddrPort{up.addr}})
+	const questions = 3 * socketQuestions
+	ports := map[uint16]bool{}
+	for i := range questions {
+		exchange(t, s.addr, overUDP, question(fmt.Sprintf("%d.example.com", i), dns.TypeA))
+		s.forward.mu.Lock()
+		for sock := range s.forward.routes[0].servers[0].sockets {
+			ports[sock.port] = true
+		}
+		s.forward.mu.Unlock()
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if len(ports) < 3 || len(ids) < questions*9/10 {
+		t.Errorf("%d questions went out by %d ports with %d ids, want 3 ports and nearly as many ids as questions", questions, len(ports), len(ids))
+	}
+}
+
+// TestARestartLosesNothing hands the same sockets from one server to the next while questions keep coming: promise 2.
+func TestARestartLosesNothing(t *testing.T) {
+	udp, tcp, err := Listen(loopback)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer udp.Close()
+	defer tcp.Close()
+	up := newUpstream(t, zone(t, example))
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	asked, lost := 0, 0
+	var wg sync.WaitGroup
+	started := make(chan struct{})
+	wg.Go(func() {
+		conn, err := net.Dial("udp", udp.LocalAddr().String())
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer conn.Close()
+		buf := make([]byte, 2000)
+		for ; ctx.Err() == nil; asked++ {
+			if asked == 10 {
+				close(started)
+			}
+			name, want := "forum", "10.96.72.87"
+			if asked%2 == 1 {
+				name, want = "www.example.com", "192.0.2.80"
+			}
+			req, err := question(name, dns.TypeA).Pack()
+			if err != nil {
+				t.Error(err)
+			}
+			if _, err := conn.Write(req); err != nil {
+				t.Error(err)
+			}
+			if err := conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
+				t.Error(err)
+			}
+			n, err := conn.Read(buf)
+			if err != nil || !bytes.HasSuffix(buf[:n], netip.MustParseAddr(want).AsSlice()) {
+				lost++
+			}
+		}
+	})
+	for i := range 10 {
+		s := serve(t, Config{UDP: []*net.UDPConn{udp}, TCP: []*net.TCPListener{tcp}, Upstreams: []netip.AddrPort{up.addr}}, forum(t))
+		if i == 0 {
+			<-started
+		}
+		exchange(t, s.addr, overTCP, question("forum", dns.TypeA))
+		if i == 9 {
+			cancel()
+			wg.Wait()
+		}
+		s.stop()
+	}
+	if lost > 0 {
+		t.Errorf("%d of %d questions lost or answered wrongly over 9 restarts", lost, asked)
+	}
+}
+
+// waitFor polls for what another goroutine is about to bring about.
+func waitFor(t testing.TB, done func() bool) {
+	t.Helper()
+	end := time.After(patience)
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for !done() {
+		select {
+		case <-end:
+			t.Fatal("did not happen in time")
+		case <-tick.C:
+		}
+	}
+}
