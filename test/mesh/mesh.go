@@ -129,13 +129,7 @@ data:
 %[2]s
   meshNetworks: |
 %[3]s
----
-apiVersion: v1
-kind: ConfigMap
-metadata: {name: istio-sidecar-injector, namespace: %[1]s}
-data:
-  values: '{"global":{"multiCluster":{"clusterName":%[4]q}}}'
-`, SystemNamespace, indent(m.opts.MeshConfig), indent(m.networks()), ClusterID)
+`, SystemNamespace, indent(m.opts.MeshConfig), indent(m.networks()))
 	return m.Kube.Apply(ctx, base+"\n---\n"+m.opts.Objects)
 }
 

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"runtime"
 	"syscall"
 	"testing"
@@ -16,8 +17,9 @@ import (
 
 // Environment variables by which Main tells one run of the test binary from another.
 const (
-	meshVar = "WINGMAN_MESH"         // 1: the tests of this module run
-	roleVar = "WINGMAN_MESH_PROCESS" // unset, roleTests or roleMachine
+	meshVar    = "WINGMAN_MESH"         // 1: the tests of this module run
+	roleVar    = "WINGMAN_MESH_PROCESS" // unset, roleTests or roleMachine
+	scratchVar = "WINGMAN_MESH_SCRATCH" // the folder of Scratch
 )
 
 const (
@@ -49,12 +51,29 @@ func Main(m *testing.M) {
 	if os.Getenv(meshVar) != "1" {
 		os.Exit(m.Run())
 	}
-	code, err := again()
+	scratch, err := os.MkdirTemp("", "mesh-")
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "run the tests in namespaces of their own (this takes root):", err)
+		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
+	code, err := again(scratch)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "run the tests in namespaces of their own (this takes root):", err)
+		code = 1
+	}
+	if code != 0 {
+		fmt.Fprintln(os.Stderr, "logs of what ran are kept in", scratch)
+	} else if err := os.RemoveAll(scratch); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
 	os.Exit(code)
+}
+
+// Scratch makes a folder for what outlives a single test, with a short path. It is gone after a run without failures.
+func Scratch(name string) (string, error) {
+	dir := filepath.Join(os.Getenv(scratchVar), name)
+	return dir, os.Mkdir(dir, 0o755)
 }
 
 // Require skips the test unless WINGMAN_MESH=1 asks for the real mesh; then whatever is missing must fail the test.
@@ -69,11 +88,11 @@ func Require(t testing.TB) {
 }
 
 // again runs this test binary with the same arguments in new namespaces and returns its exit status.
-func again() (exitCode int, err error) {
+func again(scratch string) (exitCode int, err error) {
 	runtime.LockOSThread() // the child dies with this thread, which is the process's first and stays
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Args[0] = os.Args[0]
-	cmd.Env = append(os.Environ(), roleVar+"="+roleTests)
+	cmd.Env = append(os.Environ(), roleVar+"="+roleTests, scratchVar+"="+scratch)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_NEWPID,

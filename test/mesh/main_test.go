@@ -1,0 +1,43 @@
+package mesh_test
+
+import (
+	"context"
+	"os"
+	"testing"
+	"time"
+
+	"wingman/test/mesh"
+	"wingman/test/mesh/binaries"
+	"wingman/test/mesh/machine"
+)
+
+func TestMain(m *testing.M) { machine.Main(m) }
+
+// startTimeout is for a control plane on a machine that does other things too; alone it takes five seconds.
+const startTimeout = 2 * time.Minute
+
+// start brings up a control plane for one test. Ports are the well-known ones: one at a time.
+func start(t *testing.T, o mesh.Options) *mesh.Mesh {
+	t.Helper()
+	machine.Require(t)
+	ctx, cancel := context.WithTimeout(t.Context(), startTimeout)
+	defer cancel()
+	set, err := binaries.Get(ctx, os.Stderr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.Binaries = set
+	if o.Dir, err = machine.Scratch(t.Name()); err != nil {
+		t.Fatal(err)
+	}
+	m, err := mesh.Start(ctx, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := m.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return m
+}
