@@ -134,11 +134,7 @@ func New(cfg Config) (*Checker, error) {
 
 // Run probes until ctx ends and returns nil then. It must be called once.
 func (c *Checker) Run(ctx context.Context) error {
-	type outcome struct {
-		probe int
-		err   error
-	}
-	outcomes := make(chan outcome)
+	outcomes := make(chan probed)
 	var watching sync.WaitGroup
 	defer watching.Wait()
 	ctx, cancel := context.WithCancel(ctx)
@@ -147,7 +143,7 @@ func (c *Checker) Run(ctx context.Context) error {
 		watching.Go(func() {
 			w.watch(ctx, func(err error) {
 				select {
-				case outcomes <- outcome{i, err}:
+				case outcomes <- probed{i, err}:
 				case <-ctx.Done():
 				}
 			})
@@ -171,7 +167,7 @@ func (c *Checker) Run(ctx context.Context) error {
 		case o := <-outcomes:
 			c.metrics.probed(c.watchers[o.probe].kind(), o.err == nil)
 			c.log.Debug("probe done", "probe", c.watchers[o.probe].target(), "error", o.err)
-			e = probed{o.probe, o.err}
+			e = o
 		case <-c.vetoed:
 			e = c.currentVetoes()
 		case <-damped.C:

@@ -48,16 +48,25 @@ func (w *unitWatcher) target() string { return "systemd unit " + w.unit }
 func (w *unitWatcher) rule() rule     { return rule{success: 1, failure: 1} }
 
 func (w *unitWatcher) watch(ctx context.Context, emit func(error)) {
-	known := false
+	known, lost := false, false
 	for ctx.Err() == nil {
-		err := w.follow(ctx, func(err error) { known = true; emit(err) })
+		err := w.follow(ctx, func(err error) {
+			if lost {
+				w.log.Info("systemd unit in sight again", "unit", w.unit)
+			}
+			known, lost = true, false
+			emit(err)
+		})
 		if ctx.Err() != nil {
 			return
 		}
 		if !known {
 			emit(fmt.Errorf("%s: cannot ask systemd: %w", w.target(), err))
 		}
-		w.log.Warn("lost sight of a systemd unit", "unit", w.unit, "error", err, "retry_seconds", busRetry.Seconds())
+		if !lost {
+			w.log.Warn("systemd unit out of sight", "unit", w.unit, "error", err, "retry_seconds", busRetry.Seconds())
+		}
+		lost = true
 		select {
 		case <-ctx.Done():
 		case <-time.After(busRetry):
@@ -65,23 +74,28 @@ func (w *unitWatcher) watch(ctx context.Context, emit func(error)) {
 	}
 }
 
+// errNoAnswer ends a connection to a bus that does not answer in time.
+var errNoAnswer = errors.New("no answer in time")
+
 // follow emits the unit's state and each change of it until the bus or ctx ends.
-func (w *unitWatcher) follow(ctx context.Context, emit func(error)) error {
-	ctx, cancel := context.WithCancel(ctx) // closes the connection
-	defer cancel()
+func (w *unitWatcher) follow(ctx context.Context, emit func(error)) (err error) {
+	ctx, cancel := context.WithCancelCause(ctx) // the connection closes with it
+	defer cancel(nil)
+	impatience := time.AfterFunc(w.within, func() { cancel(errNoAnswer) })
+	defer impatience.Stop()
+	defer func() {
+		if errors.Is(context.Cause(ctx), errNoAnswer) {
+			err = fmt.Errorf("%w: %s", errNoAnswer, w.within)
+		}
+	}()
 	bus, err := w.dial(ctx)
 	if err != nil {
 		return err
 	}
 	defer bus.Close()
-
-	// A signal carries what changed, not the whole, and systemd may leave values out of it: each one only says that it is
-	// time to ask. One signal waiting is enough for that.
-	asked, done := context.WithTimeout(ctx, w.within)
-	defer done()
 	manager := bus.Object(systemdName, systemdPath)
 	var path dbus.ObjectPath
-	if err := manager.CallWithContext(asked, systemdName+".Manager.LoadUnit", 0, w.unit).Store(&path); err != nil {
+	if err := manager.CallWithContext(ctx, systemdName+".Manager.LoadUnit", 0, w.unit).Store(&path); err != nil {
 		return fmt.Errorf("load unit: %w", err)
 	}
 	signals := make(chan *dbus.Signal, 16)
@@ -90,13 +104,16 @@ func (w *unitWatcher) follow(ctx context.Context, emit func(error)) error {
 		{dbus.WithMatchObjectPath(path), dbus.WithMatchInterface("org.freedesktop.DBus.Properties"), dbus.WithMatchMember("PropertiesChanged")},
 		{dbus.WithMatchSender("org.freedesktop.DBus"), dbus.WithMatchMember("NameOwnerChanged"), dbus.WithMatchArg(0, systemdName)},
 	} {
-		if err := bus.AddMatchSignalContext(asked, match...); err != nil {
+		if err := bus.AddMatchSignalContext(ctx, match...); err != nil {
 			return fmt.Errorf("match signals: %w", err)
 		}
 	}
-	if err := manager.CallWithContext(asked, systemdName+".Manager.Subscribe", 0).Err; err != nil {
+	if err := manager.CallWithContext(ctx, systemdName+".Manager.Subscribe", 0).Err; err != nil {
 		return fmt.Errorf("subscribe: %w", err)
 	}
+	impatience.Stop()
+	// A signal carries what changed, not the whole, and systemd may leave values out of it: each one only says that it is
+	// time to ask.
 	for last := (unitState{}); ; {
 		now, err := w.read(ctx, bus.Object(systemdName, path))
 		if err != nil {

@@ -30,7 +30,7 @@ func (n *Notifier) StoreFDs(name string, files ...*os.File) error {
 	if err := checkFDName(name); err != nil {
 		return err
 	}
-	if len(files) == 0 || n.socket == nil {
+	if len(files) == 0 || n.socket == "" {
 		return nil
 	}
 	// FDPOLL=0: else systemd drops a socket that it sees an error on, and a UDP socket gets one from each ICMP message.

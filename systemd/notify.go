@@ -9,8 +9,8 @@
 package systemd
 
 import (
+	"errors"
 	"fmt"
-	"net"
 	"os"
 	"strconv"
 	"strings"
@@ -22,7 +22,7 @@ import (
 // A Notifier sends messages to the service manager. Its zero value has none and does nothing, without error. Safe for
 // concurrent use. A message blocks only while the manager's queue is full, at most sendTimeout.
 type Notifier struct {
-	socket   *net.UnixAddr // nil: nobody to tell
+	socket   string        // empty: nobody to tell
 	watchdog time.Duration // WATCHDOG_USEC, zero for none
 }
 
@@ -41,7 +41,7 @@ func NewNotifier(getenv func(string) string) (*Notifier, error) {
 	case len(path) >= len(unix.RawSockaddrUnix{}.Path):
 		return nil, fmt.Errorf("NOTIFY_SOCKET: found a path of %d bytes, expected fewer than %d", len(path), len(unix.RawSockaddrUnix{}.Path))
 	default:
-		n.socket = &net.UnixAddr{Name: path, Net: "unixgram"} // package net turns the @ into the abstract socket's 0 byte
+		n.socket = path
 	}
 	usec := getenv("WATCHDOG_USEC")
 	if pid := getenv("WATCHDOG_PID"); usec == "" || pid != "" && pid != strconv.Itoa(os.Getpid()) {
@@ -81,26 +81,39 @@ func (n *Notifier) WatchdogInterval() time.Duration { return n.watchdog / 2 }
 // Watchdog says that the daemon is alive.
 func (n *Notifier) Watchdog() error { return n.send("WATCHDOG=1") }
 
+// send makes a socket for each message: systemd may have put a new one in place of the last. Not package net's, which
+// cannot send descriptors over a connected datagram socket.
 func (n *Notifier) send(message string, fds ...int) error {
-	if n.socket == nil {
+	if n.socket == "" {
 		return nil
 	}
 	what, _, _ := strings.Cut(message, "=")
-	// A socket for each message: systemd may have made a new one since the last.
-	conn, err := net.DialUnix("unixgram", nil, n.socket)
-	if err != nil {
+	if err := sendTo(n.socket, []byte(message), fds); err != nil {
 		return fmt.Errorf("notify systemd of %s: %w", what, err)
 	}
-	defer conn.Close()
+	return nil
+}
+
+func sendTo(to string, message []byte, fds []int) error {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return os.NewSyscallError("socket", err)
+	}
+	defer unix.Close(fd)
+	timeout := unix.NsecToTimeval(sendTimeout.Nanoseconds())
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &timeout); err != nil {
+		return os.NewSyscallError("setsockopt", err)
+	}
 	var rights []byte
 	if len(fds) > 0 {
 		rights = unix.UnixRights(fds...)
 	}
-	if err := conn.SetWriteDeadline(time.Now().Add(sendTimeout)); err != nil {
-		return fmt.Errorf("notify systemd of %s: %w", what, err)
+	for {
+		// SockaddrUnix makes the abstract socket's 0 byte of an @. EINTR, because the kernel does not resume a call that has
+		// a time-out after one of the runtime's own signals.
+		err := unix.Sendmsg(fd, message, rights, &unix.SockaddrUnix{Name: to}, 0)
+		if !errors.Is(err, unix.EINTR) {
+			return os.NewSyscallError("sendmsg", err)
+		}
 	}
-	if _, _, err := conn.WriteMsgUnix([]byte(message), rights, nil); err != nil {
-		return fmt.Errorf("notify systemd of %s: %w", what, err)
-	}
-	return nil
 }

@@ -15,6 +15,11 @@ import (
 // reason as error: leaving the mesh by mistake costs more than staying for the few seconds that the mesh grants. Blocks for
 // some milliseconds, at most until ctx ends.
 func StopRequested(ctx context.Context) (stop bool, err error) {
+	defer func() {
+		if err != nil && ctx.Err() != nil { // which closed the connection
+			err = fmt.Errorf("ask systemd whether to stop: %w", context.Cause(ctx))
+		}
+	}()
 	bus, err := dbus.NewSystemConnectionContext(ctx)
 	if err != nil {
 		return false, fmt.Errorf("connect to the system bus: %w", err)
