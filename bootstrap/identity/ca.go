@@ -30,7 +30,7 @@ type caClient struct {
 type credential struct {
 	name  string           // "certificate" or "token"; a metric label
 	cert  *tls.Certificate // shown in the TLS handshake; nil: none
-	token bearer           // sent as a header; "": none
+	token hidden[string]   // sent as a header
 }
 
 // create calls istio.v1.auth.IstioCertificateService/CreateCertificate once, over a connection of its own, within ctx.
@@ -53,8 +53,13 @@ func (c *caClient) create(ctx context.Context, cred credential, csr []byte, veri
 		})
 	conn, err := grpc.NewClient("passthrough:///"+c.address,
 		grpc.WithTransportCredentials(credentials.NewTLS(config)),
-		grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
-			conn, err := c.dial(ctx, addr)
+		grpc.WithContextDialer(func(dialCtx context.Context, addr string) (net.Conn, error) {
+			if deadline, ok := ctx.Deadline(); ok { // leave time to say that it was the dial
+				var cancel context.CancelFunc
+				dialCtx, cancel = context.WithTimeout(dialCtx, time.Until(deadline)/2)
+				defer cancel()
+			}
+			conn, err := c.dial(dialCtx, addr)
 			return conn, note(err)
 		}),
 		grpc.WithNoProxy(), grpc.WithDisableServiceConfig(), grpc.WithDisableRetry(),
@@ -69,8 +74,8 @@ func (c *caClient) create(ctx context.Context, cred credential, csr []byte, veri
 	if c.clusterID != "" {
 		header.Set("ClusterID", c.clusterID)
 	}
-	if cred.token != "" {
-		header.Set("authorization", "Bearer "+string(cred.token))
+	if token := cred.token.reveal(); token != "" {
+		header.Set("authorization", "Bearer "+token)
 	}
 	signer := map[string]*structpb.Value{"CertSigner": structpb.NewStringValue(c.certSigner)}
 	reply, err := security.NewIstioCertificateServiceClient(conn).CreateCertificate(

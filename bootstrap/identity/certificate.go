@@ -18,31 +18,46 @@ type Certificate struct {
 	NotBefore, NotAfter time.Time
 	ReceivedAt          time.Time // when the CA gave it; NotBefore is earlier, istiod backdates it
 
-	key      crypto.Signer
-	keyPEM   []byte
+	pair     hidden[*pair]
 	chain    []*x509.Certificate // leaf first, no self-signed root
 	rootsPEM []byte
-	tls      *tls.Certificate
-	life     life
+}
+
+// A pair is the secret half of a Certificate.
+type pair struct {
+	keyPEM []byte
+	tls    tls.Certificate
 }
 
 // newCertificate puts together what checkIssued has checked.
 func newCertificate(id string, key crypto.Signer, keyPEM []byte, chain []*x509.Certificate, received time.Time) *Certificate {
 	leaf := chain[0]
-	c := &Certificate{
+	var raw [][]byte
+	for _, cert := range chain {
+		raw = append(raw, cert.Raw)
+	}
+	return &Certificate{
 		SPIFFEID: id, Serial: fmt.Sprintf("%x", leaf.SerialNumber),
 		NotBefore: leaf.NotBefore, NotAfter: leaf.NotAfter, ReceivedAt: received,
-		key: key, keyPEM: keyPEM, chain: chain,
-		tls: &tls.Certificate{PrivateKey: key, Leaf: leaf},
+		chain: chain, pair: hide(&pair{keyPEM: keyPEM, tls: tls.Certificate{PrivateKey: key, Leaf: leaf, Certificate: raw}}),
 	}
-	for _, cert := range chain {
-		c.tls.Certificate = append(c.tls.Certificate, cert.Raw)
+}
+
+// lifeAt is the life of c to count renewal from, on a clock that says now.
+//
+// When the clock was behind the CA's at the receipt, peers see the certificate end earlier than we do: the end is then moved by as
+// much, unless the clock has been set since and that moment is over. A time of receipt that is unknown or makes no sense
+// leaves the certificate's own dates.
+func (c *Certificate) lifeAt(now time.Time) life {
+	own := life{received: c.NotBefore, notAfter: c.NotAfter}
+	if c.ReceivedAt.IsZero() || !c.ReceivedAt.Before(c.NotAfter) {
+		return own
 	}
-	c.life = life{received: received, notAfter: leaf.NotAfter}
-	if received.Before(leaf.NotBefore) || !received.Before(leaf.NotAfter) {
-		c.life.received = leaf.NotBefore // a clock that was wrong then, or a lost date: the certificate's own word
+	l := life{received: c.ReceivedAt, notAfter: c.NotAfter.Add(-clockBehind(c.chain[0], c.ReceivedAt))}
+	if !l.received.Before(l.notAfter) || l.notAfter.Before(c.NotAfter) && !now.Before(l.notAfter) {
+		return own
 	}
-	return c
+	return l
 }
 
 // withRoots is c with another trust bundle beside it.
@@ -53,10 +68,10 @@ func (c *Certificate) withRoots(rootsPEM []byte) *Certificate {
 }
 
 // TLS is the chain with its key, to be shared, not changed.
-func (c *Certificate) TLS() *tls.Certificate { return c.tls }
+func (c *Certificate) TLS() *tls.Certificate { return &c.pair.reveal().tls }
 
 // KeyPEM is the private key, in the form KeyOptions asked for. It is a secret: Envoy's SDS is the one place it goes to.
-func (c *Certificate) KeyPEM() []byte { return c.keyPEM }
+func (c *Certificate) KeyPEM() []byte { return c.pair.reveal().keyPEM }
 
 // ChainPEM is the leaf and its intermediates, leaf first, without self-signed roots.
 func (c *Certificate) ChainPEM() []byte { return encodeCertificates(c.chain) }

@@ -81,6 +81,8 @@ func explain(err error, cred credential, s scene) *requestError {
 	case codes.DeadlineExceeded:
 		return say("no answer from istiod's CA at %s within %s", s.address, span(s.timeout))
 	case codes.Unavailable:
+		// A server that refuses a certificate after the handshake (TLS 1.3) may reset the connection before its alert is read.
+		e.another = cred.cert != nil
 		return say("istiod's CA at %s is not available: %s", s.address, message)
 	case codes.Unimplemented:
 		return say("there is no CA at %s: set CA_ADDR to the one that signs (%s)", s.address, message)
@@ -93,14 +95,15 @@ func explain(err error, cred credential, s scene) *requestError {
 // refused says why istiod answered UNAUTHENTICATED. Its answer is the same for every cause (Istio security/pkg/server/ca/server.go),
 // so the reason is looked for in the credential itself.
 func refused(cred credential, s scene) string {
-	if cred.token == "" {
+	token := []byte(cred.token.reveal())
+	if len(token) == 0 {
 		return "istiod does not accept our certificate as a credential: its roots may have changed, or this CA takes tokens only"
 	}
 	want := TokenWant{Audience: s.audience, Namespace: s.who.namespace, ServiceAccount: s.who.serviceAccount}
-	if err := CheckToken([]byte(cred.token), want, s.now); err != nil {
+	if err := CheckToken(token, want, s.now); err != nil {
 		return fmt.Sprintf("istiod refuses the token: %v; %s", err, s.mend())
 	}
-	info, _ := InspectToken([]byte(cred.token), s.now)
+	info, _ := InspectToken(token, s.now)
 	return fmt.Sprintf("istiod refuses the token although its claims look right (issuer %.100q): "+
 		"it was revoked, its service account is gone, or cluster %q does not know its issuer; %s", info.Issuer, s.clusterID, s.mend())
 }

@@ -21,9 +21,9 @@ func (r *runner) readTokenFile(now time.Time) (news bool) {
 	s := TokenState{File: r.cfg.TokenFile, Present: err == nil}
 	switch {
 	case err == nil:
-		info, _ := InspectToken([]byte(token), now)
+		info, _ := InspectToken([]byte(token.reveal()), now)
 		s.Expires, s.Audience, s.Subject = info.Expiry, info.Audiences, info.Subject
-		if err := CheckToken([]byte(token), r.wantToken(), now); err != nil {
+		if err := CheckToken([]byte(token.reveal()), r.wantToken(), now); err != nil {
 			s.Problem = err.Error()
 		}
 	case !errors.Is(err, ErrNoToken):
@@ -39,11 +39,11 @@ func (r *runner) readTokenFile(now time.Time) (news bool) {
 		}
 	}
 	r.said.Token = s
-	if token == r.token {
+	if token.reveal() == r.token.reveal() {
 		return false
 	}
 	r.token = token
-	if token == "" {
+	if err != nil {
 		return false
 	}
 	r.cfg.Log.Info("token found", "subject", s.Subject, "expires", s.Expires, "problem", s.Problem)

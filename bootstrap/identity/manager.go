@@ -84,7 +84,7 @@ func (m *Manager) Roots() *x509.CertPool { return m.live.Load().pool }
 // It wraps ErrNotJWT when the content is none and could not even be sent. An expired token is returned: only istiod's clock counts.
 func (m *Manager) Token() (string, error) {
 	token, _, err := readToken(m.cfg.TokenFile)
-	return string(token), err
+	return token.reveal(), err
 }
 
 // ClientTLS is for dialling istiod under Config.ServerName: see ClientTLSFor.
@@ -126,7 +126,7 @@ func (m *Manager) Renew(ctx context.Context) error {
 func (m *Manager) State() State {
 	s := *m.state.Load()
 	if c := m.Current(); c != nil {
-		s.Health = m.policy.health(c.life, m.now())
+		s.Health = m.policy.health(c.lifeAt(m.now()), m.now())
 	}
 	return s
 }

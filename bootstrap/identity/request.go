@@ -16,7 +16,7 @@ const requestTimeout = 10 * time.Second
 type request struct {
 	key    crypto.Signer // of a round that failed; nil: make one
 	inHand *Certificate  // nil: none that lives
-	token  bearer
+	token  hidden[string]
 	roots  anchors
 	left   time.Duration // life left, 0: none
 }
@@ -39,7 +39,7 @@ func (r request) credentials() []credential {
 	if r.inHand != nil {
 		list = append(list, credential{name: "certificate", cert: r.inHand.TLS()})
 	}
-	if r.token != "" {
+	if r.token.reveal() != "" {
 		list = append(list, credential{name: "token", token: r.token})
 	}
 	return list
@@ -74,13 +74,15 @@ func (m *Manager) ask(ctx context.Context, r request) outcome {
 			return out
 		}
 		m.metrics.requests.WithLabelValues(cred.name, err.failure.String()).Inc()
-		problems = append(problems, err)
+		if len(problems) == 0 || problems[0].Error() != err.Error() {
+			problems = append(problems, err)
+		}
 		out.failure = err.failure
 		if !err.another {
 			break
 		}
 	}
-	if r.token == "" && out.failure == failedRefused { // the certificate alone did not do
+	if r.token.reveal() == "" && out.failure == failedRefused { // the certificate alone did not do
 		problems = append(problems, errors.New(m.scene(0).mend()))
 	}
 	out.err = errors.Join(problems...)

@@ -37,7 +37,7 @@ type runner struct {
 	unsaved   bool      // what is in use is not what is on disk
 	followAt  time.Time // when OutputDir must be looked at again; zero: at the next change
 
-	token bearer
+	token hidden[string]
 	root  rootInput
 	said  State // what is told of it and cannot be derived
 }
@@ -67,6 +67,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	}()
 
 	r.lastWall, r.lastTimer = m.now(), time.Now()
+	r.watch.arm(r.inputs())
 	ev := r.load(m.now())
 	for {
 		r.turn(ctx, m.now(), ev)
@@ -90,25 +91,32 @@ func (m *Manager) Run(ctx context.Context) error {
 
 // turn looks at everything once: what the files say, what ev and the clock make of it, and what follows from that.
 func (r *runner) turn(ctx context.Context, now time.Time, ev event) {
-	files := []string{r.cfg.RootFile}
-	if r.cfg.TokenFile != "" {
-		files = append(files, r.cfg.TokenFile)
-	}
-	r.watch.arm(files)
-	woken := r.clockJumped(now)
-	woken = r.readTokenFile(now) || woken
-	woken = r.readRootFile(now) || woken
+	r.watch.arm(r.inputs())
+	jumped := r.clockJumped(now)
+	newToken, newRoots := r.readTokenFile(now), r.readRootFile(now)
 	if r.unsaved || !r.roots.pruned(now).equal(r.live.Load().roots) {
 		r.use(r.Current(), r.roots, now)
 	}
 	if !r.followAt.IsZero() && !now.Before(r.followAt) {
 		r.follow(now)
 	}
-	r.step(ctx, now, ev)
-	if woken {
-		r.step(ctx, now, event{kind: evWake})
+	if jumped || newToken || newRoots {
+		wake := event{kind: evWake}
+		if c := r.Current(); c != nil {
+			wake.life = c.lifeAt(now)
+		}
+		r.step(ctx, now, wake)
 	}
+	r.step(ctx, now, ev)
 	r.publishState(now)
+}
+
+// inputs are the files that others write.
+func (r *runner) inputs() []string {
+	if r.cfg.TokenFile == "" {
+		return []string{r.cfg.RootFile}
+	}
+	return []string{r.cfg.RootFile, r.cfg.TokenFile}
 }
 
 // step moves the machine, says so, and starts a request when the machine wants one.
@@ -154,9 +162,9 @@ func (r *runner) settle(out outcome, now time.Time) event {
 	}
 	r.metrics.seconds.Observe(out.took.Seconds())
 	// The check of istiod's certificate has just passed, so the clock can be believed: what has expired may be forgotten.
-	r.use(out.cert, r.roots.withAnswer(out.roots, now.Add(out.cert.life.length())).pruned(now), now)
+	r.use(out.cert, r.roots.withAnswer(out.roots, now.Add(out.cert.lifeAt(now).length())).pruned(now), now)
 	r.cfg.Log.Info("certificate received", "certificate", out.cert, "credential", out.credential, "seconds", out.took.Seconds())
-	return event{kind: evIssued, life: out.cert.life}
+	return event{kind: evIssued, life: out.cert.lifeAt(now)}
 }
 
 // load takes what the disk has: the newest good generation and its roots, else the certificate of the agent that ran here before.
@@ -169,9 +177,12 @@ func (r *runner) load(now time.Time) event {
 	if g != nil {
 		r.cfg.Log.Info("certificate loaded", "certificate", g.cert, "generation", g.number)
 		r.publish(g.cert, g.roots, now)
-		return event{kind: evLoaded, life: g.cert.life}
 	}
+	r.readTokenFile(now)
 	r.readRootFile(now)
+	if g != nil {
+		return event{kind: evLoaded, life: g.cert.lifeAt(now)}
+	}
 	c, err := readForeign(r.cfg.OutputDir, r.cfg.SPIFFEID, r.roots, now)
 	if c == nil {
 		r.cfg.Log.Debug("no certificate on disk", "cause", err)
@@ -179,12 +190,13 @@ func (r *runner) load(now time.Time) event {
 	}
 	r.cfg.Log.Info("certificate of another agent taken over", "certificate", c, "dir", r.cfg.OutputDir)
 	r.use(c, r.roots, now)
-	return event{kind: evLoaded, life: c.life}
+	return event{kind: evLoaded, life: c.lifeAt(now)}
 }
 
 // use writes c (nil: none yet) and roots to disk and puts them into use, in this order. When the disk does not take them they are
 // used all the same, and every further turn tries again.
 func (r *runner) use(c *Certificate, roots anchors, now time.Time) {
+	r.unsaved = false
 	if c != nil {
 		c = c.withRoots(encodeCertificates(roots.pruned(now).certs()))
 		err := r.store.save(c, roots)
@@ -213,7 +225,7 @@ func (r *runner) publish(c *Certificate, roots anchors, now time.Time) {
 	if c.usable(now) {
 		r.readyOnce.Do(func() { close(r.ready) })
 	}
-	if before == nil || before.tls != c.tls || !bytes.Equal(before.rootsPEM, c.rootsPEM) {
+	if before == nil || before.pair.reveal() != c.pair.reveal() || !bytes.Equal(before.rootsPEM, c.rootsPEM) {
 		r.cfg.OnChange(c)
 	}
 }

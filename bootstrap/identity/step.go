@@ -36,7 +36,7 @@ type machine struct {
 // An event is what happened to an identity.
 type event struct {
 	kind    eventKind
-	life    life    // evLoaded, evIssued
+	life    life    // evLoaded, evIssued; evWake too when there is a certificate: a clock that was set changes it
 	failure failure // evFailed
 	random  float64 // in [0, 1): decides jitter
 }
@@ -99,6 +99,9 @@ func (p policy) step(m machine, now time.Time, ev event) (next machine, ask bool
 			m.again, m.failures, m.retryAt = false, 0, now
 		}
 	case evWake:
+		if ev.life != m.life {
+			m.life, m.renewAt = ev.life, p.renewAt(ev.life, ev.random)
+		}
 		m.failures, m.retryAt, m.again = 0, m.askedAt.Add(wakePause), m.asking
 	case evRenew:
 		forced = !m.asking

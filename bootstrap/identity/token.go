@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
 	"math"
 	"slices"
 	"strings"
@@ -183,13 +182,6 @@ func (d *numericDate) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// A bearer is a token on its way to istiod. It prints as nothing but the fact that it is there.
-type bearer string
-
-func (b bearer) String() string       { return "redacted" }
-func (b bearer) GoString() string     { return "redacted" }
-func (b bearer) LogValue() slog.Value { return slog.StringValue("redacted") }
-
 func quoteAll(list []string) string {
 	if len(list) == 0 {
 		return "nobody"
@@ -202,20 +194,20 @@ func quoteAll(list []string) string {
 }
 
 // readToken returns the token in the file at path, and the file's mode. The error wraps ErrNoToken or ErrNotJWT.
-func readToken(path string) (bearer, fs.FileMode, error) {
+func readToken(path string) (hidden[string], fs.FileMode, error) {
 	if path == "" {
-		return "", 0, fmt.Errorf("%w: no token file is named", ErrNoToken)
+		return nil, 0, fmt.Errorf("%w: no token file is named", ErrNoToken)
 	}
 	raw, info, err := readRegular(path, maxTokenSize)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return "", 0, fmt.Errorf("%w at %s", ErrNoToken, path)
+		return nil, 0, fmt.Errorf("%w at %s", ErrNoToken, path)
 	case err != nil:
-		return "", 0, fmt.Errorf("read token: %w", whose(err, path))
+		return nil, 0, fmt.Errorf("read token: %w", whose(err, path))
 	}
 	raw = bytes.TrimSpace(raw)
 	if _, err := decodeClaims(raw); err != nil {
-		return "", info.Mode(), fmt.Errorf("%s: %w", path, err)
+		return nil, info.Mode(), fmt.Errorf("%s: %w", path, err)
 	}
-	return bearer(raw), info.Mode(), nil
+	return hide(string(raw)), info.Mode(), nil
 }
