@@ -19,7 +19,7 @@ const (
 )
 
 // allBackends are looked through for rules of ours, whichever is in use.
-var allBackends = []string{BackendNFT, BackendLegacy}
+var allBackends = []string{BackendNFT, BackendLegacy, BackendNative}
 
 // ApplierConfig is what an Applier needs; the zero value is usable.
 type ApplierConfig struct {
@@ -144,6 +144,9 @@ func (a *Applier) apply(ctx context.Context, rules *Rules) error {
 			}
 		}
 	}
+	if err := removeIstioTables(s); err != nil {
+		return err
+	}
 	stale, err := staleRoutes(rules.Routes, s.marks)
 	if err != nil {
 		return err
@@ -166,12 +169,13 @@ func (a *Applier) remove(ctx context.Context) error {
 	}
 	defer release()
 	s := a.host.look()
-	hadIPv6 := s.ours(BackendNFT, IPv6) || s.ours(BackendLegacy, IPv6)
+	hadIPv6 := s.ours(BackendNFT, IPv6) || s.ours(BackendLegacy, IPv6) || s.nativeTable()
 	var errs []error
 	for _, name := range allBackends {
 		errs = append(errs, a.backend(name).remove(ctx, s))
 		a.host.step("remove " + name)
 	}
+	errs = append(errs, removeIstioTables(s))
 	stale, err := staleRoutes(nil, s.marks)
 	if err == nil {
 		err = removeRoutes(stale)
@@ -192,5 +196,8 @@ type backend interface {
 }
 
 func (a *Applier) backend(name string) backend {
+	if name == BackendNative {
+		return &native{a.host}
+	}
 	return &xtables{a.host, name}
 }

@@ -68,29 +68,37 @@ func everything(t *testing.T) string {
 }
 
 func TestApplyingTwiceChangesNothing(t *testing.T) {
-	for _, f := range fixtures(t) {
-		t.Run(f.name, func(t *testing.T) {
-			netns.New(t)
-			a := applier(t)
-			rules, err := Plan(f.cfg, f.facts)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := a.Apply(t.Context(), rules); err != nil {
-				t.Fatal(err)
-			}
-			before := everything(t)
-			if err := a.Apply(t.Context(), rules); err != nil {
-				t.Fatal(err)
-			}
-			if diff := cmp.Diff(before, everything(t)); diff != "" {
-				t.Errorf("the second apply changed the kernel (-first +second):\n%s", diff)
-			}
-			st, err := a.Status(t.Context(), rules)
-			if err != nil || st.State != Complete {
-				t.Errorf("status after apply: %+v, %v; want complete", st, err)
-			}
-		})
+	eachBackend(t, func(t *testing.T, f fixture) {
+		netns.New(t)
+		a := applier(t)
+		rules, err := Plan(f.cfg, f.facts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := a.Apply(t.Context(), rules); err != nil {
+			t.Fatal(err)
+		}
+		before := everything(t)
+		if err := a.Apply(t.Context(), rules); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(before, everything(t)); diff != "" {
+			t.Errorf("the second apply changed the kernel (-first +second):\n%s", diff)
+		}
+		st, err := a.Status(t.Context(), rules)
+		if err != nil || st.State != Complete {
+			t.Errorf("status after apply: %+v, %v; want complete", st, err)
+		}
+	})
+}
+
+// eachBackend runs a test for every fixture over every backend.
+func eachBackend(t *testing.T, test func(t *testing.T, f fixture)) {
+	for _, backend := range allBackends {
+		for _, f := range fixtures(t) {
+			f.cfg.Backend = backend
+			t.Run(backend+"/"+f.name, func(t *testing.T) { test(t, f) })
+		}
 	}
 }
 

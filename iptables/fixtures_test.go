@@ -117,6 +117,9 @@ func configFromEnv(t testing.TB, env map[string]string) Config {
 		ExcludeInterfaces:  list("ISTIO_EXCLUDE_INTERFACES"), VirtualInterfaces: list("KUBE_VIRT_INTERFACES"),
 		Backend: BackendNFT,
 	}
+	if env["NATIVE_NFTABLES"] == "true" {
+		cfg.Backend = BackendNative
+	}
 	if env["ISTIO_INBOUND_INTERCEPTION_MODE"] == "TPROXY" {
 		cfg.Mode = ModeTProxy
 	}

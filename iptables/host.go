@@ -107,6 +107,11 @@ func (s *seen) ours(flavour string, fam Family) bool {
 	})
 }
 
+// nativeTable reports whether our native table is there.
+func (s *seen) nativeTable() bool {
+	return s.nft != nil && s.nft.names[nftables.TableFamilyINet][nativeTable]
+}
+
 // usesNFT reports whether somebody has rules in a table of iptables-nft. Tables alone do not count: older commands make them
 // when they only look.
 func (s *seen) usesNFT() bool {

@@ -21,21 +21,6 @@ func ours(chain string) bool {
 	return strings.HasPrefix(chain, "ISTIO_") || strings.HasPrefix(chain, "WINGMAN_")
 }
 
-// present reports whether anything of ours, or of Istio's tool, is in the state.
-func (s state) present() bool {
-	for _, t := range s {
-		if slices.ContainsFunc(t.order, ours) {
-			return true
-		}
-		for _, c := range t.order {
-			if len(t.owned(c)) > 0 {
-				return true
-			}
-		}
-	}
-	return false
-}
-
 // owned returns the indices of the rules in a built-in chain that are ours: those that jump to a chain of ours, those that
 // our memory names, and, where Istio's tool left rules and no memory, those that it is known to leave.
 func (t *savedTable) owned(chain string) []int {

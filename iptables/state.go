@@ -24,16 +24,6 @@ func newSavedTable() *savedTable {
 
 func (t *savedTable) has(chain string) bool { return slices.Contains(t.order, chain) }
 
-// idle reports whether the table does nothing: only built-in chains, without rules, that accept.
-func (t *savedTable) idle() bool {
-	for _, c := range t.order {
-		if !builtins[c] || len(t.chains[c]) > 0 || t.policy[c] != "ACCEPT" {
-			return false
-		}
-	}
-	return true
-}
-
 // parseSave reads the output of iptables-save or ip6tables-save, with or without counters.
 //
 // An error names the line that is not of that form; nothing is guessed, because what is not understood could be removed by
