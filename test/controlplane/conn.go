@@ -3,13 +3,9 @@ package controlplane
 import (
 	"net"
 	"sync"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
-
-// syscallConn is what net.ListenConfig hands to its Control function.
-type syscallConn = syscall.RawConn
 
 // keepPort binds a socket to a TCP address without listening and returns its descriptor.
 func keepPort(addr *net.TCPAddr) (int, error) {

@@ -8,7 +8,7 @@
 // (resources are what a test puts in), several replicas. package contract holds the tests that it and the real istiod
 // must both pass; where the two disagree, istiod is right and this package is mended.
 //
-// Files: server.go (listener and generations of the gRPC server), authority.go (roots, signing), token.go (JWTs),
+// Files: server.go (start and stop), gate.go (the port and the gRPC servers behind it), authority.go (roots, signing), token.go (JWTs),
 // authn.go (who calls), ca.go (CreateCertificate), node.go (what a stream says of itself), registry.go (WorkloadEntries),
 // watch.go (who gets an answer; pure), stream.go (one ADS stream), names.go (tables and resources), events.go (what
 // happened, and waiting for it), faults.go (levers), debug.go (JSON over HTTP on loopback).

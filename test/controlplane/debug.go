@@ -1,6 +1,7 @@
 package controlplane
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -39,6 +40,15 @@ func (s *Server) Streams() []Stream {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.streamsLocked()
+}
+
+// WaitStreams blocks until match is true of all open streams together.
+func (s *Server) WaitStreams(ctx context.Context, match func([]Stream) bool) error {
+	_, err := await(ctx, s, func() (struct{}, bool) { return struct{}{}, match(s.streamsLocked()) })
+	if err != nil {
+		return fmt.Errorf("wait for streams, there are %+v: %w", s.Streams(), err)
+	}
+	return nil
 }
 
 func (s *Server) streamsLocked() []Stream {
