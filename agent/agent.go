@@ -75,6 +75,8 @@ func Run(ctx context.Context, o Options) error {
 	if err := os.MkdirAll(a.cfg.Paths.StateDir, 0o700); err != nil {
 		return fmt.Errorf("state folder: %w", err)
 	}
+	// What systemd keeps stays open; these are this process's copies.
+	defer func() { a.sockets.close() }()
 	if err := a.open(); err != nil {
 		return err
 	}
@@ -166,6 +168,9 @@ func (a *Agent) live(ctx context.Context) error {
 	a.services.start(task{name: "tables", run: a.tables.run})
 	public := status.NewPublic(fmt.Sprintf(":%d", a.cfg.Status.Port), a.notReady, a.gatherer())
 	a.services.start(task{name: "status", run: public.Run})
+	if a.joined != nil {
+		a.keepSettings()
+	}
 	a.settleCapture(ctx)
 	a.services.start(task{name: "capture", run: a.followCapture})
 
@@ -293,6 +298,7 @@ func (a *Agent) reload() {
 	} else {
 		a.log.Info("reloaded")
 	}
+	a.keepSettings()
 	if m != nil {
 		m.replace(errReloaded)
 	}
@@ -321,11 +327,25 @@ func (a *Agent) noteJoined() {
 	if known || j == nil {
 		return
 	}
+	a.keepSettings()
 	if err := writeJoined(a.cfg.Paths.StateDir, *j); err != nil {
 		a.log.Error("the join is not remembered; after a reboot rules come only after the next one", "cause", err)
 	}
 	a.log.Info("joined the mesh", "node", j.NodeID)
 	a.settleCapture(context.Background())
+}
+
+// keepSettings notes that the settings in force work: they are what a later start falls back to when the files are broken then.
+func (a *Agent) keepSettings() {
+	a.mu.Lock()
+	cfg, fromFiles := a.cfg, a.source == sourceFiles
+	a.mu.Unlock()
+	if !fromFiles {
+		return
+	}
+	if err := saveLastGood(cfg.Paths.StateDir, cfg.Snapshot()); err != nil {
+		a.log.Warn("settings are not kept for a start with broken files", "cause", err)
+	}
 }
 
 // poke says that the status text may have changed.

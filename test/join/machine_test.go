@@ -183,11 +183,23 @@ func (m *machine) until(what string, is func(status.Report) bool) status.Report 
 		if ok && is(r) {
 			return r
 		}
+		m.mustRun(what)
 		if time.Now().After(deadline) {
 			b, _ := json.MarshalIndent(r, "", " ")
 			m.t.Fatalf("not %s within %s; status (%v):\n%s", what, patience, ok, b)
 		}
 		tick()
+	}
+}
+
+// mustRun fails the test when the daemon has ended by itself.
+func (m *machine) mustRun(what string) {
+	m.t.Helper()
+	select {
+	case err := <-m.done:
+		m.done = nil
+		m.t.Fatalf("not %s: the daemon ended with %v", what, err)
+	default:
 	}
 }
 
@@ -217,6 +229,7 @@ func (m *machine) mustResolve(name, want string) {
 			}
 			m.t.Fatalf("%s A = %s, want %s", name, in, want)
 		}
+		m.mustRun("resolved: " + name)
 		if time.Now().After(deadline) {
 			m.t.Fatalf("%s A: %v", name, err)
 		}

@@ -112,7 +112,7 @@ func TestDNSAnswersFromDiskBeforeIstiodIsThere(t *testing.T) {
 
 // Promise 5: identity outlives its token.
 func TestIdentityOutlivesItsToken(t *testing.T) {
-	m := newMachine(t, newIstiod(t, controlplane.Config{}), "identity: {ttl: 4s}")
+	m := newMachine(t, newIstiod(t, controlplane.Config{}), "identity: {ttl: 5s}")
 	m.start()
 	first := m.until("joined", joined).Identity.Serial
 	m.token(controlplane.TokenOptions{TTL: -time.Hour})
