@@ -50,6 +50,7 @@ type Config struct {
 	proxyConfig     map[string]any    // PROXY_CONFIG of the node as decoded proto JSON; never changed
 	env             map[string]envVar // every variable of the env files and of proxyMetadata
 	settings        []Setting         // sorted by Key
+	snapshot        Snapshot
 }
 
 // Endpoint is a server of the control plane.

@@ -104,6 +104,10 @@ func (r *envReader) refuseCommand(start, words int) {
 	line := r.line
 	r.skipLine()
 	text := strings.TrimSpace(r.src[start:r.pos])
+	shown := text
+	if redact(strings.ToUpper(text), text) != text {
+		shown, _, _ = strings.Cut(text, " ")
+	}
 	hint := envSupported
 	switch {
 	case envSpaced.MatchString(text):
@@ -111,7 +115,7 @@ func (r *envReader) refuseCommand(start, words int) {
 	case words > 0:
 		hint = "a value with spaces needs quotes"
 	}
-	r.refuse(line, "", quote(text), "NAME=value", hint)
+	r.refuse(line, "", quote(shown), "NAME=value", hint)
 }
 
 // word reads a value up to the next unquoted blank. It returns false when the value was refused.

@@ -28,8 +28,13 @@ const (
 // Every problem of every file is returned at once. The Config is nil when one of severity Error makes it unusable; errors with
 // Key KeyRootCert alone leave it whole, for an agent that has roots of an earlier join. A missing token is no problem: a machine
 // that has joined lives without it. Load opens no sockets and never executes anything.
-func Load(root string) (*Config, Problems) {
+func Load(root string) (*Config, Problems) { return load(root, nil) }
+
+// load reads from a snapshot where there is one.
+func load(root string, from Snapshot) (*Config, Problems) {
 	l := &loader{
+		from:  from,
+		taken: Snapshot{},
 		c:     &Config{Root: cmp.Or(root, "/"), Paths: DefaultPaths(root)},
 		vars:  map[string]envVar{},
 		proxy: builtinProxyConfig(),
@@ -45,11 +50,14 @@ func Load(root string) (*Config, Problems) {
 	if problems.Without(KeyRootCert).Err() != nil {
 		return nil, problems
 	}
+	l.c.snapshot = l.taken
 	return l.c, problems
 }
 
 // loader holds what the files say while they become a Config.
 type loader struct {
+	from     Snapshot // where the settings' files are; nil: on disk
+	taken    Snapshot // what was read
 	c        *Config
 	vars     map[string]envVar // variables of the env files, proxyMetadata, and flags
 	proxy    *proxyConfig
@@ -137,6 +145,7 @@ func (l *loader) apply() {
 			continue
 		}
 		v := l.pick(s)
+		l.disagree(s, v)
 		if v.rank == rankBuiltin && s.def == "" {
 			continue
 		}
@@ -178,6 +187,24 @@ func (l *loader) pick(s setting) value {
 	return best
 }
 
+// disagree warns of two variables for one setting in the env files that say different things: the shell would not.
+func (l *loader) disagree(s setting, winner value) {
+	for _, name := range s.istio {
+		v, ok := l.vars[name]
+		if !ok || v.rank == rankMesh || v.value == "" || winner.rank != rankSidecar && winner.rank != rankCluster || shownName(name) == winner.key {
+			continue
+		}
+		text, bad := v.value, (*badValue)(nil)
+		if convert := conversions[name]; convert != nil {
+			text, bad = convert(l.c, text)
+		}
+		if bad == nil && text != "" && text != winner.text {
+			l.add(Problem{Severity: Warning, File: v.file, Line: v.line, Key: shownName(name), Found: quote(v.value),
+				Expected: "the same as " + winner.key, Hint: fmt.Sprintf("%s:%d wins with %s", winner.file, winner.line, quote(winner.text))})
+		}
+	}
+}
+
 // set records what set a setting.
 func (l *loader) set(key string, v value) {
 	s := Setting{Key: key, Value: v.text, File: v.file, Line: v.line}
@@ -195,7 +222,7 @@ const maxFile = 4 << 20
 // read returns a file's content. missing says how bad it is when there is none; its zero value says not at all. Whatever else
 // prevents reading is an error.
 func (l *loader) read(file string, missing Problem) ([]byte, bool) {
-	src, found, err := readFile(file)
+	src, found, err := l.content(file)
 	switch {
 	case err == nil && len(src) > 0:
 		return src, true
@@ -225,7 +252,7 @@ func readFile(file string) (src []byte, found string, err error) {
 	case st.IsDir():
 		return nil, "a folder", errNotAFile
 	case !st.Mode().IsRegular():
-		return nil, "a " + st.Mode().Type().String(), errNotAFile
+		return nil, "a pipe, socket or device", errNotAFile
 	case st.Size() > maxFile:
 		return nil, fmt.Sprintf("%d bytes", st.Size()), errTooLarge
 	}

@@ -130,7 +130,7 @@ func (c *Config) metadata(instance string, ips []string, labels map[string]strin
 	if c.isSet("dns.listen") {
 		out["DNS_PROXY_ADDR"] = c.DNS.Listen.String()
 	}
-	discovery := serverName(c.Discovery.Address, "")
+	discovery := c.serverName(c.Discovery.Address, "")
 	maps.Copy(out, map[string]any{
 		"ENVOY_PROMETHEUS_PORT":      float64(c.Status.PrometheusPort),
 		"ENVOY_SKIP_DEPRECATED_LOGS": "true",
@@ -148,9 +148,13 @@ func (c *Config) metadata(instance string, ips []string, labels map[string]strin
 		on, err := strconv.ParseBool(v.value)
 		out["METADATA_DISCOVERY"] = strconv.FormatBool(err == nil && on)
 	}
-	mode := ""
-	if c.Capture.Mode != "REDIRECT" {
-		mode = c.Capture.Mode
+	if _, ok := out["INTERCEPTION_MODE"]; !c.Capture.CustomTables && (ok || c.Capture.Mode != "REDIRECT") {
+		out["INTERCEPTION_MODE"] = c.Capture.Mode
+	}
+	for k, on := range map[string]bool{"DNS_CAPTURE": c.DNS.Capture, "ENABLE_HBONE": c.Envoy.HBONE} {
+		if _, ok := out[k]; ok || on {
+			out[k] = strconv.FormatBool(on)
+		}
 	}
 	if _, ok := out["ISTIO_VERSION"]; !ok {
 		out["ISTIO_VERSION"] = IstioVersion
@@ -162,10 +166,7 @@ func (c *Config) metadata(instance string, ips []string, labels map[string]strin
 		"AUTO_REGISTER_GROUP": c.AutoRegisterGroup,
 		"CERT_SIGNER":         c.Identity.CertSigner,
 		"CLUSTER_ID":          c.ClusterID,
-		"DNS_CAPTURE":         trueOrNone(c.DNS.Capture),
-		"ENABLE_HBONE":        trueOrNone(c.Envoy.HBONE),
 		"INSTANCE_IPS":        strings.Join(ips, ","),
-		"INTERCEPTION_MODE":   mode,
 		"MESH_ID":             c.MeshID,
 		"NETWORK":             c.Network,
 		"WORKLOAD_NAME":       c.WorkloadName,
@@ -180,13 +181,6 @@ func (c *Config) metadata(instance string, ips []string, labels map[string]strin
 // isSet reports whether some file sets the setting at key.
 func (c *Config) isSet(key string) bool {
 	return slices.ContainsFunc(c.settings, func(s Setting) bool { return s.Key == key && s.File != "" })
-}
-
-func trueOrNone(b bool) string {
-	if b {
-		return "true"
-	}
-	return ""
 }
 
 func anyMap(m map[string]string) map[string]any {

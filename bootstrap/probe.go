@@ -2,6 +2,7 @@ package bootstrap
 
 import (
 	"fmt"
+	"net"
 	"slices"
 	"strconv"
 	"strings"
@@ -63,6 +64,44 @@ func readProbe(y *yamlFile, n *yaml.Node, path string, strict bool) *Probe {
 		}
 	}
 	return p
+}
+
+// probe reads the readinessProbe: wingman.yaml's, else mesh.yaml's.
+func (l *loader) probe() {
+	read := func(y *yamlFile, n *yaml.Node, path string, strict bool, v value) {
+		before := len(y.problems)
+		l.c.Probe = readProbe(y, n, path, strict)
+		raw, ok := plain(y, n, path)
+		l.add(y.problems[before:]...)
+		if ok && l.c.Probe != nil {
+			l.proxy.fields["readinessProbe"] = raw
+			v.text = l.c.Probe.String()
+			l.set("probe", v)
+		}
+	}
+	if t, ok := l.ownTrees["probe"]; ok {
+		read(t.y, t.node, "probe", true, value{file: t.y.file, line: t.y.line(t.key), key: "probe", rank: rankWingman})
+		return
+	}
+	if l.proxy.probe != nil {
+		v := l.proxy.at["readinessProbe"]
+		read(l.proxy.probeIn, l.proxy.probe, v.key, false, v)
+	}
+}
+
+// String tells the probe in a few words.
+func (p *Probe) String() string {
+	switch {
+	case p.HTTP != nil:
+		return "httpGet " + p.HTTP.Scheme + "://" + net.JoinHostPort(p.HTTP.Host, strconv.Itoa(int(p.HTTP.Port))) + p.HTTP.Path
+	case p.TCP != nil:
+		return "tcpSocket " + net.JoinHostPort(p.TCP.Host, strconv.Itoa(int(p.TCP.Port)))
+	case p.Exec != nil:
+		return "exec " + strings.Join(p.Exec.Command, " ")
+	case p.GRPC != nil:
+		return "grpc " + strconv.Itoa(int(p.GRPC.Port)) + " " + p.GRPC.Service
+	}
+	return "none"
 }
 
 // probeReader reads the parts of a probe and reports what is wrong in them.

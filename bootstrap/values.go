@@ -82,7 +82,7 @@ var (
 	userID   = kind[uint32]{expected: "a numeric id from 0 to 4294967294", parse: parseID}
 	table    = kind[int]{expected: "a routing table from 1 to 252", parse: parseInt(1, 252)}
 	threads  = kind[int]{expected: "a number of threads from 0 to 1024", parse: parseInt(0, 1024)}
-	rsaBits  = kind[int]{expected: "a key size of 2048, 3072 or 4096 bits", parse: parseRSABits}
+	rsaBits  = kind[int]{expected: "a key size from 2048 to 8192 bits", parse: parseInt(2048, 8192)}
 	ratio    = kind[float64]{expected: "a number above 0 and below 1", parse: parseFraction(false)}
 	jitter   = kind[float64]{expected: "a number from 0 to below 1", parse: parseFraction(true)}
 	cidr     = kind[netip.Prefix]{expected: "a CIDR such as 10.96.0.0/16", parse: parseCIDR}
@@ -165,11 +165,6 @@ func parseInt(min, max int) func(string) (int, bool) {
 		v, err := strconv.Atoi(strings.TrimSpace(s))
 		return v, err == nil && v >= min && v <= max
 	}
-}
-
-func parseRSABits(s string) (int, bool) {
-	v, err := strconv.Atoi(strings.TrimSpace(s))
-	return v, err == nil && (v == 2048 || v == 3072 || v == 4096)
 }
 
 func parseFraction(zero bool) func(string) (float64, bool) {
@@ -280,8 +275,9 @@ func parseAddress(s string) (string, bool) {
 	if _, err := netip.ParseAddr(host); err == nil {
 		return s, true
 	}
+	last := host[strings.LastIndex(host, ".")+1:]
 	_, ok := parseDNSName(host)
-	return s, ok && !strings.Contains(s, "[")
+	return s, ok && !strings.Contains(s, "[") && strings.Trim(last, "0123456789") != "" // 10.0.0.300 is no name
 }
 
 var (

@@ -188,6 +188,10 @@ func (l *loader) checkMeta(name string, v envVar) {
 	if !typed || v.value == "" {
 		return
 	}
+	if mode := l.c.Capture.Mode; name == "ISTIO_META_INTERCEPTION_MODE" && v.value != mode && !l.c.Capture.CustomTables {
+		l.add(Problem{Severity: Warning, File: v.file, Line: v.line, Key: name, Found: quote(v.value), Expected: quote(mode) + ", the mode of the rules",
+			Hint: "the node says what is true; set ISTIO_INBOUND_INTERCEPTION_MODE"})
+	}
 	switch t {
 	case metaBool:
 		if _, bad := boolean.read(v.value); bad != nil {

@@ -1,0 +1,133 @@
+package bootstrap
+
+import (
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// addresses allows one instance address per family.
+func (l *loader) addresses() {
+	ips := l.c.InstanceIPs
+	if len(ips) > 2 || len(ips) == 2 && ips[0].Is4() == ips[1].Is4() {
+		l.refuse(Error, "workload.addresses", quote(l.source("workload.addresses").Value), "at most one IPv4 and one IPv6 address", "")
+	}
+}
+
+// capture completes the rules' part from other settings and refuses what Istio's tool would take and misapply.
+func (l *loader) capture() {
+	c := &l.c.Capture
+	c.DNS, c.DNSAll, c.DualStack, c.DNSPort = l.c.DNS.Capture, l.c.DNS.CaptureAll, l.c.DualStack, l.c.DNS.Listen.Port()
+	if len(c.OwnerGroups) > 64 {
+		l.refuse(Error, "rules.groups", fmt.Sprintf("%d groups", len(c.OwnerGroups)), "at most 64", "a rule cannot hold more")
+	}
+	for key, groups := range map[string][]string{"rules.groups": c.OwnerGroups, "rules.excludeGroups": c.OwnerGroupsExclude} {
+		for _, name := range groups {
+			if _, err := LookupGroup(l.c.Root, name); err != nil {
+				l.refuse(Error, key, quote(name), "a group of this machine, or a gid", "")
+			}
+		}
+	}
+	for key, cidrs := range map[string][]netip.Prefix{"rules.outboundCIDRs": c.OutboundCIDRs, "rules.outboundExcludeCIDRs": c.OutboundExcludeCIDRs} {
+		four := slices.ContainsFunc(cidrs, func(p netip.Prefix) bool { return p.Addr().Is4() })
+		six := slices.ContainsFunc(cidrs, func(p netip.Prefix) bool { return p.Addr().Is6() })
+		if four && six && !l.c.DualStack {
+			l.refuse(Warning, key, "CIDRs of both families without dualStack", "those of one", "only this machine's own family gets rules; set dualStack for both")
+		}
+	}
+	if l.c.Identity.GraceRatio-l.c.Identity.GraceJitter <= 0 || l.c.Identity.GraceRatio+l.c.Identity.GraceJitter >= 1 {
+		l.refuse(Error, "identity.graceJitter", quote(l.source("identity.graceJitter").Value), "less than graceRatio, and less than what is left of it to 1", "")
+	}
+}
+
+// users finds the ids of the user whose traffic is never captured.
+func (l *loader) users() {
+	c := &l.c.Capture
+	uid, gid, err := LookupUser(l.c.Root, c.User)
+	c.UserKnown = err == nil
+	if err != nil {
+		if !l.isSet("rules.proxyUID") {
+			l.refuse(Warning, "user", "no user "+quote(c.User)+" on this machine", "one", "without it no capture rules are put in: useradd --system "+c.User)
+		}
+		uid, gid = istioProxyID, istioProxyID
+	}
+	if l.isSet("rules.proxyUID") {
+		c.UserKnown = true
+	} else {
+		c.ProxyUID = uid
+	}
+	if !l.isSet("rules.proxyGID") {
+		c.ProxyGID = gid
+	}
+}
+
+// istioProxyID is what Istio takes when the user does not exist (constants.DefaultProxyUID in tools/istio-iptables).
+const istioProxyID = 1337
+
+// distinctPorts refuses two listeners on one port.
+func (l *loader) distinctPorts() {
+	c := l.c
+	taken := map[uint16]string{}
+	for _, p := range []struct {
+		key  string
+		port uint16
+	}{
+		{"dns.listen", c.DNS.Listen.Port()}, {"status.port", c.Status.Port}, {"status.readinessPort", c.Status.ReadinessPort},
+		{"status.prometheusPort", c.Status.PrometheusPort}, {"envoy.adminPort", c.Envoy.AdminPort}, {"rules.proxyPort", c.Capture.ProxyPort},
+		{"rules.inboundPort", c.Capture.InboundPort}, {"rules.tunnelPort", c.Capture.TunnelPort},
+	} {
+		if other, ok := taken[p.port]; ok && p.port != 0 {
+			key := p.key
+			if !l.isSet(key) {
+				key, other = other, key
+			}
+			l.refuse(Error, key, fmt.Sprint(p.port), "a port of its own", other+" has it too")
+		}
+		taken[p.port] = p.key
+	}
+}
+
+// rootCert checks that the root file holds certificates; dates are checked when it is used.
+func (l *loader) rootCert() {
+	file := l.c.Paths.RootCert
+	problem := Problem{Severity: Error, Key: KeyRootCert, Hint: "copy root-cert.pem of istioctl x workload entry configure here"}
+	src, ok := l.read(file, problem)
+	if !ok {
+		return
+	}
+	problem.File, problem.Expected = file, "certificates in PEM"
+	count := 0
+	rest := src
+	for {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			break
+		}
+		count++
+		if block.Type != "CERTIFICATE" {
+			problem.Found = "a " + strings.ToLower(block.Type) + " as block " + strconv.Itoa(count)
+			l.add(problem)
+			return
+		}
+		if _, err := x509.ParseCertificate(block.Bytes); err != nil {
+			problem.Found = "block " + strconv.Itoa(count) + " that is no certificate"
+			l.add(problem)
+			return
+		}
+	}
+	switch {
+	case strings.Contains(string(rest), "-----BEGIN"):
+		problem.Found = "a truncated block after " + strconv.Itoa(count) + " certificates"
+	case len(src) == 0:
+		problem.Found = "an empty file"
+	case count == 0:
+		problem.Found = "no certificate"
+	default:
+		return
+	}
+	l.add(problem)
+}

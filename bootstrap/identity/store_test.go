@@ -1,0 +1,454 @@
+package identity
+
+import (
+	"bytes"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func newStore(dir string, d disk) *store {
+	return &store{dir: dir, disk: d, log: slog.New(slog.DiscardHandler)}
+}
+
+// A keyring makes certificates of one CA, and knows them again.
+type keyring struct {
+	t    testing.TB
+	root *authority
+}
+
+func newKeyring(t testing.TB) *keyring {
+	return &keyring{t: t, root: newAuthority(t, "cluster.local", testNow, 1000*time.Hour, nil)}
+}
+
+func (k *keyring) issue() *Certificate { return certificateBy(k.t, k.root, testID, testNow, time.Hour) }
+
+func (k *keyring) roots() anchors {
+	return anchors{}.withFile([]*x509.Certificate{k.root.cert}).withAnswer([]*x509.Certificate{k.root.cert}, time.Time{})
+}
+
+// mustSave and mustLoad fail the test when the store does.
+func mustSave(t *testing.T, s *store, c *Certificate, roots anchors) {
+	t.Helper()
+	if err := s.save(c, roots); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func mustLoad(t *testing.T, dir string) *generation {
+	t.Helper()
+	g, err := newStore(dir, systemDisk).load(testID, testNow)
+	if err != nil {
+		t.Fatalf("the store does not open: %v", err)
+	}
+	return g
+}
+
+// pairOnDisk reads key and chain as an application would, and fails the test unless they belong together. "" when there are none.
+func pairOnDisk(t *testing.T, dir string) (serial string) {
+	t.Helper()
+	keyPEM, keyErr := os.ReadFile(filepath.Join(dir, keyFile))
+	chainPEM, chainErr := os.ReadFile(filepath.Join(dir, chainFile))
+	if errors.Is(keyErr, os.ErrNotExist) && errors.Is(chainErr, os.ErrNotExist) {
+		return ""
+	}
+	key, err := parseKey(keyPEM)
+	if err != nil {
+		t.Fatalf("%s: key: %v, %v", dir, keyErr, err)
+	}
+	chain, err := parseCertificates(chainPEM)
+	if err != nil {
+		t.Fatalf("%s: chain: %v, %v", dir, chainErr, err)
+	}
+	if !sameKey(chain[0], key) {
+		t.Fatalf("%s: key and chain do not belong together", dir)
+	}
+	return fmt.Sprintf("%x", chain[0].SerialNumber)
+}
+
+func TestStoreGivesBackWhatWasSaved(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "lib", storeName)
+	k := newKeyring(t)
+	retired := newAuthority(t, "retired", testNow, time.Hour, nil)
+	roots := append(k.roots(), anchor{cert: retired.cert, source: fromCA, until: testNow.Add(time.Minute)})
+	c := k.issue().withRoots(encodeCertificates(roots.certs()))
+	s := newStore(dir, systemDisk)
+	if g, err := s.load(testID, testNow); g != nil || err != nil {
+		t.Fatalf("an empty store gave %v, %v", g, err)
+	}
+	mustSave(t, s, c, roots)
+	g := mustLoad(t, dir)
+	if !g.roots.equal(roots) || g.rootsHash != hash(c.RootsPEM()) || g.number != 1 {
+		t.Errorf("roots %v, hash %s, number %d", g.roots, g.rootsHash, g.number)
+	}
+	type shown struct {
+		ID, Serial       string
+		From, To, At     time.Time
+		Key, Chain, Root string
+	}
+	show := func(c *Certificate) shown {
+		return shown{c.SPIFFEID, c.Serial, c.NotBefore, c.NotAfter, c.ReceivedAt, string(c.KeyPEM()), string(c.ChainPEM()), string(c.RootsPEM())}
+	}
+	if diff := cmp.Diff(show(c), show(g.cert)); diff != "" {
+		t.Errorf("certificate (-saved +loaded):\n%s", diff)
+	}
+	// Modes: nobody else may even list what is there.
+	filepath.WalkDir(dir, func(path string, e os.DirEntry, err error) error {
+		info, err := os.Lstat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := map[bool]os.FileMode{true: 0o700, false: 0o600}[e.IsDir()]; info.Mode().Type() != os.ModeSymlink && info.Mode().Perm() != want {
+			t.Errorf("%s has mode %v, want %v", path, info.Mode().Perm(), want)
+		}
+		return nil
+	})
+}
+
+func TestStoreKeepsTheCurrentGenerationAndOneToFallBackTo(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), storeName)
+	k := newKeyring(t)
+	s := newStore(dir, systemDisk)
+	for range 5 {
+		mustSave(t, s, k.issue(), k.roots())
+	}
+	entries, err := os.ReadDir(filepath.Join(dir, generationsDir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	if got := strings.Join(names, " "); got != "4 5" {
+		t.Errorf("generations %q, want the last two", got)
+	}
+	if target, _ := os.Readlink(filepath.Join(dir, currentLink)); target != "generations/5" {
+		t.Errorf("current leads to %q", target)
+	}
+}
+
+// TestAStopAtAnyStepLeavesAPairThatMatches is promise 5: whatever stops the store, and wherever, it opens again, with the former or the
+// new certificate, and its key and chain belong together.
+func TestAStopAtAnyStepLeavesAPairThatMatches(t *testing.T) {
+	k := newKeyring(t)
+	ends := []struct {
+		name string
+		disk faultyDisk
+		cut  func(*faultyDisk)
+	}{
+		{"the process is killed", faultyDisk{failure: errCrash}, func(*faultyDisk) {}},
+		{"the process is killed in the middle of a write", faultyDisk{failure: errCrash, torn: true}, func(*faultyDisk) {}},
+		{"the power is cut: names that were not synced are gone", faultyDisk{failure: errCrash}, (*faultyDisk).cutNames},
+		{"the power is cut: bytes that were not synced are gone", faultyDisk{failure: errCrash, torn: true}, (*faultyDisk).cutBytes},
+		{"the disk is full for a moment", faultyDisk{failure: syscall.ENOSPC, once: true, torn: true}, func(*faultyDisk) {}},
+		{"the disk is full", faultyDisk{failure: syscall.ENOSPC, torn: true}, func(*faultyDisk) {}},
+		{"the disk became read-only", faultyDisk{failure: syscall.EROFS}, func(*faultyDisk) {}},
+	}
+	for _, end := range ends {
+		for _, generations := range []int{0, 1, 2, 3} {
+			t.Run(fmt.Sprintf("%s, %d generations before", end.name, generations), func(t *testing.T) {
+				for step := 0; ; step++ {
+					dir := filepath.Join(t.TempDir(), storeName)
+					out := output{dir: filepath.Join(t.TempDir(), "certs"), store: dir, disk: systemDisk}
+					before := ""
+					for range generations {
+						c := k.issue()
+						mustSave(t, newStore(dir, systemDisk), c, k.roots())
+						before = c.Serial
+					}
+					faulty := end.disk
+					faulty.t, faulty.failAt = t, step
+					faulty.after = func(string) { pairOnDisk(t, filepath.Join(dir, currentLink)); pairOnDisk(t, out.dir) }
+					s, next := newStore(dir, faulty.disk()), k.issue()
+					_, loadErr := s.load(testID, testNow)
+					saveErr := s.save(next, k.roots())
+					out.disk = s.disk
+					outErr := out.ensure("/elsewhere/root-cert.pem", nil, testNow)
+					if faulty.steps <= step {
+						if loadErr != nil || saveErr != nil || outErr != nil {
+							t.Fatalf("nothing was stopped, but: %v, %v, %v", loadErr, saveErr, outErr)
+						}
+						return // every step has had its turn
+					}
+					end.cut(&faulty)
+
+					what := fmt.Sprintf("stopped at step %d: ", step)
+					got := pairOnDisk(t, filepath.Join(dir, currentLink))
+					pairOnDisk(t, out.dir)
+					if got != before && got != next.Serial {
+						t.Errorf("%s%q is on disk, neither the former nor the new one", what, got)
+					}
+					g := mustLoad(t, dir)
+					switch {
+					case g == nil && before != "":
+						t.Errorf("%sthe certificate is lost", what)
+					case g != nil && g.cert.Serial != before && g.cert.Serial != next.Serial:
+						t.Errorf("%sloaded %s, neither the former nor the new one", what, g.cert.Serial)
+					}
+					if left, _ := filepath.Glob(filepath.Join(dir, "corrupt", "*")); len(left) > 0 {
+						t.Errorf("%sa generation was put aside as corrupt, but only whole ones may get a number: %v", what, left)
+					}
+					if left, _ := filepath.Glob(filepath.Join(dir, generationsDir, "*-*")); len(left) > 0 {
+						t.Errorf("%sleftovers: %v", what, left)
+					}
+					// It works again.
+					after := newStore(dir, systemDisk)
+					if _, err := after.load(testID, testNow); err != nil {
+						t.Fatal(err)
+					}
+					last := k.issue()
+					mustSave(t, after, last, k.roots())
+					out.disk = systemDisk
+					if err := out.ensure("/elsewhere/root-cert.pem", nil, testNow); err != nil {
+						t.Errorf("%soutput: %v", what, err)
+					}
+					if got := pairOnDisk(t, out.dir); got != last.Serial {
+						t.Errorf("%safter another save the output holds %s, want %s", what, got, last.Serial)
+					}
+				}
+			})
+		}
+	}
+}
+
+func TestDamagedGenerations(t *testing.T) {
+	const newest = generationsDir + "/2/"
+	k := newKeyring(t)
+	foreign := newKeyring(t).issue()
+	otherID := certificateBy(t, k.root, "spiffe://cluster.local/ns/forum-services/sa/other", testNow, time.Hour)
+	put := func(name string, data []byte) func(t *testing.T, dir string) {
+		return func(t *testing.T, dir string) {
+			if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	swap := func(a, b string) func(t *testing.T, dir string) {
+		return func(t *testing.T, dir string) {
+			if err := systemDisk.exchange(filepath.Join(dir, a), filepath.Join(dir, b)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	tests := []struct {
+		name   string
+		damage func(t *testing.T, dir string)
+		want   int  // the generation that is used
+		aside  bool // whether generation 2 is kept for inspection
+	}{
+		{"nothing is damaged", func(*testing.T, string) {}, 2, false},
+		{"the key is empty", put(newest+keyFile, nil), 1, true},
+		{"the key is garbage", put(newest+keyFile, []byte("garbage")), 1, true},
+		{"the key is another's", put(newest+keyFile, foreign.KeyPEM()), 1, true},
+		{"the key is missing", func(t *testing.T, dir string) { os.Remove(filepath.Join(dir, newest+keyFile)) }, 1, true},
+		{"a folder in the place of the key", func(t *testing.T, dir string) {
+			os.Remove(filepath.Join(dir, newest+keyFile))
+			os.Mkdir(filepath.Join(dir, newest+keyFile), 0o700)
+		}, 1, true},
+		{"key and chain exchanged by hand", swap(newest+keyFile, newest+chainFile), 1, true},
+		{"the chains of two generations exchanged by hand", swap(newest+chainFile, generationsDir+"/1/"+chainFile), 0, true},
+		{"the chain is cut short", put(newest+chainFile, k.issue().ChainPEM()[:100]), 1, true},
+		{"the chain is huge", put(newest+chainFile, bytes.Repeat([]byte("x"), maxPEMSize+1)), 1, true},
+		{"key and chain of another CA", func(t *testing.T, dir string) {
+			put(newest+keyFile, foreign.KeyPEM())(t, dir)
+			put(newest+chainFile, foreign.ChainPEM())(t, dir)
+		}, 1, true},
+		{"key and chain of another identity are nobody's fault", func(t *testing.T, dir string) {
+			put(newest+keyFile, otherID.KeyPEM())(t, dir)
+			put(newest+chainFile, otherID.ChainPEM())(t, dir)
+		}, 1, false},
+		{"the meta file is garbage: its content can be replaced", put(newest+metaFile, []byte("{")), 2, false},
+		{"the meta file is of another version", put(newest+metaFile, []byte(`{"roots":[]}`)), 2, false},
+		{"root-cert.pem is garbage: the meta file knows", put(newest+rootFile, []byte("garbage")), 2, false},
+		{"meta and root are both garbage", func(t *testing.T, dir string) {
+			put(newest+metaFile, []byte("{"))(t, dir)
+			put(newest+rootFile, []byte("garbage"))(t, dir)
+		}, 1, true},
+		{"the link is missing", func(t *testing.T, dir string) { os.Remove(filepath.Join(dir, currentLink)) }, 2, false},
+		{"the link leads nowhere", func(t *testing.T, dir string) {
+			os.Remove(filepath.Join(dir, currentLink))
+			os.Symlink("generations/77", filepath.Join(dir, currentLink))
+		}, 2, false},
+		{"a folder in the place of the link", func(t *testing.T, dir string) {
+			os.Remove(filepath.Join(dir, currentLink))
+			os.Mkdir(filepath.Join(dir, currentLink), 0o700)
+		}, 2, false},
+		{"the link leads to the older one: it is believed", func(t *testing.T, dir string) {
+			os.Remove(filepath.Join(dir, currentLink))
+			os.Symlink("generations/1", filepath.Join(dir, currentLink))
+		}, 1, false},
+		{"strange names are passed over", func(t *testing.T, dir string) {
+			os.Mkdir(filepath.Join(dir, generationsDir, "007"), 0o700)
+			os.Mkdir(filepath.Join(dir, generationsDir, "lost+found"), 0o700)
+		}, 2, false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), storeName)
+			for range 2 {
+				c := k.issue()
+				mustSave(t, newStore(dir, systemDisk), c.withRoots(encodeCertificates(k.roots().certs())), k.roots())
+			}
+			tt.damage(t, dir)
+			g := mustLoad(t, dir)
+			if n := generationNumber(g); n != tt.want {
+				t.Errorf("generation %d is used, want %d", n, tt.want)
+			}
+			if g != nil {
+				if got := pairOnDisk(t, filepath.Join(dir, currentLink)); got != g.cert.Serial {
+					t.Errorf("the link leads to %s, in use is %s", got, g.cert.Serial)
+				}
+			}
+			if _, err := os.Stat(filepath.Join(dir, corruptDir, "2")); (err == nil) != tt.aside {
+				t.Errorf("kept for inspection: %v, want %v", err == nil, tt.aside)
+			}
+			// Whatever it was: the next certificate can be saved and is found.
+			s, next := newStore(dir, systemDisk), k.issue()
+			if _, err := s.load(testID, testNow); err != nil {
+				t.Fatal(err)
+			}
+			mustSave(t, s, next, k.roots())
+			if g := mustLoad(t, dir); g == nil || g.cert.Serial != next.Serial {
+				t.Errorf("after the next save: %v", g)
+			}
+		})
+	}
+}
+
+func generationNumber(g *generation) int {
+	if g == nil {
+		return 0
+	}
+	return g.number
+}
+
+func TestCorruptGenerationsAreKeptButNotForEver(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), storeName)
+	k := newKeyring(t)
+	mustSave(t, newStore(dir, systemDisk), k.issue(), k.roots())
+	for i := range 6 {
+		s := newStore(dir, systemDisk)
+		if _, err := s.load(testID, testNow); err != nil {
+			t.Fatal(err)
+		}
+		mustSave(t, s, k.issue(), k.roots())
+		mustSave(t, s, k.issue(), k.roots()) // numbers go on
+		if err := os.WriteFile(filepath.Join(dir, currentLink, keyFile), []byte{byte(i)}, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		mustLoad(t, dir)
+	}
+	kept, err := numbered(filepath.Join(dir, corruptDir))
+	if err != nil || len(kept) != keptCorrupt {
+		t.Errorf("%v are kept (%v), want %d", kept, err, keptCorrupt)
+	}
+}
+
+func TestAnExpiredGenerationIsLoaded(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), storeName)
+	k := newKeyring(t)
+	mustSave(t, newStore(dir, systemDisk), k.issue(), k.roots())
+	g, err := newStore(dir, systemDisk).load(testID, testNow.Add(100*24*time.Hour))
+	if err != nil || g == nil {
+		t.Errorf("got %v, %v: an expired certificate is not a corrupt one", g, err)
+	}
+}
+
+// TestAStoreOfAnotherUserIsSaid runs itself as nobody on a store that belongs to root.
+func TestAStoreOfAnotherUserIsSaid(t *testing.T) {
+	if dir := os.Getenv("STORE_OF_ROOT"); dir != "" {
+		_, loadErr := newStore(dir, systemDisk).load(testID, testNow)
+		saveErr := newStore(dir, systemDisk).save(newKeyring(t).issue(), nil)
+		json.NewEncoder(os.Stdout).Encode([]string{oneLine(loadErr), oneLine(saveErr)})
+		return
+	}
+	if os.Geteuid() != 0 {
+		t.Skip("needs root to make a store that another user cannot read")
+	}
+	dir, err := os.MkdirTemp("/tmp", "wingman-store")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	k := newKeyring(t)
+	mustSave(t, newStore(filepath.Join(dir, storeName), systemDisk), k.issue(), k.roots())
+	binary := filepath.Join(dir, "test")
+	text, err := os.ReadFile(os.Args[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(binary, text, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(binary, "-test.run=^TestAStoreOfAnotherUserIsSaid$")
+	cmd.Env, cmd.Dir = append(os.Environ(), "STORE_OF_ROOT="+filepath.Join(dir, storeName)), "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	want := "belongs to uid 0 and this process is uid 65534: chown -R 65534 " + filepath.Join(dir, storeName)
+	if n := strings.Count(string(out), want); n != 2 {
+		t.Errorf("%q is said %d times, want for load and save:\n%s", want, n, out)
+	}
+}
+
+func FuzzGeneration(f *testing.F) {
+	root := newAuthority(f, "cluster.local", testNow, 1000*time.Hour, nil)
+	c := certificateBy(f, root, testID, testNow, time.Hour)
+	m := `{"receivedAt":"2026-11-23T12:00:00Z","roots":[{"source":"ca","pem":"` + strings.ReplaceAll(root.pem(), "\n", `\n`) + `"}]}`
+	f.Add(c.KeyPEM(), c.ChainPEM(), []byte(root.pem()), []byte(m))
+	f.Add(c.KeyPEM(), c.ChainPEM(), []byte(root.pem()), []byte("{"))
+	f.Add([]byte("x"), []byte("-----BEGIN CERTIFICATE-----"), []byte(""), []byte(""))
+	f.Fuzz(func(t *testing.T, key, chain, roots, meta []byte) {
+		g, err := parseGeneration(map[string][]byte{keyFile: key, chainFile: chain, rootFile: roots, metaFile: meta}, testID, testNow)
+		if err != nil {
+			if !errors.Is(err, errCorrupt) && !errors.Is(err, errOtherOne) {
+				t.Errorf("an error of no kind: %v", err)
+			}
+			return
+		}
+		if key, err := parseKey(g.cert.KeyPEM()); err != nil || !sameKey(g.cert.TLS().Leaf, key) {
+			t.Errorf("passed with a key that is not the leaf's: %v", err)
+		}
+		if ids := uriNames(g.cert.TLS().Leaf); len(ids) != 1 || ids[0] != testID || len(g.roots) == 0 {
+			t.Errorf("passed with ids %v and %d roots", ids, len(g.roots))
+		}
+		if l := g.cert.lifeAt(testNow); !l.received.Before(l.notAfter) {
+			t.Errorf("a life from %v to %v", l.received, l.notAfter)
+		}
+	})
+}
+
+func FuzzCheckRoots(f *testing.F) {
+	root := newAuthority(f, "cluster.local", testNow, 1000*time.Hour, nil)
+	f.Add([]byte(root.pem()))
+	f.Add([]byte(root.pem() + "\n# comment\n" + root.pem()[:300]))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if CheckRoots(data, testNow) != nil {
+			return
+		}
+		certs, err := parseRoots(data)
+		if err != nil || len(certs) == 0 {
+			t.Fatalf("passed, but gives %d certificates, %v", len(certs), err)
+		}
+		if again, err := parseRoots(encodeCertificates(certs)); err != nil || len(again) != len(certs) {
+			t.Errorf("written and read again: %d of %d, %v", len(again), len(certs), err)
+		}
+	})
+}
