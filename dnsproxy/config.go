@@ -20,6 +20,10 @@ type Config struct {
 	// /etc/resolv.conf.
 	ResolvConf string
 
+	// UplinkConf names the file where systemd-resolved lists the servers it asks itself; they stand in for its stub where
+	// that leads back here. Empty means /run/systemd/resolve/resolv.conf.
+	UplinkConf string
+
 	// Upstreams overrides the servers of ResolvConf, not its options.
 	Upstreams []netip.AddrPort
 
@@ -41,6 +45,7 @@ type Config struct {
 
 const (
 	defaultResolvConf     = "/etc/resolv.conf"
+	defaultUplinkConf     = "/run/systemd/resolve/resolv.conf"
 	defaultForwardTimeout = 5 * time.Second
 	defaultMaxForwards    = 4096
 )

@@ -62,6 +62,8 @@ type forwarder struct {
 	mu      sync.Mutex // guards everything below, and every flight, route, server and socket
 	conf    resolvConf
 	flights map[string]*flight
+	ports   map[uint16]*upSocket // our sockets by their port
+	probes  map[string]*server   // loop probes under way, by the key of their name
 	waiting int // clients in all flights
 	tcp     int // streams open
 	closing bool
@@ -70,12 +72,18 @@ type forwarder struct {
 }
 
 func newForwarder(s *Server, routes []*route) *forwarder {
-	return &forwarder{s: s, log: s.log, routes: routes, flights: make(map[string]*flight), idle: make(chan struct{})}
+	return &forwarder{s: s, log: s.log, routes: routes, flights: make(map[string]*flight), ports: make(map[uint16]*upSocket),
+		probes: make(map[string]*server), idle: make(chan struct{})}
 }
 
 // ask takes a question upstream; w.to gets exactly one answer, whatever happens. It does not block.
 func (f *forwarder) ask(w waiter, q *upstreamQuery) {
 	f.mu.Lock()
+	if f.loopLocked(w, q) {
+		f.mu.Unlock()
+		f.refuseLoop(w)
+		return
+	}
 	if f.waiting >= f.s.cfg.MaxForwards || f.closing {
 		f.mu.Unlock()
 		f.s.metrics.overload.Inc()
@@ -91,7 +99,7 @@ func (f *forwarder) ask(w waiter, q *upstreamQuery) {
 	}
 	fl := &flight{key: q.key, query: q.msg, waiters: []waiter{w}, route: f.routeOf(q.name)}
 	f.flights[q.key] = fl
-	fl.order = fl.route.orderLocked(time.Now())
+	fl.order = fl.route.orderLocked(f)
 	fl.deadline = time.Now().Add(f.conf.budget(f.s.cfg.ForwardTimeout))
 	done := f.advanceLocked(fl)
 	f.mu.Unlock()
@@ -143,7 +151,7 @@ func (f *forwarder) tick(fl *flight) {
 	case fl.done:
 	case time.Until(fl.deadline) <= 0:
 		done = f.finishLocked(fl, fl.fallback)
-	case fl.overTCP:
+	case fl.overTCP && !f.conf.useTCP:
 		f.timeLocked(fl, time.Until(fl.deadline))
 	default:
 		done = f.advanceLocked(fl)
@@ -296,6 +304,18 @@ func (f *forwarder) fail(w waiter, code uint16, text string) {
 	}
 	reply := newReply(req, dns.RcodeServerFailure)
 	explainWhy(reply, code, text)
+	f.send(w, pack(reply, w.limit), fromRefused)
+}
+
+// refuseLoop answers a question of our own that came back.
+func (f *forwarder) refuseLoop(w waiter) {
+	req := new(dns.Msg)
+	if req.Unpack(w.msg) != nil {
+		f.send(w, errorReply(w.msg, dns.RcodeRefused), fromRefused)
+		return
+	}
+	reply := newReply(req, dns.RcodeRefused)
+	explainWhy(reply, dns.ExtendedErrorCodeOther, "this question came from the agent that answers it: a loop")
 	f.send(w, pack(reply, w.limit), fromRefused)
 }
 

@@ -97,22 +97,25 @@ func newUpstream(t testing.TB, answer func(query []byte, via transport) [][]byte
 	}
 	u := &upstream{addr: udp.LocalAddr().(*net.UDPAddr).AddrPort(), udp: udp, tcp: tcp, answer: answer}
 	var wg sync.WaitGroup
-	wg.Go(u.serveUDP)
+	wg.Go(func() { u.serveUDP(&wg) })
 	wg.Go(func() { u.serveTCP(&wg) })
 	t.Cleanup(func() { udp.Close(); tcp.Close(); wg.Wait() })
 	return u
 }
 
-func (u *upstream) serveUDP() {
+func (u *upstream) serveUDP(wg *sync.WaitGroup) {
 	buf := make([]byte, 65535)
 	for {
 		n, from, err := u.udp.ReadFromUDPAddrPort(buf)
 		if err != nil {
 			return
 		}
-		for _, msg := range u.respond(slices.Clone(buf[:n]), overUDP) {
-			_, _ = u.udp.WriteToUDPAddrPort(msg, from)
-		}
+		query := slices.Clone(buf[:n])
+		wg.Go(func() {
+			for _, msg := range u.respond(query, overUDP) {
+				_, _ = u.udp.WriteToUDPAddrPort(msg, from)
+			}
+		})
 	}
 }
 

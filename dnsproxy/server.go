@@ -51,6 +51,7 @@ func New(cfg Config) (*Server, error) {
 		return nil, fmt.Errorf("dns proxy: %w", err)
 	}
 	cfg.ResolvConf = cmp.Or(cfg.ResolvConf, defaultResolvConf)
+	cfg.UplinkConf = cmp.Or(cfg.UplinkConf, defaultUplinkConf)
 	cfg.ForwardTimeout = cmp.Or(cfg.ForwardTimeout, defaultForwardTimeout)
 	if cfg.MaxForwards <= 0 {
 		cfg.MaxForwards = defaultMaxForwards

@@ -84,6 +84,7 @@ func (f *forwarder) socketLocked(server *server) (*upSocket, error) {
 		port: uint16(conn.LocalAddr().(*net.UDPAddr).Port)}
 	server.current = sock
 	server.sockets[sock] = struct{}{}
+	f.ports[sock.port] = sock
 	f.readers.Go(sock.read)
 	return sock, nil
 }
@@ -115,6 +116,9 @@ func (s *upSocket) closeLocked() {
 		s.server.current = nil
 	}
 	delete(s.server.sockets, s)
+	if s.f.ports[s.port] == s {
+		delete(s.f.ports, s.port)
+	}
 	// wakes read, which closes: Close waits for readers, and we may be called by one
 	_ = s.conn.SetReadDeadline(time.Unix(1, 0))
 }

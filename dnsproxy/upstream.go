@@ -24,7 +24,8 @@ type route struct {
 	suffix  []byte // key; empty for the default route
 	fixed   []netip.AddrPort
 	servers []*server
-	turn    int // for rotate
+	backup  []*server // asked when all of servers lead back here
+	turn    int       // for rotate
 }
 
 // newRoutes makes the routes of split DNS and, last, the default one. Every problem is in the error.
@@ -64,8 +65,8 @@ func (f *forwarder) routeOf(key []byte) *route {
 // setLocked gives the route its servers; those it has already keep what is known of them. Our own listeners are left out:
 // asking them would be asking ourselves.
 func (r *route) setLocked(f *forwarder, addrs []netip.AddrPort) {
-	former := r.servers
-	r.servers = nil
+	former := slices.Concat(r.servers, r.backup)
+	r.servers, r.backup = nil, nil
 	for _, addr := range addrs {
 		if f.s.listensOn(addr) {
 			f.log.Warn("upstream resolver is this agent itself, not used: DNS would loop",
@@ -76,7 +77,7 @@ func (r *route) setLocked(f *forwarder, addrs []netip.AddrPort) {
 		if at >= 0 {
 			r.servers = append(r.servers, former[at])
 		} else {
-			r.servers = append(r.servers, &server{addr: addr, label: addr.String(), sockets: map[*upSocket]struct{}{}})
+			r.servers = append(r.servers, newServer(addr))
 		}
 	}
 	for _, s := range former {
@@ -87,12 +88,26 @@ func (r *route) setLocked(f *forwarder, addrs []netip.AddrPort) {
 }
 
 // orderLocked lists the servers in the order to ask them: as written, or by turns with "rotate"; servers that are down come
-// last, but one of them is asked first now and then to see whether it is back.
-func (r *route) orderLocked(now time.Time) []*server {
-	order := slices.Clone(r.servers)
-	if n := len(order); n > 1 && r.turn > 0 {
-		shift := r.turn % n
-		order = slices.Concat(order[shift:], order[:shift])
+// last, those that lead back here not at all.
+func (r *route) orderLocked(f *forwarder) []*server {
+	now := time.Now()
+	usable := func(servers []*server) (order []*server) {
+		for _, s := range servers {
+			if !s.looping {
+				order = append(order, s)
+			} else {
+				f.probeLocked(s)
+			}
+		}
+		return order
+	}
+	order := usable(r.servers)
+	if len(order) == 0 {
+		order = usable(r.backup)
+	}
+	if n := len(order); n > 1 && f.conf.rotate {
+		r.turn++
+		order = slices.Concat(order[r.turn%n:], order[:r.turn%n])
 	}
 	slices.SortStableFunc(order, func(a, b *server) int { return compareBool(a.down(now), b.down(now)) })
 	return order
@@ -107,7 +122,11 @@ func (r *route) why(f *forwarder) (code uint16, text string) {
 	}
 	var said []string
 	for _, s := range r.servers {
-		said = append(said, s.label+": "+cmp.Or(s.lastError, "no answer"))
+		why := cmp.Or(s.lastError, "no answer")
+		if s.looping {
+			why = "leads back to this agent"
+		}
+		said = append(said, s.label+": "+why)
 	}
 	return dns.ExtendedErrorCodeNoReachableAuthority, "no upstream answers: " + strings.Join(said, "; ")
 }
@@ -123,6 +142,14 @@ type server struct {
 	fails        int           // in a row
 	lastError    string        // why, of the last failure
 	downUntil    time.Time     // not first before then
+
+	looping   bool      // leads back to us
+	sawProbe  bool      // the last probe came back
+	nextProbe time.Time // not before
+}
+
+func newServer(addr netip.AddrPort) *server {
+	return &server{addr: addr, label: addr.String(), sockets: map[*upSocket]struct{}{}}
 }
 
 // Reasons of failures, label values.
@@ -131,6 +158,7 @@ const (
 	reasonUnreachable = "unreachable"
 	reasonRefused     = "refused"
 	reasonStream      = "stream"
+	reasonLoop        = "loop"
 )
 
 const (
