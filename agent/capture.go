@@ -4,11 +4,13 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"reflect"
 	"sync"
 	"time"
 
+	"github.com/miekg/dns"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"wingman/agent/status"
@@ -222,5 +224,15 @@ func (a *Agent) followCapture(ctx context.Context) error {
 
 // captureFactsOf reads what rules depend on from this machine.
 func captureFactsOf(_ context.Context, cfg *bootstrap.Config) (iptables.Facts, error) {
-	return iptables.Facts{}, nil
+	rc, err := dns.ClientConfigFromFile(cfg.Paths.ResolvConf)
+	if err != nil {
+		return iptables.Facts{}, err
+	}
+	var f iptables.Facts
+	for _, s := range rc.Servers {
+		if a, err := netip.ParseAddr(s); err == nil {
+			f.Resolvers = append(f.Resolvers, a)
+		}
+	}
+	return f, nil
 }

@@ -1,5 +1,166 @@
 package main
 
-import "github.com/spf13/cobra"
+import (
+	"fmt"
+	"io"
+	"strings"
 
-func newRules(o *options) *cobra.Command { return group("rules", "Capture rules") }
+	"github.com/spf13/cobra"
+
+	"wingman/agent"
+	"wingman/iptables"
+)
+
+func newRules(o *options) *cobra.Command {
+	return group("rules", "Plan, apply, compare and remove the capture rules",
+		newRulesPlan(o),
+		&cobra.Command{
+			Use:   "apply",
+			Short: "Put the planned rules into the kernel of the current network namespace",
+			Args:  cobra.NoArgs,
+			RunE: func(cmd *cobra.Command, _ []string) error {
+				r, err := agent.OpenRules(cmd.Context(), o.root)
+				if err != nil {
+					return err
+				}
+				warnings, err := r.Apply(cmd.Context())
+				for _, w := range warnings {
+					fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s\n", w)
+				}
+				return err
+			},
+		},
+		&cobra.Command{
+			Use:   "remove",
+			Short: "Take out every rule of ours, by whichever backend it was put in, and what istio-iptables left",
+			Args:  cobra.NoArgs,
+			RunE:  func(cmd *cobra.Command, _ []string) error { return agent.RemoveRules(cmd.Context()) },
+		},
+		outputFlag(&cobra.Command{
+			Use:   "status",
+			Short: "Say what is in the kernel; exit 3 when it is not what the settings plan",
+			Args:  cobra.NoArgs,
+			RunE: func(cmd *cobra.Command, _ []string) error {
+				r, err := agent.OpenRules(cmd.Context(), o.root)
+				if err != nil {
+					return err
+				}
+				s, err := r.Status(cmd.Context())
+				if err != nil {
+					return err
+				}
+				if o.output == "json" {
+					err = writeJSON(cmd.OutOrStdout(), s)
+				} else {
+					err = printRulesStatus(cmd.OutOrStdout(), s)
+				}
+				if err == nil && s.State == iptables.Partial {
+					return errDegraded
+				}
+				return err
+			},
+		}, o),
+		outputFlag(&cobra.Command{
+			Use:   "diff",
+			Short: "Print missing, foreign and changed rules; exit 3 when there are any",
+			Args:  cobra.NoArgs,
+			RunE: func(cmd *cobra.Command, _ []string) error {
+				r, err := agent.OpenRules(cmd.Context(), o.root)
+				if err != nil {
+					return err
+				}
+				diff, err := r.Diff(cmd.Context())
+				if err != nil {
+					return err
+				}
+				if o.output == "json" {
+					err = writeJSON(cmd.OutOrStdout(), append([]iptables.Difference{}, diff...))
+				} else {
+					err = printDiff(cmd.OutOrStdout(), diff)
+				}
+				if err == nil && len(diff) > 0 {
+					return errDegraded
+				}
+				return err
+			},
+		}, o),
+	)
+}
+
+func newRulesPlan(o *options) *cobra.Command {
+	var format string
+	c := &cobra.Command{
+		Use:   "plan",
+		Short: "Print the rules the settings ask for; touches nothing and needs no privileges",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			switch format {
+			case "iptables", "nft", "json":
+			default:
+				return usageError{fmt.Errorf("output %q: expected iptables, nft or json", format)}
+			}
+			r, err := agent.OpenRules(cmd.Context(), o.root)
+			if err != nil {
+				return err
+			}
+			return printPlan(cmd.OutOrStdout(), cmd.ErrOrStderr(), r.Plan(), format)
+		},
+	}
+	c.Flags().StringVarP(&format, "output", "o", "iptables", "iptables, nft or json")
+	return c
+}
+
+// printPlan prints a plan as input for the tool it is named after. What a person should know goes to notes.
+func printPlan(w, notes io.Writer, plan iptables.Rules, format string) error {
+	for _, n := range plan.Notes {
+		fmt.Fprintf(notes, "note: %s\n", n)
+	}
+	switch format {
+	case "json":
+		return writeJSON(w, plan)
+	case "nft":
+		_, err := io.WriteString(w, plan.NFT())
+		return err
+	}
+	var b strings.Builder
+	for _, g := range plan.Guards {
+		fmt.Fprintf(&b, "# never captured: %s: %s\n", g.What, g.Reason)
+	}
+	for _, f := range []struct {
+		family  iptables.Family
+		command string
+	}{{iptables.IPv4, "iptables-restore"}, {iptables.IPv6, "ip6tables-restore"}} {
+		if text := plan.Save(f.family); text != "" {
+			fmt.Fprintf(&b, "# %s --noflush\n%s", f.command, text)
+		}
+	}
+	for _, r := range plan.Routes {
+		ip := "ip"
+		if r.Family == iptables.IPv6 {
+			ip = "ip -6"
+		}
+		fmt.Fprintf(&b, "# %s rule add fwmark %d lookup %d\n# %s route add local default dev lo table %d\n", ip, r.Mark, r.Table, ip, r.Table)
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+func printRulesStatus(w io.Writer, s iptables.Status) error {
+	backend := strings.Join(s.Backends, ", ")
+	if backend == "" {
+		backend = "-"
+	}
+	if _, err := fmt.Fprintf(w, "%s (backend %s, %d chains, %d rules)\n", s.State, backend, s.Chains, s.Rules); err != nil {
+		return err
+	}
+	return printDiff(w, s.Diff)
+}
+
+func printDiff(w io.Writer, diff []iptables.Difference) error {
+	for _, d := range diff {
+		if _, err := fmt.Fprintln(w, d); err != nil {
+			return err
+		}
+	}
+	return nil
+}

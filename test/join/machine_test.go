@@ -17,6 +17,7 @@ import (
 	"wingman/agent"
 	"wingman/agent/status"
 	"wingman/test/controlplane"
+	"wingman/test/files"
 )
 
 // patience bounds every wait; nothing here takes a tenth of it on a machine that is not overloaded.
@@ -46,7 +47,7 @@ func newIstiod(t *testing.T, cfg controlplane.Config) *controlplane.Server {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.Close)
-	s.AddGroup(controlplane.Group{Namespace: "forum-services", Name: "forum", ServiceAccount: "forum-sa", Network: "vm-network"})
+	files.AddGroup(s)
 	s.AddService("istioinaction", "webapp", "10.96.97.98")
 	return s
 }
@@ -59,46 +60,31 @@ func newMachine(t *testing.T, istiod *controlplane.Server, extra ...string) *mac
 	m.statusAt = fmt.Sprintf("127.0.0.1:%d", freePort(t).Port())
 	m.upstream = newUpstream(t, map[string]string{"www.example.com.": "192.0.2.80"})
 	_, statusPort, _ := net.SplitHostPort(m.statusAt)
-	for _, f := range []string{"cluster.env", "mesh.yaml", "hosts"} {
-		b, err := os.ReadFile(filepath.Join("testdata", f))
-		if err != nil {
-			t.Fatal(err)
-		}
-		m.write(map[string]string{"cluster.env": "var/lib/istio/envoy/cluster.env", "mesh.yaml": "etc/istio/config/mesh", "hosts": "var/lib/istio/hosts"}[f], string(b))
+	if err := files.Write(m.root, istiod, m.upstream.Addr().String()); err != nil {
+		t.Fatal(err)
 	}
-	m.write("etc/certs/root-cert.pem", string(istiod.RootPEM()))
-	m.write("etc/resolv.conf", fmt.Sprintf("nameserver %s\n", m.upstream.Addr()))
-	m.write("etc/wingman/wingman.yaml", strings.Join(append([]string{
+	m.write(files.Wingman, strings.Join(append([]string{
 		"istiod: {address: \"" + istiod.Addr() + "\", caAddress: \"" + istiod.Addr() + "\", san: " + istiod.ServerName() + "}",
 		"dns: {listen: \"" + m.dns.String() + "\"}",
 		"status: {port: " + statusPort + "}",
 		"capture: none",
 	}, extra...), "\n")+"\n")
-	m.token(controlplane.TokenOptions{})
 	return m
 }
 
 // token puts a fresh token for the machine's account.
 func (m *machine) token(o controlplane.TokenOptions) {
 	m.t.Helper()
-	o.Namespace, o.ServiceAccount = "forum-services", "forum-sa"
-	token, err := m.istiod.MintToken(o)
-	if err != nil {
+	if err := files.WriteToken(m.root, m.istiod, o); err != nil {
 		m.t.Fatal(err)
 	}
-	m.write(tokenFile, token)
 }
-
-const tokenFile = "var/run/secrets/tokens/istio-token"
 
 func (m *machine) path(name string) string { return filepath.Join(m.root, name) }
 
 func (m *machine) write(name, content string) {
 	m.t.Helper()
-	if err := os.MkdirAll(filepath.Dir(m.path(name)), 0o755); err != nil {
-		m.t.Fatal(err)
-	}
-	if err := os.WriteFile(m.path(name), []byte(content), 0o600); err != nil {
+	if err := files.Put(m.root, name, content); err != nil {
 		m.t.Fatal(err)
 	}
 }

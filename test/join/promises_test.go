@@ -17,6 +17,7 @@ import (
 
 	"wingman/agent/status"
 	"wingman/test/controlplane"
+	"wingman/test/files"
 )
 
 func TestAMachineJoins(t *testing.T) {
@@ -25,8 +26,8 @@ func TestAMachineJoins(t *testing.T) {
 			m := newMachine(t, newIstiod(t, controlplane.Config{Grace: 100 * time.Millisecond}), fmt.Sprintf("xds: {delta: %v}", delta))
 			m.start()
 			r := m.until("joined", joined)
-			if want := "spiffe://cluster.local/ns/forum-services/sa/forum-sa"; r.Identity.SPIFFEID != want {
-				t.Errorf("identity %s, want %s", r.Identity.SPIFFEID, want)
+			if r.Identity.SPIFFEID != files.SPIFFEID {
+				t.Errorf("identity %s, want %s", r.Identity.SPIFFEID, files.SPIFFEID)
 			}
 			m.mustResolve("webapp.istioinaction", "10.96.97.98")
 			m.mustResolve("www.example.com", "192.0.2.80")
@@ -67,7 +68,7 @@ func TestDNSAnswersWhateverTheControlPlaneDoes(t *testing.T) {
 				m.t.Fatal(err)
 			}
 		}},
-		{"the token is missing", func(m *machine) { m.remove(tokenFile) }},
+		{"the token is missing", func(m *machine) { m.remove(files.Token) }},
 		{"the token is expired", func(m *machine) { m.token(controlplane.TokenOptions{TTL: -time.Hour}) }},
 		{"the CA refuses", func(m *machine) {
 			m.istiod.Faults().SetCA(controlplane.CAFault{Reply: controlplane.CAError, Code: codes.Unavailable})
@@ -99,7 +100,7 @@ func TestDNSAnswersFromDiskBeforeIstiodIsThere(t *testing.T) {
 		t.Fatal(err)
 	}
 	m.istiod.Stop()
-	m.remove(tokenFile)
+	m.remove(files.Token)
 	m.start()
 	m.mustResolve("webapp.istioinaction", "10.96.97.98")
 	m.mustResolve("www.example.com", "192.0.2.80")
@@ -119,7 +120,7 @@ func TestIdentityOutlivesItsToken(t *testing.T) {
 	m.until("renewed by certificate with an expired token", func(r status.Report) bool {
 		return r.Identity.Serial != first && r.Identity.Credential == "certificate"
 	})
-	m.remove(tokenFile)
+	m.remove(files.Token)
 	second, _ := m.status()
 	m.until("renewed by certificate without a token", func(r status.Report) bool { return r.Identity.Serial != second.Identity.Serial })
 	// A reboot: /var/run is gone, the state folder is not.
@@ -173,7 +174,7 @@ func TestUnusableFilesDoNotTakeAJoinedMachineDown(t *testing.T) {
 	if err := m.stop(); err != nil {
 		t.Fatal(err)
 	}
-	m.write("var/lib/istio/envoy/cluster.env", "ISTIO_NAMESPACE='forum-services\n")
+	m.write(files.ClusterEnv, "ISTIO_NAMESPACE='forum-services\n")
 	m.start()
 	m.mustResolve("webapp.istioinaction", "10.96.97.98")
 	r := m.until("joined with the last good settings", func(r status.Report) bool { return joined(r) && r.Config.Source == "last good" })
@@ -185,7 +186,7 @@ func TestUnusableFilesDoNotTakeAJoinedMachineDown(t *testing.T) {
 	}
 
 	fresh := newMachine(t, istiod)
-	fresh.write("var/lib/istio/envoy/cluster.env", "ISTIO_NAMESPACE='forum-services\n")
+	fresh.write(files.ClusterEnv, "ISTIO_NAMESPACE='forum-services\n")
 	fresh.start()
 	if err := fresh.ended(); err == nil || !strings.Contains(err.Error(), "cluster.env:1") {
 		t.Errorf("Run = %v on a machine that never joined, want file and line", err)

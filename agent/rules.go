@@ -1,0 +1,121 @@
+package agent
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"wingman/bootstrap"
+	"wingman/iptables"
+)
+
+// Rules makes and unmakes capture rules by hand, from the same files as the daemon and without a control plane.
+type Rules struct {
+	cfg     *bootstrap.Config
+	plan    iptables.Rules
+	applier *iptables.Applier
+}
+
+// OpenRules reads the settings below root and plans their rules.
+//
+// The level is the settings', and all where they leave it to the facts: whoever asks by hand wants to see the whole of it. Errors of
+// the settings that have nothing to do with capture (a missing root certificate) do not matter here.
+func OpenRules(ctx context.Context, root string) (*Rules, error) {
+	cfg, problems := bootstrap.Load(root)
+	if cfg == nil {
+		return nil, problems.Err()
+	}
+	level, known := captureLevels[cfg.Capture.Level]
+	if !known {
+		level = iptables.LevelAll
+	}
+	ic, err := CaptureConfig(cfg, level)
+	if err != nil {
+		return nil, err
+	}
+	facts, err := captureFactsOf(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	plan, err := iptables.Plan(ic, facts)
+	if err != nil {
+		return nil, err
+	}
+	applier, err := iptables.NewApplier(iptables.ApplierConfig{})
+	if err != nil {
+		return nil, err
+	}
+	return &Rules{cfg: cfg, plan: plan, applier: applier}, nil
+}
+
+// Plan returns what should be in the kernel.
+func (r *Rules) Plan() iptables.Rules { return r.plan }
+
+// ErrCustomRules means that the operator keeps the rules: ISTIO_CUSTOM_IP_TABLES.
+var ErrCustomRules = errors.New("ISTIO_CUSTOM_IP_TABLES says that the rules of this machine are not ours to make")
+
+// Apply puts the plan into the kernel of the current network namespace. warnings say what will not work until something listens.
+func (r *Rules) Apply(ctx context.Context) (warnings []string, err error) {
+	if r.cfg.Capture.CustomTables {
+		return nil, ErrCustomRules
+	}
+	if err := r.applier.Apply(ctx, r.plan); err != nil {
+		return nil, err
+	}
+	return r.unserved(ctx), nil
+}
+
+// Status reads the kernel back and compares it with the plan.
+func (r *Rules) Status(ctx context.Context) (iptables.Status, error) {
+	return r.applier.Status(ctx, r.plan)
+}
+
+// Diff lists what differs between the kernel and the plan.
+func (r *Rules) Diff(ctx context.Context) ([]iptables.Difference, error) {
+	return r.applier.Diff(ctx, r.plan)
+}
+
+// RemoveRules takes everything of ours, and what Istio's own tool left, out of the kernel. It needs no settings: on a machine whose files are
+// broken or gone this must work too.
+func RemoveRules(ctx context.Context) error {
+	applier, err := iptables.NewApplier(iptables.ApplierConfig{})
+	if err != nil {
+		return err
+	}
+	return applier.Remove(ctx)
+}
+
+// unserved names the ports that traffic is sent to although nobody listens there.
+func (r *Rules) unserved(ctx context.Context) (warnings []string) {
+	type target struct {
+		port uint16
+		what string
+	}
+	var targets []target
+	c := r.cfg.Capture
+	if r.plan.Level >= iptables.LevelDNS && c.DNS {
+		targets = append(targets, target{c.DNSPort, "DNS queries"})
+	}
+	if r.plan.Level == iptables.LevelAll {
+		targets = append(targets, target{c.ProxyPort, "outbound connections"}, target{c.InboundPort, "inbound connections"})
+	}
+	var d net.Dialer
+	for _, t := range targets {
+		dialCtx, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
+		conn, err := d.DialContext(dialCtx, "tcp", netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), t.port).String())
+		cancel()
+		if err == nil {
+			conn.Close()
+			continue
+		}
+		warnings = append(warnings, fmt.Sprintf("nothing listens on port %d yet: captured %s are refused until something does", t.port, t.what))
+	}
+	slices.SortFunc(warnings, func(a, b string) int { return cmp.Compare(strings.ToLower(a), strings.ToLower(b)) })
+	return warnings
+}
