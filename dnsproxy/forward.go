@@ -41,6 +41,7 @@ type flight struct {
 	by       string // the server that answered
 	fallback []byte // the best of the useless answers (SERVFAIL, REFUSED, …), passed on if nothing better comes
 	overTCP  bool   // a stream is being read; no more datagrams
+	probe    bool // not a client's, see loop.go
 	done     bool
 }
 
@@ -64,8 +65,8 @@ type forwarder struct {
 	flights map[string]*flight
 	ports   map[uint16]*upSocket // our sockets by their port
 	probes  map[string]*server   // loop probes under way, by the key of their name
-	waiting int // clients in all flights
-	tcp     int // streams open
+	waiting int                  // clients in all flights
+	tcp     int                  // streams open
 	closing bool
 	idle    chan struct{} // closed when closing and nothing is in flight
 	readers sync.WaitGroup
@@ -132,6 +133,9 @@ func (f *forwarder) advanceLocked(fl *flight) *flight {
 // sendLimit bounds the queries that one question causes.
 func (f *forwarder) sendLimit(fl *flight) int {
 	const attempts = 3 // glibc makes 2; ours are sooner
+	if fl.probe {
+		return 1
+	}
 	return len(fl.order) * max(attempts, f.conf.attempts)
 }
 

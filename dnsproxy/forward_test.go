@@ -218,8 +218,8 @@ func TestEqualQuestionsInFlightAreAskedOnce(t *testing.T) {
 	wg.Wait()
 	s.stop()
 	// the one that was asked first may have been sent again while nobody answered
-	asked := up.questions()
-	if first := slices.Compact(asked); len(first) != 1 || len(asked) > 3 {
+	asked := slices.DeleteFunc(up.questions(), func(q string) bool { return strings.Contains(q, "wingman-loop") })
+	if len(slices.Compact(slices.Clone(asked))) != 1 || len(asked) > 3 {
 		t.Errorf("upstream was asked %q, want one question", asked)
 	}
 }

@@ -95,7 +95,7 @@ func (f *forwarder) probeLocked(s *server) {
 		return // a name of hexadecimal digits packs
 	}
 	fl := &flight{
-		key: "probe " + label, query: query, route: f.routes[len(f.routes)-1], order: []*server{s}, deadline: now.Add(probeTimeout),
+		key: "probe " + label, query: query, route: f.routes[len(f.routes)-1], order: []*server{s}, probe: true, deadline: now.Add(probeTimeout),
 		waiters: []waiter{{msg: query, limit: maxUDP, to: &probeEnd{f: f, server: s, name: name}, trace: &trace{raw: true}}},
 	}
 	f.probes[name] = s

@@ -66,11 +66,20 @@ type node struct {
 // claim is a service's wish to own a name.
 type claim struct {
 	service *service
-	alias   bool // by alt_hosts, not by its host
+	alias   bool // not by its host
+	full    bool // this is the name that its short forms are short for
 }
 
 func (n *node) service() *service {
 	if n == nil || len(n.owners) == 0 {
+		return nil
+	}
+	return n.owners[0].service
+}
+
+// shortened is the service whose short forms are short for this name.
+func (n *node) shortened() *service {
+	if n == nil || len(n.owners) == 0 || !n.owners[0].full {
 		return nil
 	}
 	return n.owners[0].service
@@ -130,17 +139,14 @@ func (t *Table) matchShort(buf *[2 * maxName]byte, n int) *service {
 		if n+len(missing) >= maxName || n <= len(there) || string(buf[n-len(there):n]) != string(there) {
 			continue
 		}
-		if s := t.node(buf[:n+copy(buf[n:], missing)]).service(); s != nil && s.forms {
+		if s := t.node(buf[:n+copy(buf[n:], missing)]).shortened(); s != nil {
 			return s
 		}
 	}
 	if t.own == nil || n+len(t.own) >= maxName {
 		return nil
 	}
-	if s := t.node(buf[:n+copy(buf[n:], t.own)]).service(); s != nil && s.forms {
-		return s
-	}
-	return nil
+	return t.node(buf[:n+copy(buf[n:], t.own)]).shortened()
 }
 
 // matchWildcard tries "*" in place of one label, of two, and so on. The name right under the wildcard's dot, its apex,

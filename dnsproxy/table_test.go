@@ -2,9 +2,18 @@ package dnsproxy
 
 import (
 	"encoding/json"
+	"fmt"
+	"maps"
+	"math/rand/v2"
 	"net/netip"
 	"os"
+	"slices"
+	"strings"
 	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/miekg/dns"
 )
 
 // nameTable reads a NameTable in protojson, as `wingman dns serve` does.
@@ -41,4 +50,335 @@ func forum(t testing.TB) *Table {
 		t.Fatal(err)
 	}
 	return table
+}
+
+// answered is what a table says about the addresses of a name: "-" if it does not know it.
+func answered(table *Table, name string) string {
+	var all []string
+	known := false
+	for _, qtype := range []uint16{dns.TypeA, dns.TypeAAAA} {
+		rrs, found := table.Lookup(name, qtype)
+		known = known || found
+		for _, rr := range rrs {
+			all = append(all, dns.Field(rr, 1))
+		}
+	}
+	if !known {
+		return "-"
+	}
+	return strings.Join(all, " ")
+}
+
+func addrs(list ...string) (out []netip.Addr) {
+	for _, a := range list {
+		out = append(out, netip.MustParseAddr(a))
+	}
+	return out
+}
+
+func kube(short, namespace string, list ...string) Name {
+	return Name{Host: short + "." + namespace + ".svc.cluster.local", Addrs: addrs(list...), Registry: "Kubernetes", ShortName: short, Namespace: namespace}
+}
+
+func external(host string, list ...string) Name {
+	return Name{Host: host, Addrs: addrs(list...), Registry: "External"}
+}
+
+func TestNames(t *testing.T) {
+	own := TableConfig{Namespace: "ns1", Domain: "svc.cluster.local"}
+	with := func(n Name, change func(*Name)) Name { change(&n); return n }
+	tests := []struct {
+		name  string
+		cfg   TableConfig
+		names []Name
+		want  map[string]string // name → addresses
+	}{
+		{
+			"a service has every form, in its own namespace the short one too", own,
+			[]Name{kube("productpage", "ns1", "9.9.9.9")},
+			map[string]string{"productpage": "9.9.9.9", "productpage.ns1": "9.9.9.9", "productpage.ns1.svc": "9.9.9.9", "productpage.ns1.svc.cluster": "9.9.9.9",
+				"productpage.ns1.svc.cluster.local": "9.9.9.9", "PRODUCTPAGE.ns1.Svc.": "9.9.9.9", "productpage.svc": "-", "ns1": "-", "svc.cluster.local": "-", ".": "-"},
+		},
+		{
+			"a stateful pod has them as well", own,
+			[]Name{kube("mysql-0.mysql", "ns1", "1.1.1.1"), kube("mysql", "ns1", "1.1.1.1", "1.1.1.2")},
+			map[string]string{"mysql-0.mysql": "1.1.1.1", "mysql-0.mysql.ns1.svc": "1.1.1.1", "mysql": "1.1.1.1 1.1.1.2", "mysql-1.mysql": "-"},
+		},
+		{
+			"a service of another domain has its host alone", own,
+			[]Name{{Host: "details.ns2.svc.cluster.remote", Addrs: addrs("1.1.1.1"), Registry: "Kubernetes", ShortName: "details", Namespace: "ns2"}},
+			map[string]string{"details.ns2.svc.cluster.remote": "1.1.1.1", "details.ns2": "-", "details.ns2.svc": "-"},
+		},
+		{
+			"another registry has no forms", own,
+			[]Name{with(external("db.ns1.svc.cluster.local", "1.1.1.1"), func(n *Name) { n.ShortName, n.Namespace = "db", "ns1" })},
+			map[string]string{"db.ns1.svc.cluster.local": "1.1.1.1", "db.ns1": "-", "db": "-"},
+		},
+		{
+			"the domain may come with the namespace in front", TableConfig{Namespace: "ns1", Domain: "ns1.svc.cluster.local."},
+			[]Name{kube("productpage", "ns1", "9.9.9.9")},
+			map[string]string{"productpage.ns1": "9.9.9.9", "productpage": "9.9.9.9"},
+		},
+		{
+			"without a domain there are no forms", TableConfig{Namespace: "ns1"},
+			[]Name{kube("productpage", "ns1", "9.9.9.9")},
+			map[string]string{"productpage.ns1.svc.cluster.local": "9.9.9.9", "productpage.ns1": "-"},
+		},
+		{
+			"alternative hosts have the same answers", own,
+			[]Name{with(kube("alt", "ns1", "15.15.15.15"), func(n *Name) { n.AltHosts = []string{"alt.ns1.svc.clusterset.local", "Other.Example."} })},
+			map[string]string{"alt.ns1.svc.clusterset.local": "15.15.15.15", "other.example": "15.15.15.15", "alt": "15.15.15.15"},
+		},
+		{
+			"a host wins over another's alternative host", own,
+			[]Name{with(kube("a", "ns1", "1.1.1.1"), func(n *Name) { n.AltHosts = []string{"b.example"} }), external("b.example", "2.2.2.2")},
+			map[string]string{"b.example": "2.2.2.2", "a": "1.1.1.1"},
+		},
+		{
+			"an exact name wins over a short form", own,
+			[]Name{kube("web", "ns1", "1.1.1.1"), external("web.ns1", "2.2.2.2")},
+			map[string]string{"web.ns1": "2.2.2.2", "web.ns1.svc": "1.1.1.1"},
+		},
+		{
+			"a form with the namespace wins over one of the own namespace", own,
+			[]Name{kube("mysql-0.mysql", "ns1", "1.1.1.1"), kube("mysql-0", "mysql", "2.2.2.2")},
+			map[string]string{"mysql-0.mysql": "2.2.2.2"},
+		},
+		{
+			"a host given in two spellings: Kubernetes, then the lesser spelling, wins", own,
+			[]Name{external("WWW.example", "1.1.1.1"), external("www.example", "2.2.2.2"), with(external("X.example", "1.1.1.1"), func(n *Name) {}), with(external("x.example", "2.2.2.2"), func(n *Name) { n.Registry = "Kubernetes" })},
+			map[string]string{"www.EXAMPLE": "1.1.1.1", "x.example": "2.2.2.2"},
+		},
+		{
+			"the longest wildcard matches, an exact name before it, its apex never", own,
+			[]Name{external("*.wildcard", "10.10.10.10"), external("*.b.wildcard", "11.11.11.11"), external("c.wildcard", "12.12.12.12")},
+			map[string]string{"foo.wildcard": "10.10.10.10", "a.b.wildcard": "11.11.11.11", "x.a.b.wildcard": "11.11.11.11", "b.wildcard": "10.10.10.10",
+				"c.wildcard": "12.12.12.12", "d.c.wildcard": "10.10.10.10", "wildcard": "-", "*.wildcard": "10.10.10.10", "xwildcard": "-"},
+		},
+		{
+			"a short form wins over a wildcard", own,
+			[]Name{kube("web", "ns1", "1.1.1.1"), external("*.ns1", "2.2.2.2")},
+			map[string]string{"web.ns1": "1.1.1.1", "other.ns1": "2.2.2.2"},
+		},
+		{
+			"what Istio's agent ignores is not ours: no address, a bare star", own,
+			[]Name{external("none.example"), external("*", "1.1.1.1"), external("a.example", "1.1.1.1")},
+			map[string]string{"none.example": "-", "com": "-", "a.example": "1.1.1.1"},
+		},
+		{
+			"IPv4 in IPv6 clothing is IPv4", own,
+			[]Name{external("a.example", "::ffff:1.2.3.4", "2001:db8::1")},
+			map[string]string{"a.example": "1.2.3.4 2001:db8::1"},
+		},
+		{
+			"no IPv6 on this machine: names stay, their IPv6 addresses do not", TableConfig{NoIPv6: true},
+			[]Name{external("v6.example", "2001:db8::1"), external("db.example", "1.1.1.1", "2001:db8::1")},
+			map[string]string{"v6.example": "", "db.example": "1.1.1.1"},
+		},
+		{
+			"a short name that is not the start of its host still works", own,
+			[]Name{{Host: "odd.svc.cluster.local", Addrs: addrs("1.1.1.1"), Registry: "Kubernetes", ShortName: "web", Namespace: "ns1"}},
+			map[string]string{"odd.svc.cluster.local": "1.1.1.1", "web.ns1.svc": "1.1.1.1", "web": "1.1.1.1", "odd": "-"},
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			table, err := NewTable(tt.cfg, tt.names)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for name, want := range tt.want {
+				if got := answered(table, name); got != want {
+					t.Errorf("%s: got %q, want %q", name, got, want)
+				}
+			}
+		})
+	}
+}
+
+func TestUnusableNames(t *testing.T) {
+	long := strings.Repeat("abcdefghi.", 26)
+	tests := []struct {
+		name  string
+		cfg   TableConfig
+		names []Name
+		want  string
+	}{
+		{"each entry is named, in order", TableConfig{}, []Name{external("b..example", "1.1.1.1"), external("a..example", "1.1.1.1"), external("good.example", "1.1.1.1")},
+			`name table: "a..example": empty label; "b..example": empty label`},
+		{"a label over 63 octets", TableConfig{}, []Name{external(strings.Repeat("x", 64)+".example", "1.1.1.1")},
+			`name table: "` + strings.Repeat("x", 64) + `.example": label of 64 octets, at most 63`},
+		{"a name over 255 octets, shown in part", TableConfig{}, []Name{external(long+"example", "1.1.1.1")},
+			`name table: "` + long[:80] + `"… (267 octets): name of 269 octets, at most 255`},
+		{"an empty name", TableConfig{}, []Name{external("", "1.1.1.1"), external(".", "1.1.1.1")}, `name table: "": empty name; ".": empty name`},
+		{"a character that no host name has", TableConfig{}, []Name{external("a b.example", "1.1.1.1")}, `name table: "a b.example": character ' '`},
+		{"an address that is none, one with a zone", TableConfig{}, []Name{{Host: "a.example", Addrs: []netip.Addr{{}}}, external("b.example", "fe80::1%eth0")},
+			`name table: "a.example": address 1 is none; "b.example": address fe80::1%eth0 has a zone`},
+		{"an alternative host", TableConfig{}, []Name{{Host: "a.example", Addrs: addrs("1.1.1.1"), AltHosts: []string{"b..example"}}}, `name table: "a.example": alternative host "b..example": empty label`},
+		{"the same host twice", TableConfig{}, []Name{external("a.example", "1.1.1.1"), external("a.example", "1.1.1.1")}, `name table: "a.example": given twice`},
+		{"the domain", TableConfig{Domain: "svc..local"}, nil, `domain "svc..local": empty label`},
+		{"the namespace", TableConfig{Namespace: "a..b", Domain: "svc.cluster.local"}, nil, `namespace "a..b": empty label`},
+	}
+	var many []Name
+	for i := range 15 {
+		many = append(many, external(fmt.Sprintf("%c..example", 'a'+i), "1.1.1.1"))
+	}
+	tests = append(tests, struct {
+		name  string
+		cfg   TableConfig
+		names []Name
+		want  string
+	}{"ten are named, the rest counted", TableConfig{}, many,
+		`name table: "a..example": empty label; "b..example": empty label; "c..example": empty label; "d..example": empty label; "e..example": empty label; ` +
+			`"f..example": empty label; "g..example": empty label; "h..example": empty label; "i..example": empty label; "j..example": empty label; and 5 more`})
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			if _, err := NewTable(tt.cfg, tt.names); err == nil || err.Error() != tt.want {
+				t.Errorf("got  %v\nwant %s", err, tt.want)
+			}
+		})
+	}
+}
+
+func TestPTRNamesTheNearest(t *testing.T) {
+	table, err := NewTable(TableConfig{Domain: "svc.cluster.local"}, []Name{
+		kube("mysql", "ns1", "1.1.1.1", "1.1.1.2"), kube("mysql-0.mysql", "ns1", "1.1.1.1"), external("*.example", "1.1.1.3"), external("b.example", "1.1.1.4"), external("a.example", "1.1.1.4"),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for addr, want := range map[string]string{
+		"1.1.1.1": "mysql-0.mysql.ns1.svc.cluster.local.", // the pod, not its service
+		"1.1.1.2": "mysql.ns1.svc.cluster.local.",
+		"1.1.1.3": "-", // of a wildcard, which is no name
+		"1.1.1.4": "a.example.",
+	} {
+		got := "-"
+		if rrs, found := table.Lookup(reverse(t, addr), dns.TypePTR); found {
+			got = rrs[0].(*dns.PTR).Ptr
+		}
+		if got != want {
+			t.Errorf("PTR of %s: got %s, want %s", addr, got, want)
+		}
+	}
+}
+
+func TestNonTerminals(t *testing.T) {
+	table := forum(t)
+	for name, want := range map[string]bool{
+		"istioinaction.svc.cluster.local": true, "svc.cluster.local": true, "local": true, "istioinaction": true, "istioinaction.svc": true,
+		"svc": true, "svc.cluster": true, "wild.corp.internal": true, "corp.internal": true, "nothere.svc.cluster.local": false, "com": false, "x.webapp.istioinaction": false,
+	} {
+		key, err := keyOf(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := table.exists(key); got != want {
+			t.Errorf("exists(%s) = %v, want %v", name, got, want)
+		}
+	}
+}
+
+// TestUpdatesEqualBuilds makes tables from one another, at random, and compares each with one made from nothing.
+func TestUpdatesEqualBuilds(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	cfg := TableConfig{Namespace: "ns1", Domain: "svc.cluster.local"}
+	var table *Table
+	for round := range 300 {
+		names := map[string]Name{}
+		for range random.IntN(30) {
+			var n Name
+			a := fmt.Sprintf("10.0.0.%d", random.IntN(20))
+			switch random.IntN(4) {
+			case 0:
+				n = kube(fmt.Sprintf("s%d", random.IntN(6)), fmt.Sprintf("ns%d", random.IntN(3)), a)
+			case 1:
+				n = external(fmt.Sprintf("*.%c.example", 'a'+random.IntN(4)), a)
+			case 2:
+				n = external(fmt.Sprintf("%c.%c.example", "xX"[random.IntN(2)], 'a'+random.IntN(4)), a, "10.0.1.1")
+			case 3:
+				n = external(fmt.Sprintf("h%d.example", random.IntN(9)), a)
+				n.AltHosts = []string{fmt.Sprintf("h%d.example", random.IntN(9))}
+			}
+			names[n.Host] = n
+		}
+		if random.IntN(20) == 0 {
+			cfg.Namespace = fmt.Sprintf("ns%d", random.IntN(3))
+		}
+		list := slices.Collect(maps.Values(names))
+		before := describe(table)
+		next, err := table.Update(cfg, list)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fresh, err := NewTable(cfg, list)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(describe(fresh), describe(next)); diff != "" {
+			t.Fatalf("round %d: an update differs from a build (-build +update)\n%s", round, diff)
+		}
+		if diff := cmp.Diff(before, describe(table)); diff != "" {
+			t.Fatalf("round %d: an update changed the table it started from\n%s", round, diff)
+		}
+		table = next
+	}
+}
+
+// describe is a table's whole content as text.
+func describe(table *Table) map[string]string {
+	all := map[string]string{}
+	if table == nil {
+		return all
+	}
+	all["wildcards"] = fmt.Sprint(table.wildcards)
+	all["services"] = fmt.Sprint(len(table.services))
+	for _, shard := range table.names {
+		for key, n := range shard {
+			var owners []string
+			for _, c := range n.owners {
+				owners = append(owners, fmt.Sprint(c.service.Host, c.service.Addrs, c.alias))
+			}
+			all[nameOf([]byte(key))] = fmt.Sprint(n.children, owners)
+		}
+	}
+	for _, shard := range table.addrs {
+		for addr, services := range shard {
+			var hosts []string
+			for _, s := range services {
+				hosts = append(hosts, s.Host)
+			}
+			all[addr.String()] = fmt.Sprint(hosts)
+		}
+	}
+	return all
+}
+
+func TestNamesByGlob(t *testing.T) {
+	table := forum(t)
+	for glob, want := range map[string]string{
+		"*.ISTIOINACTION.*": "catalog.istioinaction.svc.cluster.local mysql.istioinaction.svc.cluster.local webapp.istioinaction.svc.cluster.local",
+		"mixed*":            "Mixed.Case.Internal",
+		"nothing":           "",
+	} {
+		names, err := table.Names(glob)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var hosts []string
+		for _, n := range names {
+			hosts = append(hosts, n.Host)
+		}
+		if got := strings.Join(hosts, " "); got != want {
+			t.Errorf("%s: got %s, want %s", glob, got, want)
+		}
+	}
+	if names, err := table.Names(""); err != nil || len(names) != 11 {
+		t.Errorf("all: %d names, %v, want 11", len(names), err)
+	}
+	if _, err := table.Names("["); err == nil {
+		t.Error("a malformed pattern was taken")
+	}
 }

@@ -147,46 +147,48 @@ func newService(name *Name, domain []byte) (*service, error) {
 }
 
 // keysOf lists the names s wants, each once: its host first, then its aliases. A service whose host is not its short
-// name, namespace and domain joined gets that name as an alias, because short forms are completed to it.
-func (b *build) keysOf(s *service) ([][]byte, error) {
+// name, namespace and domain joined gets that name as an alias, because short forms are completed to it; full is its place
+// in the list, -1 if s has no short forms.
+func (b *build) keysOf(s *service) (keys [][]byte, full int, err error) {
 	host, err := appendKey(nil, s.Host)
 	if err != nil {
-		return nil, err
+		return nil, -1, err
 	}
-	keys := [][]byte{host}
-	want := func(key []byte) {
-		if !slices.ContainsFunc(keys, func(k []byte) bool { return slices.Equal(k, key) }) {
-			keys = append(keys, key)
+	keys = [][]byte{host}
+	want := func(key []byte) (at int) {
+		if at = slices.IndexFunc(keys, func(k []byte) bool { return slices.Equal(k, key) }); at < 0 {
+			at, keys = len(keys), append(keys, key)
 		}
+		return at
 	}
 	for _, alt := range s.AltHosts {
 		key, err := appendKey(nil, alt)
 		if err != nil {
-			return nil, fmt.Errorf("alternative host %s: %w", quoted(alt), err)
+			return nil, -1, fmt.Errorf("alternative host %s: %w", quoted(alt), err)
 		}
 		want(key)
 	}
-	if s.forms {
-		key, err := appendKey(nil, s.ShortName+"."+s.Namespace)
-		if err != nil {
-			return nil, fmt.Errorf("short name %s: %w", quoted(s.ShortName), err)
-		}
-		if key = append(key, b.domain...); len(key) >= maxName {
-			return nil, fmt.Errorf("short name %s: name of %d octets, at most %d", quoted(s.ShortName), len(key)+1, maxName)
-		}
-		want(key)
+	if !s.forms {
+		return keys, -1, nil
 	}
-	return keys, nil
+	key, err := appendKey(nil, s.ShortName+"."+s.Namespace)
+	if err != nil {
+		return nil, -1, fmt.Errorf("short name %s: %w", quoted(s.ShortName), err)
+	}
+	if key = append(key, b.domain...); len(key) >= maxName {
+		return nil, -1, fmt.Errorf("short name %s: name of %d octets, at most %d", quoted(s.ShortName), len(key)+1, maxName)
+	}
+	return keys, want(key), nil
 }
 
 func (b *build) add(s *service) error {
-	keys, err := b.keysOf(s)
+	keys, full, err := b.keysOf(s)
 	if err != nil {
 		return err
 	}
 	for i, key := range keys {
 		n := b.mutable(key)
-		c := claim{service: s, alias: i > 0}
+		c := claim{service: s, alias: i > 0, full: i == full}
 		at, taken := slices.BinarySearchFunc(n.owners, c, compareClaims)
 		if taken {
 			return errors.New("given twice")
@@ -211,7 +213,7 @@ func (b *build) add(s *service) error {
 }
 
 func (b *build) remove(s *service) error {
-	keys, err := b.keysOf(s)
+	keys, _, err := b.keysOf(s)
 	if err != nil {
 		return err
 	}
