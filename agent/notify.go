@@ -13,6 +13,9 @@ import (
 // livenessName is asked for by the watchdog: RFC 6761 reserves .invalid, and CH class never leaves this machine.
 const livenessName = "alive.wingman.invalid."
 
+// startBustle is how long after the join the last of what only a start does has run.
+const startBustle = time.Second
+
 // announce tells systemd: READY once DNS and the admin socket work, STATUS whenever it changes, WATCHDOG while DNS answers.
 // Joining shows in STATUS and delays nothing: a boot must not wait for the mesh.
 func (a *Agent) announce(ctx context.Context, ready ...<-chan struct{}) error {
@@ -34,7 +37,11 @@ func (a *Agent) announce(ctx context.Context, ready ...<-chan struct{}) error {
 		tick = t.C
 	}
 	said := ""
+	var quiet <-chan time.Time // the bustle of the join is over
 	for {
+		if quiet == nil && a.isJoined() {
+			quiet = time.After(startBustle)
+		}
 		if text := a.statusLine(); text != said {
 			if err := a.notify.Status(text); err != nil {
 				a.log.Debug("systemd was not told the status", "cause", err)
@@ -45,6 +52,10 @@ func (a *Agent) announce(ctx context.Context, ready ...<-chan struct{}) error {
 		case <-ctx.Done():
 			return nil
 		case <-a.news:
+		case <-quiet:
+			if err := giveBack(); err != nil {
+				a.log.Debug("memory of the start is kept", "cause", err)
+			}
 		case <-tick:
 			if err := alive(ctx, listenAddrs(a.cfg)[0]); err != nil {
 				a.log.Error("the DNS proxy does not answer; without an answer soon systemd restarts this daemon", "cause", err)

@@ -82,6 +82,12 @@ func (a *Agent) currentMember() *member {
 	return a.member
 }
 
+func (a *Agent) isJoined() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.joined != nil
+}
+
 func (a *Agent) config() *bootstrap.Config {
 	a.mu.Lock()
 	defer a.mu.Unlock()
