@@ -136,3 +136,23 @@ func unzip(archive, member, to string) (err error) {
 	}
 	return nil
 }
+
+// Wingman returns the daemon under test: $WINGMAN_BIN, or one built into dir from the sources that this module lies in.
+func Wingman(ctx context.Context, out io.Writer, dir string) (string, error) {
+	if path := os.Getenv("WINGMAN_BIN"); path != "" {
+		if _, err := os.Stat(path); err != nil {
+			return "", fmt.Errorf("find the daemon by WINGMAN_BIN: %w", err)
+		}
+		return path, nil
+	}
+	src, err := componentsDir(ctx)
+	if err != nil {
+		return "", err
+	}
+	b := builder{src: filepath.Join(src, "../../.."), out: out}
+	path := filepath.Join(dir, "wingman")
+	if _, err := b.run(ctx, "go", "build", "-tags", "grpcnotrace", "-o", path, "./cmd/wingman"); err != nil {
+		return "", fmt.Errorf("build the daemon: %w", err)
+	}
+	return path, nil
+}

@@ -63,7 +63,7 @@ var devices = []string{"null", "zero", "full", "random", "urandom", "tty"}
 
 var links = map[string]string{
 	"dev/fd": "/proc/self/fd", "dev/stdin": "/proc/self/fd/0", "dev/stdout": "/proc/self/fd/1", "dev/stderr": "/proc/self/fd/2",
-	"var/run": "/run",
+	"var/run": "../run", // relative: seen from outside, /run is the host's
 }
 
 // furnish makes root the root file system of this process's mount namespace: a tmpfs with the host's programs and nothing

@@ -86,11 +86,11 @@ func (m *Machine) boot() (err error) {
 		return fmt.Errorf("connect its network: %w", err)
 	}
 	for path, content := range m.identity() {
-		if err := m.WriteFile(path, content, 0o644); err != nil {
+		if err := m.WriteFile(path, content, 0o644, 0); err != nil {
 			return err
 		}
 	}
-	return os.Chown(m.Path("/home/istio-proxy"), ProxyID, ProxyID)
+	return m.MakeDir("/home/istio-proxy", 0o755, ProxyID)
 }
 
 // startHolder starts the process that the namespaces belong to and waits until it has furnished them.
@@ -199,19 +199,33 @@ func (m *Machine) IP() netip.Addr { return m.cfg.Addr.Addr() }
 // Gateway is the address of the test's side of the cable, as the machine sees it.
 func (m *Machine) Gateway() netip.Addr { return m.cfg.Addr.Masked().Addr().Next() }
 
-// Path is where a file of the machine is found from outside.
-func (m *Machine) Path(name string) string {
-	return filepath.Join(fmt.Sprintf("/proc/%d/root", m.holder.Process.Pid), name)
-}
-
-// WriteFile writes a file of the machine, owned by root, and makes the folders that it needs.
-func (m *Machine) WriteFile(name, content string, mode os.FileMode) error {
-	path := m.Path(name)
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+// WriteFile writes a file of the machine for an owner (uid and gid; 0 is root), and makes the folders that it needs.
+func (m *Machine) WriteFile(name, content string, mode os.FileMode, owner int) error {
+	err := m.Visit(func() error {
+		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(name, []byte(content), mode); err != nil {
+			return err
+		}
+		return os.Chown(name, owner, owner)
+	})
+	if err != nil {
 		return fmt.Errorf("write to machine %s: %w", m.cfg.Name, err)
 	}
-	if err := os.WriteFile(path, []byte(content), mode); err != nil {
-		return fmt.Errorf("write to machine %s: %w", m.cfg.Name, err)
+	return nil
+}
+
+// MakeDir makes a folder of the machine for an owner.
+func (m *Machine) MakeDir(name string, mode os.FileMode, owner int) error {
+	err := m.Visit(func() error {
+		if err := os.MkdirAll(name, mode); err != nil {
+			return err
+		}
+		return os.Chown(name, owner, owner)
+	})
+	if err != nil {
+		return fmt.Errorf("make folder in machine %s: %w", m.cfg.Name, err)
 	}
 	return nil
 }
@@ -251,8 +265,8 @@ func (m *Machine) Dial(ctx context.Context, network, address string) (c net.Conn
 	return c, err
 }
 
-// Visit runs f on a thread in the machine that ends with it, so that f may block. Sockets that f opens stay in the machine;
-// programs are not to be started from it: they would end with the thread.
+// Visit runs f on a thread in the machine that ends with it, so that f may block. f sees the machine's files, and sockets that
+// it opens stay in the machine. Programs are not to be started from it: they would end with the thread.
 func (m *Machine) Visit(f func() error) error {
 	done := make(chan error)
 	go func() {

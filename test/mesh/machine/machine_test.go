@@ -70,11 +70,11 @@ func TestAMachineHasItsOwnNameFilesAndUsers(t *testing.T) {
 			}
 		})
 	}
-	if err := m.WriteFile("/var/lib/istio/envoy/cluster.env", "A=1\n", 0o600); err != nil {
+	if err := m.WriteFile("/var/lib/istio/envoy/cluster.env", "A=1\n", 0o600, ProxyID); err != nil {
 		t.Fatal(err)
 	}
-	if got := run(t, m, "/bin/cat", "/var/lib/istio/envoy/cluster.env"); got != "A=1\n" {
-		t.Errorf("file written from outside reads %q inside", got)
+	if got := run(t, m, "/bin/sh", "-c", "cd /var/lib/istio/envoy; cat cluster.env; stat -c '%a %U' cluster.env"); got != "A=1\n600 istio-proxy\n" {
+		t.Errorf("file written from outside is %q inside", got)
 	}
 	if _, err := os.Stat("/var/lib/istio/envoy/cluster.env"); err == nil {
 		t.Error("a file of the machine is on the host")

@@ -1,0 +1,159 @@
+// Package testbed sets the stage of the book's chapter on virtual machines (Istio in Action, chapter 13) for tests: the real
+// control plane, a resolver that answers for the world outside, and two machines, forum in forum-services and catalog in
+// istioinaction, each with its WorkloadGroup, its application and the real wingman.
+//
+// Everything takes a testing.TB and fails it with what it knows: the step, and the end of the logs. A test that uses a Bed
+// must run under machine.Main.
+package testbed
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"wingman/test/mesh"
+	"wingman/test/mesh/binaries"
+	"wingman/test/mesh/kube"
+	"wingman/test/mesh/machine"
+)
+
+const (
+	// StepTimeout bounds one thing that should take a second at most: a machine that does other things is slow.
+	StepTimeout = 30 * time.Second
+
+	startTimeout = 2 * time.Minute
+)
+
+// Bed is the stage: control plane and resolver. Machines are added by VM.
+type Bed struct {
+	Mesh     *mesh.Mesh
+	Resolver *Resolver
+
+	set     binaries.Set
+	wingman string // the program
+	logs    string // folder
+}
+
+// New starts a control plane with the book's objects in it (see Objects), and the resolver. Both end with the test.
+func New(t testing.TB, o mesh.Options) *Bed {
+	t.Helper()
+	machine.Require(t)
+	ctx, cancel := context.WithTimeout(t.Context(), startTimeout)
+	defer cancel()
+	b := &Bed{}
+	var err error
+	if b.logs, err = machine.Scratch(strings.ReplaceAll(t.Name(), "/", "-")); err != nil {
+		t.Fatal(err)
+	}
+	if b.set, err = binaries.Get(ctx, os.Stderr); err != nil {
+		t.Fatal(err)
+	}
+	if b.wingman, err = binaries.Wingman(ctx, os.Stderr, b.logs); err != nil {
+		t.Fatal(err)
+	}
+	o.Binaries = b.set
+	o.Objects = Objects + "\n---\n" + o.Objects
+	o.Dir = filepath.Join(b.logs, "mesh")
+	if b.Mesh, err = mesh.Start(ctx, o); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := b.Mesh.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	b.Resolver = startResolver(t)
+	return b
+}
+
+// Apply makes or changes objects in the cluster.
+func (b *Bed) Apply(t testing.TB, yaml string) {
+	t.Helper()
+	ctx, cancel := step(t)
+	defer cancel()
+	if err := b.Mesh.Kube.Apply(ctx, yaml); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Service makes a Service with one port and no endpoints, and returns its address.
+func (b *Bed) Service(t testing.TB, namespace, name string) string {
+	t.Helper()
+	b.Apply(t, fmt.Sprintf(`
+apiVersion: v1
+kind: Service
+metadata: {name: %s, namespace: %s}
+spec: {ports: [{name: http, port: 80}]}
+`, name, namespace))
+	ctx, cancel := step(t)
+	defer cancel()
+	made, err := b.Mesh.Kube.Get(ctx, kube.Ref{APIVersion: "v1", Kind: "Service", Namespace: namespace, Name: name})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return made.String("spec", "clusterIP")
+}
+
+// Entries waits until match is true of the WorkloadEntries of a namespace, and returns them.
+func (b *Bed) Entries(t testing.TB, namespace, what string, match func([]kube.Object) bool) []kube.Object {
+	t.Helper()
+	return b.ExpectEntries(t, namespace, what, match)()
+}
+
+// ExpectEntries begins what Entries does, and returns the function that waits for its end: for a state that may be over by
+// the time that the test gets around to looking.
+func (b *Bed) ExpectEntries(t testing.TB, namespace, what string, match func([]kube.Object) bool) (wait func() []kube.Object) {
+	t.Helper()
+	type result struct {
+		entries []kube.Object
+		err     error
+	}
+	done := make(chan result, 1)
+	ctx, cancel := step(t)
+	go func() {
+		defer cancel()
+		ref := kube.Ref{APIVersion: "networking.istio.io/v1", Kind: "WorkloadEntry", Namespace: namespace}
+		entries, err := b.Mesh.Kube.Wait(ctx, ref, match)
+		done <- result{entries, err}
+	}()
+	return func() []kube.Object {
+		t.Helper()
+		r := <-done
+		if r.err != nil {
+			t.Fatalf("%s: %v", what, r.err)
+		}
+		return r.entries
+	}
+}
+
+// step is a context for one step of a test.
+func step(t testing.TB) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(t.Context(), StepTimeout)
+}
+
+// Await asks until ask answers nil, and fails the test with its last answer after StepTimeout. It is for what offers no way
+// to wait for it: another process's socket, a query's answer. It returns how long that took.
+func Await(t testing.TB, what string, ask func() error) time.Duration {
+	t.Helper()
+	began := time.Now()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := ask()
+		if err == nil {
+			return time.Since(began)
+		}
+		if time.Since(began) > StepTimeout {
+			t.Fatalf("%s: not within %s: %v", what, StepTimeout, err)
+		}
+		select {
+		case <-tick.C:
+		case <-t.Context().Done():
+			t.Fatalf("%s: the test ends: %v", what, err)
+		}
+	}
+}
