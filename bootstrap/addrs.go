@@ -15,7 +15,7 @@ var ErrNoInstanceAddr = errors.New("no instance address")
 // InstanceAddrs returns the addresses of this machine as the mesh shall know it, the WorkloadEntry's first.
 //
 // ISTIO_SVC_IP decides if it is set. Else it is the source address of the route to targets (istiod's addresses, in the order of
-// preference); when that is of no use, as with a tunnel on loopback, that of the default route; else the only address there is.
+// preference); when that is of no use, as with a tunnel on loopback, that of the default route; else the only IPv4, or the only IPv6 address there is.
 // Never loopback, link-local or temporary addresses, nor those of a bridge, which other hosts do not reach. With dualStack an
 // address of the other family follows when there is one. The error wraps ErrNoInstanceAddr and says what was there instead.
 //
@@ -56,7 +56,10 @@ func chooseAddrs(fixed []netip.Addr, dualStack bool, f addrFacts) ([]netip.Addr,
 	if len(chosen) == 0 {
 		first, ok := firstUsable(f, append(slices.Clone(f.toTarget), f.byRoute...))
 		if !ok {
-			first, ok = onlyAddr(f, func(netip.Addr) bool { return true })
+			first, ok = onlyAddr(f, netip.Addr.Is4)
+		}
+		if !ok {
+			first, ok = onlyAddr(f, netip.Addr.Is6)
 		}
 		if !ok {
 			return nil, fmt.Errorf("%w: %s; set ISTIO_SVC_IP in sidecar.env, or workload.addresses in wingman.yaml", ErrNoInstanceAddr, f)

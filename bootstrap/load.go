@@ -169,7 +169,7 @@ func (l *loader) pick(s setting) value {
 	}
 	for _, name := range s.istio {
 		v, ok := l.vars[name]
-		if !ok || best.rank == rankProxyConfig || v.rank == rankMesh && best.rank > rankMesh {
+		if !ok || s.proxy && best.rank == rankProxyConfig || v.rank == rankMesh && best.rank > rankMesh {
 			continue
 		}
 		text, bad := v.value, (*badValue)(nil)

@@ -12,6 +12,7 @@ type setting struct {
 	istio  []string // Istio's variables, or flags of ISTIO_AGENT_FLAGS; a later one wins over an earlier one
 	mesh   string   // field of mesh.yaml's defaultConfig
 	def    string   // built-in value; empty: none
+	proxy  bool     // when it stands in PROXY_CONFIG, the field comes before the variables
 	empty  bool     // an empty value is a decision, not an absence
 	doc    string   // what it means, one sentence or two
 	reader          // what it may be and where it goes
@@ -70,16 +71,16 @@ var settings = []setting{
 	// The control plane.
 	{key: "istiod.namespace", istio: []string{"ISTIO_SYSTEM_NAMESPACE"}, def: "istio-system", doc: "Namespace of istiod, part of its default address.",
 		reader: one(dnsLabel, func(c *Config) *string { return &c.systemNamespace })},
-	{key: "istiod.address", istio: pilotAddress.istio, mesh: "discoveryAddress",
+	{key: "istiod.address", istio: pilotAddress.istio, mesh: "discoveryAddress", proxy: true,
 		doc:    "Where istiod serves configuration; default istiod.<istiod.namespace>.svc:15012. ISTIO_PILOT_PORT changes only the port of the default.",
-		reader: one(address, func(c *Config) *string { return &c.Discovery.Address })},
+		reader: one(hostPort, func(c *Config) *string { return &c.Discovery.Address })},
 	{key: "istiod.caAddress", istio: []string{"CA_ADDR"},
 		doc:    "Where certificates are signed; default: PILOT_ADDRESS, else ISTIO_PILOT_PORT, else istiod's default address if ISTIO_SYSTEM_NAMESPACE is set, else istiod.address.",
-		reader: one(address, func(c *Config) *string { return &c.CA.Address })},
+		reader: one(hostPort, func(c *Config) *string { return &c.CA.Address })},
 	{key: "istiod.san", istio: []string{"ISTIOD_SAN"}, doc: "Name to expect in istiod's certificate instead of the address's host; for an address that is an IP.",
 		reader: one(dnsName, func(c *Config) *string { return &c.san })},
 	{key: "istiod.rootCert", istio: []string{"CA_ROOT_CA", "XDS_ROOT_CA"}, doc: "Certificates (PEM) that istiod's own must chain to; default root-cert.pem in identity.provisionedDir.",
-		reader: one(path, func(c *Config) *string { return &c.Paths.RootCert })},
+		reader: one(filePath, func(c *Config) *string { return &c.Paths.RootCert })},
 
 	// The workload.
 	{key: "workload.namespace", istio: []string{"POD_NAMESPACE", "ISTIO_NAMESPACE"}, def: "default", doc: "Namespace of the workload.",
@@ -92,14 +93,14 @@ var settings = []setting{
 		reader: one(dnsLabel, func(c *Config) *string { return &c.AutoRegisterGroup })},
 	{key: "workload.name", istio: []string{"ISTIO_META_WORKLOAD_NAME"}, doc: "Name of the workload in telemetry.",
 		reader: one(anyText, func(c *Config) *string { return &c.WorkloadName })},
-	{key: "workload.service", istio: []string{"ISTIO_SERVICE"}, mesh: "serviceCluster", doc: "Envoy's cluster name of this node; default <app label>.<namespace>.",
+	{key: "workload.service", istio: []string{"ISTIO_SERVICE"}, mesh: "serviceCluster", proxy: true, doc: "Envoy's cluster name of this node; default <app label>.<namespace>.",
 		reader: one(anyText, func(c *Config) *string { return &c.Service })},
 	{key: "workload.instance", istio: []string{"POD_NAME"}, doc: "Name of this machine in its node id; default the short host name.",
 		reader: one(anyText, func(c *Config) *string { return &c.instance })},
 	{key: "workload.labels", istio: []string{"ISTIO_METAJSON_LABELS"}, doc: "Labels of the WorkloadEntry; those of wingman.yaml are added to Istio's, or replace them.",
 		reader: tree("a mapping of labels to values")},
 	{key: "workload.addresses", istio: []string{"INSTANCE_IP", "ISTIO_SVC_IP"}, doc: "Address of this machine in the mesh, one per family; default the source address of the route to istiod.",
-		reader: many(instance, "at most one IPv4 and one IPv6 address", func(c *Config) *[]netip.Addr { return &c.InstanceIPs })},
+		reader: many(instanceAddr, "at most one IPv4 and one IPv6 address", func(c *Config) *[]netip.Addr { return &c.InstanceIPs })},
 	{key: "workload.cluster", istio: []string{"ISTIO_META_CLUSTER_ID"}, doc: "Cluster whose istiod this is, as istiod knows it.",
 		reader: one(anyText, func(c *Config) *string { return &c.ClusterID })},
 	{key: "workload.mesh", istio: []string{"ISTIO_META_MESH_ID"}, mesh: "meshId", doc: "Mesh id in telemetry.",
@@ -111,7 +112,7 @@ var settings = []setting{
 	{key: "dualStack", istio: []string{"DUAL_STACK", "ISTIO_DUAL_STACK"}, def: "false", doc: "IPv4 and IPv6 both: an address of each family, rules for both.",
 		reader: one(boolean, func(c *Config) *bool { return &c.DualStack })},
 	{key: "user", istio: []string{"ENVOY_USER", "EXEC_USER"}, def: "istio-proxy", doc: "User of agent and Envoy; traffic of its processes is never captured.",
-		reader: one(user, func(c *Config) *string { return &c.Capture.User })},
+		reader: one(userName, func(c *Config) *string { return &c.Capture.User })},
 
 	// Identity.
 	{key: "identity.ttl", istio: []string{"SECRET_TTL"}, def: "24h", doc: "Life to ask for; istiod may give less.",
@@ -131,7 +132,7 @@ var settings = []setting{
 	{key: "identity.certSigner", istio: []string{"ISTIO_META_CERT_SIGNER"}, doc: "Kubernetes signer that istiod forwards requests to.",
 		reader: one(anyText, func(c *Config) *string { return &c.Identity.CertSigner })},
 	{key: "identity.tokenFile", def: "/var/run/secrets/tokens/istio-token", doc: "Token for the first join.",
-		reader: one(path, func(c *Config) *string { return &c.Paths.Token })},
+		reader: one(filePath, func(c *Config) *string { return &c.Paths.Token })},
 	{key: "identity.provisionedDir", istio: []string{"PROV_CERT"}, def: "/etc/certs", empty: true, doc: "Folder with root-cert.pem, and where provisioning tools leave key.pem and cert-chain.pem; empty: none.",
 		reader: one(optionalPath, func(c *Config) *string { return &c.Paths.ProvCert })},
 	{key: "identity.outputDir", istio: []string{"OUTPUT_CERTS"}, def: "/etc/certs", empty: true, doc: "Folder where applications find key.pem, cert-chain.pem and root-cert.pem; empty: nowhere.",
@@ -151,7 +152,7 @@ var settings = []setting{
 	{key: "dns.captureAll", istio: []string{"CAPTURE_ALL_DNS"}, def: "false", doc: "Redirect every query to port 53, not only those to the servers of resolv.conf.",
 		reader: one(boolean, func(c *Config) *bool { return &c.DNS.CaptureAll })},
 	{key: "dns.listen", istio: []string{"DNS_PROXY_ADDR"}, def: "localhost:15053", doc: "Where the agent answers DNS.",
-		reader: one(listen, func(c *Config) *netip.AddrPort { return &c.DNS.Listen })},
+		reader: one(listenAddr, func(c *Config) *netip.AddrPort { return &c.DNS.Listen })},
 	{key: "dns.forwardTimeout", istio: []string{"DNS_FORWARD_TIMEOUT"}, def: "5s", doc: "Longest wait for one upstream server's answer.",
 		reader: one(duration(10*time.Millisecond, time.Minute), func(c *Config) *time.Duration { return &c.DNS.ForwardTimeout })},
 
@@ -163,9 +164,9 @@ var settings = []setting{
 	{key: "rules.mode", istio: []string{"ISTIO_INBOUND_INTERCEPTION_MODE"}, def: "REDIRECT", doc: "How inbound traffic reaches Envoy; TPROXY keeps the client's address.",
 		reader: one(oneOf("REDIRECT", "TPROXY", "NONE"), func(c *Config) *string { return &c.Capture.Mode })},
 	{key: "rules.tproxyMark", istio: []string{"ISTIO_INBOUND_TPROXY_MARK"}, def: "1337", doc: "Mark of packets that TPROXY diverts.",
-		reader: one(mark, func(c *Config) *uint32 { return &c.Capture.TProxyMark })},
+		reader: one(packetMark, func(c *Config) *uint32 { return &c.Capture.TProxyMark })},
 	{key: "rules.tproxyTable", istio: []string{"ISTIO_INBOUND_TPROXY_ROUTE_TABLE"}, def: "133", doc: "Routing table that TPROXY uses.",
-		reader: one(table, func(c *Config) *int { return &c.Capture.TProxyTable })},
+		reader: one(routeTable, func(c *Config) *int { return &c.Capture.TProxyTable })},
 	{key: "rules.inboundPorts", istio: []string{"ISTIO_INBOUND_PORTS"}, empty: true, doc: "Inbound ports that are captured.",
 		reader: allOr(portNum, "ports", func(c *Config) *bool { return &c.Capture.InboundAll }, func(c *Config) *[]uint16 { return &c.Capture.InboundPorts })},
 	{key: "rules.inboundExcludePorts", istio: []string{"ISTIO_LOCAL_EXCLUDE_PORTS"}, empty: true, doc: `Inbound ports that are not, when inboundPorts is "*".`,
@@ -177,11 +178,11 @@ var settings = []setting{
 	{key: "rules.outboundPorts", istio: []string{"ISTIO_OUTBOUND_PORTS"}, empty: true, doc: "Destination ports that are captured whatever the destination.",
 		reader: many(portNum, "ports", func(c *Config) *[]uint16 { return &c.Capture.OutboundPorts })},
 	{key: "rules.outboundExcludePorts", istio: []string{"ISTIO_LOCAL_OUTBOUND_PORTS_EXCLUDE"}, empty: true, doc: "Destination ports, or ranges of them, that are not.",
-		reader: many(ports, "ports", func(c *Config) *[]PortRange { return &c.Capture.OutboundExcludePorts })},
+		reader: many(portRange, "ports", func(c *Config) *[]PortRange { return &c.Capture.OutboundExcludePorts })},
 	{key: "rules.groups", istio: []string{"ISTIO_OUTBOUND_OWNER_GROUPS"}, def: "*", doc: "Groups whose processes' outbound traffic is captured; at most 64.",
-		reader: allOr(group, "groups", func(c *Config) *bool { return &c.Capture.OwnerGroupsAll }, func(c *Config) *[]string { return &c.Capture.OwnerGroups })},
+		reader: allOr(groupName, "groups", func(c *Config) *bool { return &c.Capture.OwnerGroupsAll }, func(c *Config) *[]string { return &c.Capture.OwnerGroups })},
 	{key: "rules.excludeGroups", istio: []string{"ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE"}, empty: true, doc: `Groups whose traffic is not, when groups is "*".`,
-		reader: many(group, "groups", func(c *Config) *[]string { return &c.Capture.OwnerGroupsExclude })},
+		reader: many(groupName, "groups", func(c *Config) *[]string { return &c.Capture.OwnerGroupsExclude })},
 	{key: "rules.excludeInterfaces", istio: []string{"ISTIO_EXCLUDE_INTERFACES"}, empty: true, doc: "Interfaces whose traffic is left alone in both directions.",
 		reader: many(iface, "interfaces", func(c *Config) *[]string { return &c.Capture.ExcludeInterfaces })},
 	{key: "rules.virtualInterfaces", istio: []string{"KUBE_VIRT_INTERFACES"}, empty: true, doc: "Bridges of containers or guests, whose inbound traffic is treated as outbound.",
@@ -207,7 +208,7 @@ var settings = []setting{
 	{key: "envoy.enabled", istio: []string{"DISABLE_ENVOY"}, def: "auto", doc: "Whether Envoy runs here; auto: when its program is there.",
 		reader: one(oneOf("auto", "true", "false"), func(c *Config) *string { return &c.Envoy.Enabled })},
 	{key: "envoy.path", mesh: "binaryPath", doc: "Envoy's program; default /usr/local/bin/envoy, then /usr/bin/envoy.",
-		reader: one(path, func(c *Config) *string { return &c.Envoy.Path })},
+		reader: one(filePath, func(c *Config) *string { return &c.Envoy.Path })},
 	{key: "envoy.adminPort", mesh: "proxyAdminPort", def: "15000", doc: "Envoy's admin port on loopback.",
 		reader: one(portNum, func(c *Config) *uint16 { return &c.Envoy.AdminPort })},
 	{key: "envoy.concurrency", istio: []string{"--concurrency"}, mesh: "concurrency", def: "0", doc: "Envoy's worker threads; 0: one per CPU.",
@@ -235,5 +236,5 @@ var settings = []setting{
 	{key: "log.format", istio: []string{"--log_as_json"}, def: "text", doc: "Shape of log lines.",
 		reader: one(oneOf("text", "json"), func(c *Config) *string { return &c.Log.Format })},
 	{key: "log.file", istio: []string{"ISTIO_LOG_DIR", "--log_target"}, doc: "File to log to instead of the journal; ISTIO_LOG_DIR gives istio.log in that folder.",
-		reader: one(path, func(c *Config) *string { return &c.Log.File })},
+		reader: one(filePath, func(c *Config) *string { return &c.Log.File })},
 }

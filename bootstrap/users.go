@@ -62,7 +62,7 @@ func accountFiles(root, path string) []string {
 // accountLine returns the fields of the first line whose name, or whose number in field id, is name; nil when there is none.
 func accountLine(file, name string, id, least int) []string {
 	src, _, err := readFile(file)
-	if err != nil {
+	if err != nil || name == "" {
 		return nil
 	}
 	_, numErr := strconv.ParseUint(name, 10, 32)

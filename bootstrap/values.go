@@ -75,28 +75,28 @@ func star[T any](list func(string) ([]T, *badValue)) func(text string) (all bool
 }
 
 var (
-	anyText  = kind[string]{expected: "text", parse: func(s string) (string, bool) { return s, true }}
-	boolean  = kind[bool]{expected: "true or false", parse: parseBool}
-	portNum  = kind[uint16]{expected: "a port from 1 to 65535", parse: parsePort}
-	mark     = kind[uint32]{expected: "a packet mark from 1 to 4294967295", parse: parseUint32(1)}
-	userID   = kind[uint32]{expected: "a numeric id from 0 to 4294967294", parse: parseID}
-	table    = kind[int]{expected: "a routing table from 1 to 252", parse: parseInt(1, 252)}
-	threads  = kind[int]{expected: "a number of threads from 0 to 1024", parse: parseInt(0, 1024)}
-	rsaBits  = kind[int]{expected: "a key size from 2048 to 8192 bits", parse: parseInt(2048, 8192)}
-	ratio    = kind[float64]{expected: "a number above 0 and below 1", parse: parseFraction(false)}
-	jitter   = kind[float64]{expected: "a number from 0 to below 1", parse: parseFraction(true)}
-	cidr     = kind[netip.Prefix]{expected: "a CIDR such as 10.96.0.0/16", parse: parseCIDR}
-	loopback = kind[netip.Prefix]{expected: "an IPv4 loopback CIDR from 127.0.0.0/8 to 127.0.0.1/32", parse: parseLoopbackCIDR}
-	instance = kind[netip.Addr]{expected: "an address other hosts can reach", parse: parseInstance}
-	ports    = kind[PortRange]{expected: "a port from 1 to 65535 or a range such as 9000:9100", parse: parsePortRange}
-	listen   = kind[netip.AddrPort]{expected: "an address and port such as 127.0.0.1:15053", parse: parseListen}
-	iface    = kind[string]{expected: "an interface name of 1 to 15 characters", parse: parseInterface}
-	dnsLabel = kind[string]{expected: "a name of lower-case letters, digits and -", parse: parseDNSLabel}
-	dnsName  = kind[string]{expected: "a DNS name", parse: parseDNSName}
-	group    = kind[string]{expected: "a group's name or gid", parse: parseWord}
-	user     = kind[string]{expected: "a user's name or uid", parse: parseWord}
-	path     = kind[string]{expected: "a path", parse: parsePath}
-	address  = kind[string]{expected: "host:port", parse: parseAddress, hint: "without a scheme such as http://, an IPv6 address in brackets"}
+	anyText      = kind[string]{expected: "text", parse: func(s string) (string, bool) { return s, true }}
+	boolean      = kind[bool]{expected: "true or false", parse: parseBool}
+	portNum      = kind[uint16]{expected: "a port from 1 to 65535", parse: parsePort}
+	packetMark   = kind[uint32]{expected: "a packet mark from 1 to 4294967295", parse: parseUint32(1)}
+	userID       = kind[uint32]{expected: "a numeric id from 0 to 4294967294", parse: parseID}
+	routeTable   = kind[int]{expected: "a routing table from 1 to 252", parse: parseInt(1, 252)}
+	threads      = kind[int]{expected: "a number of threads from 0 to 1024", parse: parseInt(0, 1024)}
+	rsaBits      = kind[int]{expected: "a key size from 2048 to 8192 bits", parse: parseInt(2048, 8192)}
+	ratio        = kind[float64]{expected: "a number above 0 and below 1", parse: parseFraction(false)}
+	jitter       = kind[float64]{expected: "a number from 0 to below 1", parse: parseFraction(true)}
+	cidr         = kind[netip.Prefix]{expected: "a CIDR such as 10.96.0.0/16", parse: parseCIDR}
+	loopback     = kind[netip.Prefix]{expected: "an IPv4 loopback CIDR from 127.0.0.0/8 to 127.0.0.1/32", parse: parseLoopbackCIDR}
+	instanceAddr = kind[netip.Addr]{expected: "an address other hosts can reach", parse: parseInstance}
+	portRange    = kind[PortRange]{expected: "a port from 1 to 65535 or a range such as 9000:9100", parse: parsePortRange}
+	listenAddr   = kind[netip.AddrPort]{expected: "an address and port such as 127.0.0.1:15053", parse: parseListen}
+	iface        = kind[string]{expected: "an interface name of 1 to 15 characters", parse: parseInterface}
+	dnsLabel     = kind[string]{expected: "a name of lower-case letters, digits and -", parse: parseDNSLabel}
+	dnsName      = kind[string]{expected: "a DNS name", parse: parseDNSName}
+	groupName    = kind[string]{expected: "a group's name or gid", parse: parseWord}
+	userName     = kind[string]{expected: "a user's name or uid", parse: parseWord}
+	filePath     = kind[string]{expected: "a path", parse: parsePath}
+	hostPort     = kind[string]{expected: "host:port", parse: parseAddress, hint: "without a scheme such as http://, an IPv6 address in brackets"}
 )
 
 // oneOf accepts some words in any letter case and returns them as written here.
@@ -275,8 +275,8 @@ func parseAddress(s string) (string, bool) {
 	if _, err := netip.ParseAddr(host); err == nil {
 		return s, true
 	}
-	last := host[strings.LastIndex(host, ".")+1:]
-	_, ok := parseDNSName(host)
+	name, ok := parseDNSName(host)
+	last := name[strings.LastIndex(name, ".")+1:]
 	return s, ok && !strings.Contains(s, "[") && strings.Trim(last, "0123456789") != "" // 10.0.0.300 is no name
 }
 
