@@ -1,16 +1,16 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"os"
+	"path/filepath"
 	"reflect"
 	"sync"
 	"time"
 
-	"github.com/miekg/dns"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"wingman/agent/status"
@@ -22,8 +22,9 @@ import (
 const (
 	// captureLimit bounds one change of the rules: a lock held by a stranger must not hang the daemon.
 	captureLimit = 20 * time.Second
-	// captureCheck is how often the rules are compared with what they should be.
-	captureCheck = 5 * time.Second
+	// captureCheck is how often resolv.conf is looked at, captureReview how often all facts are: that may start a process or two.
+	captureCheck  = 2 * time.Second
+	captureReview = 5 * time.Minute
 )
 
 // captureFacts are what the level of capture depends on beside the settings.
@@ -180,6 +181,13 @@ func (c *capture) putIn(ctx context.Context, cfg *bootstrap.Config, level iptabl
 	return nil
 }
 
+// failing reports whether the last change went wrong.
+func (c *capture) failing() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.broken != ""
+}
+
 func (c *capture) report() status.CaptureReport {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -210,29 +218,39 @@ func (a *Agent) settleCapture(ctx context.Context) {
 	a.poke()
 }
 
-// followCapture looks again from time to time: resolvers and addresses of the machine change, and a change that failed is tried again.
+// followCapture makes the rules follow the machine: at once when resolv.conf names other servers or a change had failed, and from time to
+// time for everything else.
 func (a *Agent) followCapture(ctx context.Context) error {
+	seen, last := readQuietly(a.config().Paths.ResolvConf), time.Now()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-time.After(captureCheck):
-			a.settleCapture(ctx)
 		}
+		now := readQuietly(a.config().Paths.ResolvConf)
+		if bytes.Equal(now, seen) && time.Since(last) < captureReview && !a.capture.failing() {
+			continue
+		}
+		seen, last = now, time.Now()
+		a.settleCapture(ctx)
 	}
 }
 
-// captureFactsOf reads what rules depend on from this machine.
-func captureFactsOf(_ context.Context, cfg *bootstrap.Config) (iptables.Facts, error) {
-	rc, err := dns.ClientConfigFromFile(cfg.Paths.ResolvConf)
+// readQuietly returns a file's content, nil when it cannot be read: whoever needs it says so.
+func readQuietly(path string) []byte {
+	b, err := os.ReadFile(path)
 	if err != nil {
-		return iptables.Facts{}, err
+		return nil
 	}
-	var f iptables.Facts
-	for _, s := range rc.Servers {
-		if a, err := netip.ParseAddr(s); err == nil {
-			f.Resolvers = append(f.Resolvers, a)
-		}
-	}
-	return f, nil
+	return b
+}
+
+// captureFactsOf reads what rules depend on from this machine.
+func captureFactsOf(ctx context.Context, cfg *bootstrap.Config) (iptables.Facts, error) {
+	return iptables.GatherFacts(ctx, iptables.GatherConfig{
+		ResolvConf: cfg.Paths.ResolvConf,
+		Group:      cfg.Paths.Group,
+		SSHDConfig: filepath.Join(cfg.Root, "etc/ssh/sshd_config"),
+	})
 }
