@@ -1,0 +1,102 @@
+package bootstrap
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+var update = flag.Bool("update", false, "rewrite golden files and docs/settings.md")
+
+const settingsPage = "../docs/settings.md"
+
+// sections are the headings of the page, by the first part of a setting's key.
+var sections = []struct{ title, keys string }{
+	{"Control plane", "istiod xds"},
+	{"Workload", "workload dualStack user"},
+	{"Identity", "identity"},
+	{"Health", "probe probeLocalhost"},
+	{"DNS", "dns"},
+	{"Capture", "capture rules"},
+	{"Envoy", "envoy"},
+	{"Status and logs", "status log"},
+}
+
+// settingsDoc renders the page from the table of settings.
+func settingsDoc() string {
+	var b strings.Builder
+	b.WriteString(`# Settings
+
+Made from the table in bootstrap/settings.go by ` + "`go test ./bootstrap -run TestSettingsPage -update`" + `; a test compares the two.
+
+Weakest first: built-in values, ` + "`/etc/istio/config/mesh`" + ` (istioctl's mesh.yaml: fields of defaultConfig, and its proxyMetadata as variables),
+` + "`/var/lib/istio/envoy/sidecar.env`, `/var/lib/istio/envoy/cluster.env`, `/etc/wingman/wingman.yaml`" + `. A flag is one of ISTIO_AGENT_FLAGS. Where a
+setting has several variables, the last one named wins. ` + "`wingman config show`" + ` prints every value with the file and line that set it, ` + "`wingman config check`" + `
+every problem.
+
+In wingman.yaml a dot is a level: ` + "`dns.listen`" + ` is ` + "`listen`" + ` below ` + "`dns`" + `. A list may be a YAML list or one text with commas. Durations have a unit
+(500ms, 20s, 12h). Unknown keys are errors. In the env files they are not: ISTIO_META_* and ISTIO_METAJSON_* go to the node's metadata, the rest
+is kept and has no effect. Env files are read by the shell's grammar and never executed: assignments, export, quotes, backslashes, comments and
+$NAME of earlier lines; anything else is an error with its line. All paths lie below ` + "`--root`" + `.
+`)
+	for _, section := range sections {
+		fmt.Fprintf(&b, "\n## %s\n\n| wingman.yaml | Istio | accepts | default | meaning |\n|---|---|---|---|---|\n", section.title)
+		for _, s := range settings {
+			if first, _, _ := strings.Cut(s.key, "."); !slices.Contains(strings.Fields(section.keys), first) {
+				continue
+			}
+			var istio []string
+			if s.mesh != "" {
+				istio = append(istio, "defaultConfig."+s.mesh)
+			}
+			istio = append(istio, s.istio...)
+			def := ""
+			if s.def != "" {
+				def = "`" + s.def + "`"
+			}
+			names := ""
+			if len(istio) > 0 {
+				names = "`" + strings.Join(istio, "`, `") + "`"
+			}
+			fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s |\n", s.key, names, s.accepts, def, s.doc)
+		}
+	}
+	b.WriteString("\n## Variables without effect\n\nPeople set these and nothing reads them; the agent warns and names what does.\n\n| variable | instead |\n|---|---|\n")
+	for _, name := range mapKeys(deadVariables) {
+		fmt.Fprintf(&b, "| `%s` | %s |\n", name, deadVariables[name])
+	}
+	b.WriteString("\nThese are Istio's, but choose what this agent does otherwise.\n\n| variable | because |\n|---|---|\n")
+	for _, name := range mapKeys(idleVariables) {
+		fmt.Fprintf(&b, "| `%s` | %s |\n", name, idleVariables[name])
+	}
+	return b.String()
+}
+
+func TestSettingsPage(t *testing.T) {
+	want := settingsDoc()
+	if *update {
+		if err := os.MkdirAll("../docs", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(settingsPage, []byte(want), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := os.ReadFile(settingsPage)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, string(got)); diff != "" {
+		t.Errorf("docs/settings.md is not what the table says; run with -update (-table +page):\n%s", diff)
+	}
+	for _, s := range settings {
+		if !strings.Contains(want, "| `"+s.key+"` |") {
+			t.Errorf("%s is in no section of the page", s.key)
+		}
+	}
+}
