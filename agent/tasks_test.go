@@ -30,6 +30,7 @@ func TestFailedTaskIsRunAgain(t *testing.T) {
 			t.Errorf("troubles = %v while it waits, want the cause", tr)
 		}
 		<-time.After(10 * time.Second)
+		synctest.Wait()
 		if len(starts) != 4 {
 			t.Fatalf("%d starts, want 4", len(starts))
 		}

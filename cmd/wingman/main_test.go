@@ -1,0 +1,85 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// exec runs one command line.
+func exec(t *testing.T, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	code = run(t.Context(), args, &out, &errs)
+	return code, out.String(), errs.String()
+}
+
+func TestExitCodes(t *testing.T) {
+	root := t.TempDir()
+	for _, tc := range []struct {
+		name string
+		args []string
+		code int
+		err  string // part of stderr
+	}{
+		{"version", []string{"version"}, exitFine, ""},
+		{"help", []string{"--help"}, exitFine, ""},
+		{"completion", []string{"completion", "bash"}, exitFine, ""},
+		{"unknown command", []string{"fly"}, exitUsage, "fly"},
+		{"unknown flag", []string{"status", "--colour"}, exitUsage, "colour"},
+		{"too many arguments", []string{"version", "now"}, exitUsage, "now"},
+		{"a group needs a subcommand", []string{"rules"}, exitUsage, "subcommand"},
+		{"unknown subcommand", []string{"rules", "burn"}, exitUsage, "burn"},
+		{"unknown output", []string{"status", "--root", root, "-o", "xml"}, exitUsage, "text or json"},
+		{"unknown plan output", []string{"rules", "plan", "--root", root, "-o", "xml"}, exitUsage, "iptables, nft or json"},
+		{"dns query without a name", []string{"dns", "query"}, exitUsage, "arg"},
+		{"dns serve without a table", []string{"dns", "serve"}, exitUsage, "table"},
+		{"no daemon", []string{"status", "--root", root}, exitFailed, "not running"},
+		{"no files", []string{"run", "--root", root}, exitFailed, "cluster.env"},
+		{"no files to plan from", []string{"rules", "plan", "--root", root}, exitFailed, "cluster.env"},
+		{"no files to show", []string{"config", "show", "--root", root}, exitFailed, "cluster.env"},
+		{"a table that is none", []string{"dns", "serve", "--table", filepath.Join(root, "none.json")}, exitFailed, "none.json"},
+	} {
+		code, _, stderr := exec(t, tc.args...)
+		if code != tc.code || !strings.Contains(stderr, tc.err) {
+			t.Errorf("%s: %v exits with %d and %q, want %d and %q", tc.name, tc.args, code, stderr, tc.code, tc.err)
+		}
+		if tc.code != exitFine && strings.Count(strings.TrimSpace(stderr), "wingman: ") != 1 {
+			t.Errorf("%s: stderr %q, want one sentence of wingman's", tc.name, stderr)
+		}
+	}
+}
+
+func TestConfigCheckSaysEverythingAtOnce(t *testing.T) {
+	root := t.TempDir()
+	put := func(name, content string) {
+		t.Helper()
+		path := filepath.Join(root, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("var/lib/istio/envoy/cluster.env", "POD_NAMESPACE='forum-services'\nISTIO_METAJSON_LABELS='{broken'\nISTIO_INBOUND_PORTS='70000'\n")
+	put("etc/istio/config/mesh", "defaultConfig:\n  discoveryAddress: http://istiod\n")
+	put("etc/wingman/wingman.yaml", "dsn: {}\n")
+	code, text, _ := exec(t, "config", "check", "--root", root)
+	if code != exitFailed {
+		t.Errorf("exit %d, want %d", code, exitFailed)
+	}
+	for _, want := range []string{"cluster.env:2", "cluster.env:3", "70000", "mesh:2", "http://istiod", "wingman.yaml:1", "dns", "root-cert"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("output lacks %q:\n%s", want, text)
+		}
+	}
+	code, out, _ := exec(t, "config", "check", "--root", root, "-o", "json")
+	var problems []map[string]any
+	if err := json.Unmarshal([]byte(out), &problems); err != nil || len(problems) < 5 || code != exitFailed {
+		t.Errorf("json: exit %d, %d problems, %v", code, len(problems), err)
+	}
+}
