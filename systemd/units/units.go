@@ -1,0 +1,50 @@
+// Package units holds what systemd is given: unit files, users, folders, and the guard that runs when the agent dies.
+//
+//	wingman.service             wingman run; keeps DNS sockets in systemd while it restarts
+//	wingman-proxy.service       wingman proxy; wanted by nobody until the agent's unit wants it
+//	istio-mesh-ready.target     applications that need the mesh order themselves after it …
+//	wingman-mesh-ready.service  … and this waits for it
+//	crash-guard                 ExecStopPost of wingman.service
+//
+// It owns their text and where each belongs; installing is packaging's. What the directives really do on systemd 252 was
+// tried on booted machines, and test/vm tries it again.
+package units
+
+import (
+	"embed"
+	"io/fs"
+)
+
+//go:embed *.service *.target wingman.sysusers wingman.tmpfiles crash-guard
+var files embed.FS
+
+// A File is one file of a package.
+type File struct {
+	Path    string // on the machine
+	Mode    fs.FileMode
+	Content string
+}
+
+// Files returns everything that belongs onto a machine, owned by root.
+func Files() []File {
+	var all []File
+	for _, f := range []struct {
+		name, folder, to string
+		mode             fs.FileMode
+	}{
+		{"wingman.service", "/usr/lib/systemd/system", "wingman.service", 0o644},
+		{"wingman-proxy.service", "/usr/lib/systemd/system", "wingman-proxy.service", 0o644},
+		{"wingman-mesh-ready.service", "/usr/lib/systemd/system", "wingman-mesh-ready.service", 0o644},
+		{"istio-mesh-ready.target", "/usr/lib/systemd/system", "istio-mesh-ready.target", 0o644},
+		{"wingman.sysusers", "/usr/lib/sysusers.d", "wingman.conf", 0o644},
+		{"wingman.tmpfiles", "/usr/lib/tmpfiles.d", "wingman.conf", 0o644},
+		{"crash-guard", "/usr/lib/wingman", "crash-guard", 0o755},
+	} {
+		content, err := files.ReadFile(f.name)
+		if err != nil {
+			panic(err) // the list above names a file that go:embed did not find
+		}
+		all = append(all, File{Path: f.folder + "/" + f.to, Mode: f.mode, Content: string(content)})
+	}
+	return all
+}
