@@ -41,7 +41,7 @@ type flight struct {
 	by       string // the server that answered
 	fallback []byte // the best of the useless answers (SERVFAIL, REFUSED, …), passed on if nothing better comes
 	overTCP  bool   // a stream is being read; no more datagrams
-	probe    bool // not a client's, see loop.go
+	probe    bool   // not a client's, see loop.go
 	done     bool
 }
 
