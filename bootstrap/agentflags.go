@@ -1,6 +1,7 @@
 package bootstrap
 
 import (
+	"cmp"
 	"strings"
 )
 
@@ -112,8 +113,17 @@ func flagged(value string) func(*Config, string) (string, *badValue) {
 	}
 }
 
+// logScopes are the parts of the agent that log.
+var logScopes = []string{"agent", "capture", "dns", "envoy", "health", "identity", "member", "status", "xds"}
+
+// istioScopes are pilot-agent's names for what our parts do.
+var istioScopes = map[string]string{
+	"ads": "xds", "delta": "xds", "xdsproxy": "xds", "healthcheck": "health", "cache": "identity", "ca": "identity", "citadelclient": "identity",
+	"sds": "identity", "security": "identity", "spiffe": "identity", "iptables": "capture",
+}
+
 // splitLogLevels reads Istio's --log_output_level: levels by scope, as "info,dns:debug"; a level alone, or scope default, is
-// that of everything else; scope "all" is every scope.
+// that of everything else; scope "all" is every scope. Names of scopes are ours where pilot-agent has another.
 func splitLogLevels(text string) (level string, scopes map[string]string, bad *badValue) {
 	scopes = map[string]string{}
 	for _, part := range strings.Split(text, ",") {
@@ -132,7 +142,7 @@ func splitLogLevels(text string) (level string, scopes map[string]string, bad *b
 		case "default", "all", "":
 			level = parsed
 		default:
-			scopes[scope] = parsed
+			scopes[cmp.Or(istioScopes[scope], scope)] = parsed
 		}
 	}
 	return level, scopes, nil

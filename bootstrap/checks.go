@@ -44,29 +44,23 @@ func (l *loader) capture() {
 	}
 }
 
-// users finds the ids of the user whose traffic is never captured.
+// users finds the ids of the user whose traffic is never captured. Istio takes 1337 when there is no such user; rules with that
+// would capture the agent's own traffic, so here none is taken.
 func (l *loader) users() {
 	c := &l.c.Capture
 	uid, gid, err := LookupUser(l.c.Root, c.User)
-	c.UserKnown = err == nil
-	if err != nil {
-		if !l.isSet("rules.proxyUID") {
-			l.refuse(Warning, "user", "no user "+quote(c.User)+" on this machine", "one", "without it no capture rules are put in: useradd --system "+c.User)
-		}
-		uid, gid = istioProxyID, istioProxyID
-	}
-	if l.isSet("rules.proxyUID") {
-		c.UserKnown = true
-	} else {
+	byID := l.isSet("rules.proxyUID")
+	c.UserKnown = err == nil || byID
+	if !byID {
 		c.ProxyUID = uid
 	}
 	if !l.isSet("rules.proxyGID") {
 		c.ProxyGID = gid
 	}
+	if !c.UserKnown {
+		l.refuse(Warning, "user", "no user "+quote(c.User)+" on this machine", "one", "without it no capture rules are put in: useradd --system "+c.User)
+	}
 }
-
-// istioProxyID is what Istio takes when the user does not exist (constants.DefaultProxyUID in tools/istio-iptables).
-const istioProxyID = 1337
 
 // distinctPorts refuses two listeners on one port.
 func (l *loader) distinctPorts() {

@@ -128,7 +128,7 @@ type PortRange struct{ First, Last uint16 }
 type Capture struct {
 	Level                string // "auto" (all with Envoy, dns without), "none", "dns" or "all"
 	User                 string // whose own traffic is never captured: agent and Envoy run as it
-	UserKnown            bool   // false: ProxyUID and ProxyGID are Istio's 1337, and rules would capture the agent's own traffic
+	UserKnown            bool   // false: this machine has no such user; ProxyUID and ProxyGID are 0 and mean nothing
 	CustomTables         bool   // the operator keeps the rules: none are ours
 	Mode                 string // "REDIRECT", "TPROXY" or "NONE"; inbound only
 	TProxyMark           uint32

@@ -102,6 +102,7 @@ func (l *loader) logScopes() {
 		_, scopes, _ := splitLogLevels(v.value)
 		for name, level := range scopes {
 			l.c.Log.Scopes[name] = level
+			l.knownScope(name, value{file: v.file, line: v.line, key: shownName("--log_output_level")})
 			l.set("log.scopes."+name, value{text: level, file: v.file, line: v.line, key: shownName("--log_output_level"), rank: v.rank})
 		}
 	}
@@ -112,8 +113,17 @@ func (l *loader) logScopes() {
 			continue
 		}
 		l.c.Log.Scopes[name] = level
+		l.knownScope(name, v)
 		l.c.settings = slices.DeleteFunc(l.c.settings, func(s Setting) bool { return s.Key == v.key })
 		l.set(v.key, v)
+	}
+}
+
+// knownScope warns of a level for a part that the agent does not have.
+func (l *loader) knownScope(name string, at value) {
+	if !slices.Contains(logScopes, name) {
+		l.add(Problem{Severity: Warning, File: at.file, Line: at.line, Key: at.key, Found: "a level for " + quote(name),
+			Expected: "one for " + strings.Join(logScopes, ", "), Hint: cmp.Or(didYouMean(name, logScopes), "no part of the agent logs by that name")})
 	}
 }
 

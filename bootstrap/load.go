@@ -35,7 +35,7 @@ func load(root string, from Snapshot) (*Config, Problems) {
 	l := &loader{
 		from:  from,
 		taken: Snapshot{},
-		c:     &Config{Root: cmp.Or(root, "/"), Paths: DefaultPaths(root)},
+		c:     &Config{Root: absolute(root), Paths: DefaultPaths(root)},
 		vars:  map[string]envVar{},
 		proxy: builtinProxyConfig(),
 		own:   map[string]value{},
@@ -99,7 +99,8 @@ func (l *loader) readMesh() {
 		if top := y.parse(src); top != nil {
 			l.meshFields(y, top)
 		} else if len(y.problems) == 0 {
-			l.add(Problem{Severity: Error, File: file, Found: "an empty file", Expected: "istioctl's mesh.yaml", Hint: "copy it again, or remove it to use Istio's defaults"})
+			missing.File, missing.Found, missing.Expected = file, "an empty file", "istioctl's mesh.yaml" // Istio's package makes an empty one
+			l.add(missing)
 		}
 		l.add(y.problems...)
 	}

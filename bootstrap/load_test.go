@@ -115,7 +115,9 @@ func TestLoadTellsEveryProblem(t *testing.T) {
 		{"no mesh.yaml", map[string]string{meshConfig: "-"}, []string{
 			"warning: /etc/istio/config/mesh: found no file, expected one (Istio's defaults are used, and there is no readiness probe unless wingman.yaml has one)"}},
 		{"an empty mesh.yaml", map[string]string{meshConfig: ""}, []string{
-			"error: /etc/istio/config/mesh: found an empty file, expected istioctl's mesh.yaml (copy it again, or remove it to use Istio's defaults)"}},
+			"warning: /etc/istio/config/mesh: found an empty file, expected istioctl's mesh.yaml (Istio's defaults are used, and there is no readiness probe unless wingman.yaml has one)"}},
+		{"a mesh.yaml of comments", map[string]string{meshConfig: "# nothing\n"}, []string{
+			"warning: /etc/istio/config/mesh: found an empty file, expected istioctl's mesh.yaml (Istio's defaults are used, and there is no readiness probe unless wingman.yaml has one)"}},
 		{"a mesh.yaml that is a list", map[string]string{meshConfig: "- a\n"}, []string{"error: /etc/istio/config/mesh:1: found a list, expected a mapping of keys to values"}},
 		{"a mesh.yaml that is not YAML", map[string]string{meshConfig: "defaultConfig:\n  a: b: c\n"}, []string{
 			"error: /etc/istio/config/mesh:2: found mapping values are not allowed in this context, expected valid YAML"}},
@@ -240,6 +242,10 @@ func TestLoadTellsEveryProblem(t *testing.T) {
 			"warning: /var/lib/istio/envoy/sidecar.env:1: ISTIO_AGENT_FLAGS: found --proxyLoglevel, expected a flag of pilot-agent (did you mean --proxyLogLevel?)",
 			"warning: /var/lib/istio/envoy/sidecar.env:1: ISTIO_AGENT_FLAGS: found --stsPort, expected a flag that acts on this agent (it has no effect here)",
 			`warning: /var/lib/istio/envoy/sidecar.env:1: ISTIO_AGENT_FLAGS: found "word", expected a flag such as --log_output_level=dns:debug (the word has no effect)`}},
+		{"log levels of parts that the agent does not have", map[string]string{sidecarEnv: "ISTIO_AGENT_FLAGS='--log_output_level=dns:debug,xdsproxy:debug,wasm:debug'\n", wingmanYAML: "log:\n  scopes: {dnss: debug, xds: loud}\n"}, []string{
+			`warning: /etc/wingman/wingman.yaml:2: log.scopes.dnss: found a level for "dnss", expected one for agent, capture, dns, envoy, health, identity, member, status, xds (did you mean dns?)`,
+			`error: /etc/wingman/wingman.yaml:2: log.scopes.xds: found "loud", expected one of debug, info, warn, error, none`,
+			`warning: /var/lib/istio/envoy/sidecar.env:1: ISTIO_AGENT_FLAGS --log_output_level: found a level for "wasm", expected one for agent, capture, dns, envoy, health, identity, member, status, xds (no part of the agent logs by that name)`}},
 		{"several files at once", map[string]string{clusterEnv: "A=$(id)\nISTIO_INBOUND_PORTS=x\n", meshConfig: "a: [", wingmanYAML: "x: 1\nstatus: {port: 0}\n", rootCert: "-"}, []string{
 			"error: /etc/certs/root-cert.pem: root-cert: found no file, expected one " + noRoot,
 			"error: /etc/istio/config/mesh:1: found did not find expected node content, expected valid YAML",

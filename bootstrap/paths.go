@@ -1,6 +1,10 @@
 package bootstrap
 
-import "path/filepath"
+import (
+	"os"
+	"path/filepath"
+	"strings"
+)
 
 // Paths are the files and folders of the agent: absolute, below Root.
 type Paths struct {
@@ -44,10 +48,39 @@ func DefaultPaths(root string) Paths {
 }
 
 // under places path below root. A relative path starts at root, as pilot-agent's "./etc/certs" does at its working folder "/";
-// no number of ".." leaves root.
+// neither ".." nor a symbolic link leads out: links mean there what they will mean once root is "/" (Istio's package makes
+// /etc/istio one to /var/lib/istio). What does not exist yet stays as it is written.
 func under(root, path string) string {
-	if root == "" {
-		root = "/"
+	path = filepath.Join("/", path)
+	if root = absolute(root); root == "/" {
+		return path
 	}
-	return filepath.Join(root, filepath.Join("/", path))
+	const most = 40 // links in a path, as in the kernel
+	done, rest := "/", strings.Split(path[1:], "/")
+	for links := 0; len(rest) > 0; {
+		next := filepath.Join(done, rest[0]) // never above "/"
+		rest = rest[1:]
+		target, err := os.Readlink(filepath.Join(root, next))
+		if err != nil || links == most {
+			done = next
+			continue
+		}
+		links++
+		if filepath.IsAbs(target) {
+			done = "/"
+		}
+		rest = append(strings.Split(target, "/"), rest...)
+	}
+	return filepath.Join(root, done)
+}
+
+// absolute returns the folder that stands for "/": root itself, from the working folder if it is relative.
+func absolute(root string) string {
+	if root == "" {
+		return "/"
+	}
+	if abs, err := filepath.Abs(root); err == nil {
+		return abs
+	}
+	return filepath.Clean(root) // the working folder is gone
 }

@@ -231,7 +231,7 @@ var settings = []setting{
 		reader: one(portNum, func(c *Config) *uint16 { return &c.Status.PrometheusPort })},
 	{key: "log.level", istio: []string{"--log_output_level"}, def: "info", doc: "Least severe level that is logged. The flag may name scopes too, as default:info,dns:debug.",
 		reader: one(logLevel, func(c *Config) *string { return &c.Log.Level })},
-	{key: "log.scopes", istio: []string{"--log_output_level"}, doc: "Levels of parts of the agent, as dns: debug.",
+	{key: "log.scopes", istio: []string{"--log_output_level"}, doc: "Levels of parts of the agent (agent, capture, dns, envoy, health, identity, member, status, xds), as dns: debug. The flag may have pilot-agent's names, as xdsproxy.",
 		reader: tree("a mapping of scopes to levels")},
 	{key: "log.format", istio: []string{"--log_as_json"}, def: "text", doc: "Shape of log lines; the flag means json.",
 		reader: one(oneOf("text", "json"), func(c *Config) *string { return &c.Log.Format })},

@@ -188,8 +188,8 @@ func TestPrecedence(t *testing.T) {
 		{"ISTIO_NAMESPACE beats POD_NAMESPACE, as in istio-start.sh", map[string]string{clusterEnv: "ISTIO_NAMESPACE=a\nPOD_NAMESPACE=b\n"}, func(c *Config) string { return c.Namespace }, "a", ""},
 		{"labels are merged by name", map[string]string{clusterEnv: `ISTIO_METAJSON_LABELS='{"a":"1","b":"1"}'` + "\n", wingmanYAML: "workload: {labels: {b: \"2\", c: \"2\"}}\n"},
 			func(c *Config) string { return fmt.Sprint(c.Labels) }, "map[a:1 b:2 c:2]", ""},
-		{"log scopes come from the flag and from wingman.yaml", map[string]string{sidecarEnv: "ISTIO_AGENT_FLAGS='--log_output_level=default:warning,dns:debug,xdsproxy:debug'\n", wingmanYAML: "log: {scopes: {dns: error}}\n"},
-			func(c *Config) string { return c.Log.Level + fmt.Sprint(" ", c.Log.Scopes) }, "warn map[dns:error xdsproxy:debug]", ""},
+		{"log scopes come from the flag and from wingman.yaml", map[string]string{sidecarEnv: "ISTIO_AGENT_FLAGS='--log_output_level=default:warning,dns:debug,xdsproxy:debug,citadelclient:debug'\n", wingmanYAML: "log: {scopes: {dns: error}}\n"},
+			func(c *Config) string { return c.Log.Level + fmt.Sprint(" ", c.Log.Scopes) }, "warn map[dns:error identity:debug xds:debug]", ""},
 		{"wingman.yaml's probe replaces mesh.yaml's", map[string]string{wingmanYAML: "probe: {exec: {command: [\"true\"]}}\n"}, func(c *Config) string { return c.Probe.String() }, "exec true", ""},
 		{"ISTIO_LOG_DIR is a folder below root", map[string]string{sidecarEnv: "ISTIO_LOG_DIR=./var/log/istio/\n"}, func(c *Config) string { return strings.TrimPrefix(c.Log.File, c.Root) }, "/var/log/istio/istio.log", ""},
 		{"--log_target=stdout is the journal", map[string]string{sidecarEnv: "ISTIO_AGENT_FLAGS='--log_target stdout'\n"}, func(c *Config) string { return c.Log.File }, "", ""},
@@ -198,11 +198,13 @@ func TestPrecedence(t *testing.T) {
 			func(c *Config) string { return strings.TrimPrefix(c.Paths.RootCert, c.Root) }, "/prov/root-cert.pem", ""},
 		{"empty OUTPUT_CERTS writes nowhere", map[string]string{sidecarEnv: "OUTPUT_CERTS=\n"}, func(c *Config) string { return c.Paths.OutputCerts }, "", ""},
 		{"no path leaves the root", map[string]string{sidecarEnv: "OUTPUT_CERTS=../../../etc/passwd\n"}, func(c *Config) string { return strings.TrimPrefix(c.Paths.OutputCerts, c.Root) }, "/etc/passwd", ""},
+		{"PROXY_GID alone does not make up for a user", map[string]string{sidecarEnv: "PROXY_GID=8\nEXEC_USER=nobody-has-this\n"},
+			func(c *Config) string { return fmt.Sprint(c.Capture.ProxyUID, c.Capture.ProxyGID, c.Capture.UserKnown) }, "0 8 false", ""},
 		{"PROXY_UID needs no user", map[string]string{sidecarEnv: "PROXY_UID=7\nPROXY_GID=8\nEXEC_USER=nobody-has-this\n"},
 			func(c *Config) string { return fmt.Sprint(c.Capture.ProxyUID, c.Capture.ProxyGID, c.Capture.UserKnown) }, "7 8 true", ""},
 		{"the user's ids come from passwd below root", nil, func(c *Config) string { return fmt.Sprint(c.Capture.ProxyUID, c.Capture.ProxyGID, c.Capture.UserKnown) }, "995 994 true", ""},
-		{"an unknown user has Istio's id and is marked", map[string]string{sidecarEnv: "EXEC_USER=nobody-has-this\n"},
-			func(c *Config) string { return fmt.Sprint(c.Capture.ProxyUID, c.Capture.ProxyGID, c.Capture.UserKnown) }, "1337 1337 false", ""},
+		{"an unknown user has no id", map[string]string{sidecarEnv: "EXEC_USER=nobody-has-this\n"},
+			func(c *Config) string { return fmt.Sprint(c.Capture.ProxyUID, c.Capture.ProxyGID, c.Capture.UserKnown) }, "0 0 false", ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			m := newMachine(t, tt.files)
