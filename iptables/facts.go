@@ -21,14 +21,18 @@ type Facts struct {
 	Groups map[string]uint32
 	// SSH is how people reach the machine.
 	SSH SSH
+	// InterfaceAddrs are the addresses by interface: where the DNS proxy listens for containers (DNSListenAddrs).
+	InterfaceAddrs map[string][]netip.Addr
+	// Notes are sentences for the operator about facts that could not be read; the plan repeats them.
+	Notes []string
 	// AgentPorts are further ports of the agent and Envoy that must never be captured, beside the well-known ones.
 	AgentPorts []uint16
 }
 
 // SSH is what is known of sshd on the machine.
 type SSH struct {
-	Listeners []Listener // ports that must stay reachable, each with how we know
-	Sessions  []Session  // SSH connections established now
+	Listeners []Listener `json:"listeners"` // ports that must stay reachable, each with how we know
+	Sessions  []Session  `json:"sessions"`  // SSH connections established now
 }
 
 // Listener is a TCP port that is never captured.

@@ -52,8 +52,8 @@ func (r Rule) spec(fam Family) string {
 	if r.State != "" {
 		word("-m conntrack --ctstate %s", r.State)
 	}
-	if r.NotToLocal {
-		word("-m addrtype ! --dst-type LOCAL")
+	if r.NotToLocal || r.ToLocal {
+		word("-m addrtype %s--dst-type LOCAL", bang(r.NotToLocal))
 	}
 	word("-j %s", r.Verdict.text(fam))
 	return b.String()

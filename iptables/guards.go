@@ -46,12 +46,12 @@ type guards struct {
 	in, out, fromContainers []Rule
 	invalid                 []Rule // only where invalid packets are dropped
 	described               []Guard
-	notes                   []string
 }
 
 // planGuards decides what must never be captured on this machine.
 func planGuards(cfg *Config, facts *Facts) *guards {
 	g := &guards{}
+	g.forwarded()
 	g.ssh(&facts.SSH)
 	g.agent(slices.Concat(agentPorts, facts.AgentPorts), slices.Concat(outerAgentPorts, facts.AgentPorts))
 	if !cfg.CaptureMetadata {
@@ -73,6 +73,14 @@ func planGuards(cfg *Config, facts *Facts) *guards {
 		g.describe("all outbound TCP but DNS", reasonOpen)
 	}
 	return g
+}
+
+// forwarded leaves traffic alone that only passes through: on a machine with containers, Istio's rules take what they send
+// out for inbound traffic, and Envoy cannot deliver it.
+func (g *guards) forwarded() {
+	const reason = "not for this machine: forwarded for containers or others (to capture it as outbound, name the bridge a virtual interface)"
+	g.in = append(g.in, Rule{NotToLocal: true, Verdict: Verdict{Action: Accept}, Reason: reason})
+	g.describe("what comes in for another machine", reason)
 }
 
 // ssh keeps every port of sshd out of capture, in both directions: a connection that began before conntrack was loaded is
@@ -142,7 +150,11 @@ func (g *guards) list() []Guard { return g.described }
 
 // containers returns the guards for what comes in by a virtual interface, all of which Istio takes for outbound.
 func (g *guards) containers(fam Family) []Rule {
-	return ofFamily(slices.Concat(g.in, g.fromContainers), fam)
+	in := slices.DeleteFunc(slices.Clone(g.in), func(r Rule) bool { return r.NotToLocal })
+	for i := range in { // only on this machine are these ports what they are guarded for
+		in[i].ToLocal = true
+	}
+	return ofFamily(slices.Concat(in, g.fromContainers), fam)
 }
 
 // ofFamily leaves out rules that name an address of the other family.

@@ -52,11 +52,7 @@ func (h *host) look() *seen {
 		l := &s.legacy[fam]
 		l.ours, l.rules, l.err = legacyTables(fam)
 	}
-	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err == nil {
-		unix.Close(fd)
-	}
-	s.noIPv6 = errors.Is(err, unix.EAFNOSUPPORT)
+	s.noIPv6 = noIPv6()
 	return s
 }
 

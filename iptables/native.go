@@ -231,8 +231,8 @@ func (r nativeRule) text() string {
 	if r.State != "" {
 		word("ct state %s", strings.ToLower(r.State))
 	}
-	if r.NotToLocal {
-		word("fib daddr type != local")
+	if r.NotToLocal || r.ToLocal {
+		word("fib daddr type %slocal", unequal(r.NotToLocal))
 	}
 	word("counter")
 	words = append(words, r.verdictText()...)

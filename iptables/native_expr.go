@@ -47,8 +47,8 @@ func (r *nativeRule) exprs() []expr.Any {
 		e.add(&expr.Ct{Key: expr.CtKeyMARK, Register: 1}, cmp1(expr.CmpOpEq, binaryutil.NativeEndian.PutUint32(*r.ConnMark)))
 	}
 	e.state(r.State)
-	if r.NotToLocal {
-		e.add(&expr.Fib{Register: 1, FlagDADDR: true, ResultADDRTYPE: true}, cmp1(expr.CmpOpNeq, binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)))
+	if r.NotToLocal || r.ToLocal {
+		e.add(&expr.Fib{Register: 1, FlagDADDR: true, ResultADDRTYPE: true}, cmp1(equal(r.NotToLocal), binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)))
 	}
 	e.add(&expr.Counter{})
 	e.verdict(r)

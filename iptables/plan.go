@@ -30,7 +30,7 @@ func Plan(cfg Config, facts Facts) (Rules, error) {
 	if err := cfg.validate(); err != nil {
 		return Rules{}, fmt.Errorf("plan capture rules: %w", err)
 	}
-	rules := Rules{Level: cfg.Level, Backend: cfg.Backend}
+	rules := Rules{Level: cfg.Level, Backend: cfg.Backend, Notes: slices.Clone(facts.Notes)}
 	if cfg.Level == LevelNone {
 		return rules, nil
 	}
@@ -88,7 +88,6 @@ func Plan(cfg Config, facts Facts) (Rules, error) {
 	if cfg.capturesTCP() {
 		rules.Guards = guards.list()
 	}
-	rules.Notes = append(rules.Notes, guards.notes...)
 	return rules, nil
 }
 

@@ -42,6 +42,7 @@ type Rule struct {
 	ConnMark     *uint32
 	State        string // conntrack states as iptables writes them: "INVALID" or "RELATED,ESTABLISHED"
 	NotToLocal   bool   // the destination is not an address of this machine
+	ToLocal      bool   // it is one
 
 	Verdict Verdict
 	// Reason says why a guard stands here; empty for Istio's own rules.
