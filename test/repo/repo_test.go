@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -158,6 +159,39 @@ func TestFilesStayReadable(t *testing.T) {
 			if n := strings.Count(string(b), "\n"); n > most && !strings.HasSuffix(f, ".pb.go") {
 				t.Errorf("%s/%s has %d lines, more than %d: which second concept is in it?", p.ImportPath, f, n, most)
 			}
+		}
+	}
+}
+
+// Every metric is explained in docs/metrics.md, and nothing else is.
+func TestMetricsAreDocumented(t *testing.T) {
+	name := regexp.MustCompile(`"(wingman_[a-z0-9_]+)"`)
+	inCode := map[string]string{}
+	for _, p := range list(t, "./agent/...", "./bootstrap/...", "./dnsproxy/...", "./health/...", "./iptables/...", "./systemd/...") {
+		for _, f := range p.GoFiles {
+			b, err := os.ReadFile(filepath.Join(p.Dir, f))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range name.FindAllStringSubmatch(string(b), -1) {
+				inCode[m[1]] = p.ImportPath
+			}
+		}
+	}
+	b, err := os.ReadFile(filepath.Join(root(t), "docs/metrics.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	inDocs := map[string]bool{}
+	for _, m := range regexp.MustCompile("(?m)^\\| `(wingman_[a-z0-9_]+)`").FindAllStringSubmatch(string(b), -1) {
+		inDocs[m[1]] = true
+		if _, ok := inCode[m[1]]; !ok {
+			t.Errorf("docs/metrics.md explains %s, which no package has", m[1])
+		}
+	}
+	for n, pkg := range inCode {
+		if !inDocs[n] {
+			t.Errorf("%s of %s is not in docs/metrics.md", n, pkg)
 		}
 	}
 }
