@@ -39,6 +39,13 @@ type Config struct {
 	// 4096.
 	MaxForwards int
 
+	// CacheBytes bounds the memory of cached upstream answers. Zero means 4 MiB, less than zero no cache.
+	CacheBytes int
+
+	// MaxStale is how long after its time an answer may still be given when upstream has none (RFC 8767). Zero means 1 h, less
+	// than zero never.
+	MaxStale time.Duration
+
 	Log     *slog.Logger          // nil: none. Queries are logged at debug
 	Metrics prometheus.Registerer // nil: none
 }
@@ -48,4 +55,5 @@ const (
 	defaultUplinkConf     = "/run/systemd/resolve/resolv.conf"
 	defaultForwardTimeout = 5 * time.Second
 	defaultMaxForwards    = 4096
+	defaultMaxStale       = time.Hour
 )

@@ -93,14 +93,11 @@ func (s *Server) try(ctx context.Context, question *dns.Msg, t *Table, note trac
 	w := waiter{msg: msg, limit: maxTCP, via: overTCP, to: later, trace: &note}
 	if note.raw {
 		s.forward.ask(w, newUpstreamQuery(msg))
-	} else if reply, req, from, v := t.answerLocally(msg, overTCP); v != verdictForward {
-		note.from = from
-		later <- reply
-	} else if reply, from := s.forward.answerUnasked(t, w, req); reply != nil {
-		note.from = from
-		later <- reply
+	} else if d := s.decide(t, msg, overTCP); d.ask != nil {
+		s.forward.ask(w, d.ask)
 	} else {
-		s.forward.ask(w, newUpstreamQuery(msg))
+		note.from = d.from
+		later <- d.reply
 	}
 	select {
 	case <-ctx.Done():

@@ -1,10 +1,8 @@
 package dnsproxy
 
 import (
-	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"slices"
 	"sync"
 	"time"
 
@@ -37,11 +35,15 @@ type flight struct {
 	sends    int // attempts made
 	attempts []*attempt
 	timer    *time.Timer
+	next     time.Time // of the next step
 	deadline time.Time
-	by       string // the server that answered
-	fallback []byte // the best of the useless answers (SERVFAIL, REFUSED, …), passed on if nothing better comes
-	overTCP  bool   // a stream is being read; no more datagrams
-	probe    bool   // not a client's, see loop.go
+	cacheKey string    // where the answer is kept; "" for nowhere
+	stale    *cached   // what clients get if there is no answer; nil for nothing
+	staleAt  time.Time // or if it does not come by then
+	by       string    // the server that answered
+	fallback []byte    // the best of the useless answers (SERVFAIL, REFUSED, …), passed on if nothing better comes
+	overTCP  bool      // a stream is being read; no more datagrams
+	probe    bool      // not a client's, see loop.go
 	done     bool
 }
 
@@ -91,246 +93,54 @@ func (f *forwarder) ask(w waiter, q *upstreamQuery) {
 		f.fail(w, dns.ExtendedErrorCodeNotReady, "too many questions are waiting for upstream")
 		return
 	}
-	f.waiting++
-	if fl := f.flights[q.key]; fl != nil {
-		fl.waiters = append(fl.waiters, w)
-		f.suspectLoopLocked(fl)
-		f.mu.Unlock()
-		return
-	}
-	fl := &flight{key: q.key, query: q.msg, waiters: []waiter{w}, route: f.routeOf(q.name)}
-	f.flights[q.key] = fl
-	fl.order = fl.route.orderLocked(f)
-	fl.deadline = time.Now().Add(f.conf.budget(f.s.cfg.ForwardTimeout))
-	done := f.advanceLocked(fl)
-	f.mu.Unlock()
-	f.deliver(done)
-}
-
-// advanceLocked makes the flight's next attempt and sets the time of the one after. A finished flight is returned, for
-// deliver.
-func (f *forwarder) advanceLocked(fl *flight) *flight {
-	limit := f.sendLimit(fl)
-	for fl.sends < limit {
-		server := fl.order[fl.sends%len(fl.order)]
-		fl.sends++
-		if f.conf.useTCP {
-			f.streamLocked(fl, server)
-		} else if err := f.sendLocked(fl, server); err != nil {
-			server.failedLocked(f, reasonUnreachable, err)
-			continue
-		}
-		f.timeLocked(fl, min(server.patience(fl.sends, len(fl.order)), time.Until(fl.deadline)))
-		return nil
-	}
-	if left := time.Until(fl.deadline); left > 0 && len(fl.attempts) > 0 {
-		f.timeLocked(fl, left)
-		return nil
-	}
-	return f.finishLocked(fl, fl.fallback)
-}
-
-// sendLimit bounds the queries that one question causes.
-func (f *forwarder) sendLimit(fl *flight) int {
-	const attempts = 3 // glibc makes 2; ours are sooner
-	if fl.probe {
-		return 1
-	}
-	return len(fl.order) * max(attempts, f.conf.attempts)
-}
-
-func (f *forwarder) timeLocked(fl *flight, after time.Duration) {
-	if fl.timer == nil {
-		fl.timer = time.AfterFunc(after, func() { f.tick(fl) })
-		return
-	}
-	fl.timer.Reset(after)
-}
-
-// tick is a flight's timer: the answer is late.
-func (f *forwarder) tick(fl *flight) {
-	f.mu.Lock()
+	fl := f.flights[q.key]
 	var done *flight
-	switch {
-	case fl.done:
-	case time.Until(fl.deadline) <= 0:
-		done = f.finishLocked(fl, fl.fallback)
-	case fl.overTCP && !f.conf.useTCP:
-		f.timeLocked(fl, time.Until(fl.deadline))
-	default:
+	if fl != nil {
+		fl.join(f, w)
+		f.suspectLoopLocked(fl)
+	} else {
+		fl = f.newFlightLocked(q)
+		fl.join(f, w)
 		done = f.advanceLocked(fl)
 	}
+	var late []waiter
+	if fl.stale != nil && !fl.done && (!time.Now().Before(fl.staleAt) || fl.hopelessLocked()) {
+		late = fl.leaveLocked(f)
+	}
 	f.mu.Unlock()
+	f.deliverStale(fl, late)
 	f.deliver(done)
 }
 
-// answered takes an upstream's answer to an attempt. msg is the caller's buffer and is copied if it is kept.
-func (f *forwarder) answered(a *attempt, msg []byte) {
+// prefetch asks upstream for the cache's sake. Nobody waits for the answer.
+func (f *forwarder) prefetch(q *upstreamQuery) {
 	f.mu.Lock()
-	done := f.answeredLocked(a, msg)
+	var done *flight
+	if f.flights[q.key] == nil && len(f.flights) < f.s.cfg.MaxForwards && !f.closing {
+		done = f.advanceLocked(f.newFlightLocked(q))
+	}
 	f.mu.Unlock()
 	f.deliver(done)
 }
 
-func (f *forwarder) answeredLocked(a *attempt, msg []byte) *flight {
-	fl := a.flight
-	if fl.done {
-		return nil
+func (f *forwarder) newFlightLocked(q *upstreamQuery) *flight {
+	began := time.Now()
+	fl := &flight{key: q.key, query: q.msg, cacheKey: q.cacheKey, stale: q.stale, staleAt: began.Add(staleAfter), route: f.routeOf(q.name)}
+	fl.order = fl.route.orderLocked(f)
+	fl.deadline = began.Add(f.conf.budget(f.s.cfg.ForwardTimeout))
+	if fl.hopelessLocked() {
+		fl.deadline = began.Add(min(hopelessPatience, time.Until(fl.deadline)))
 	}
-	fl.by = a.server.label
-	a.server.answeredLocked(f, time.Since(a.sent))
-	fl.attempts = slices.DeleteFunc(fl.attempts, func(o *attempt) bool { return o == a })
-	truncated := msg[2]&flagTC != 0 && a.sock != nil
-	switch rcode := int(msg[3] & rcodeMask); {
-	case rcode == dns.RcodeServerFailure || rcode == dns.RcodeRefused || rcode == dns.RcodeNotImplemented:
-		// this server cannot help; another may (glibc's resolver goes on likewise)
-		a.server.refusedLocked(f, rcode)
-		if fl.fallback == nil {
-			fl.fallback = slices.Clone(msg)
-		}
-		if fl.overTCP || fl.sends < len(fl.order) {
-			fl.overTCP = false
-			return f.advanceLocked(fl)
-		}
-		if len(fl.attempts) > 0 {
-			return nil
-		}
-		return f.finishLocked(fl, fl.fallback)
-	case truncated:
-		fl.fallback = slices.Clone(msg) // better than nothing, if the stream fails
-		if !fl.overTCP {
-			f.streamLocked(fl, a.server)
-		}
-		return nil
-	}
-	return f.finishLocked(fl, slices.Clone(msg))
-}
-
-// lost is an attempt that will have no answer: refused by the host, broken off.
-func (f *forwarder) lost(a *attempt, reason string, err error) {
-	f.mu.Lock()
-	done := f.lostLocked(a, reason, err)
-	f.mu.Unlock()
-	f.deliver(done)
-}
-
-func (f *forwarder) lostLocked(a *attempt, reason string, err error) *flight {
-	fl := a.flight
-	if fl.done {
-		return nil
-	}
-	a.server.failedLocked(f, reason, err)
-	fl.attempts = slices.DeleteFunc(fl.attempts, func(o *attempt) bool { return o == a })
-	if a.sock == nil {
-		fl.overTCP = false
-	}
-	if len(fl.attempts) > 0 && fl.sends >= len(fl.order) {
-		return nil // others are under way
-	}
-	if fl.sends >= len(fl.order) && len(fl.attempts) == 0 {
-		// everyone has been asked and all said no: waiting would not help
-		return f.finishLocked(fl, fl.fallback)
-	}
-	return f.advanceLocked(fl)
-}
-
-// finishLocked ends a flight; answer is nil if there is none. The caller delivers it after unlocking.
-func (f *forwarder) finishLocked(fl *flight, answer []byte) *flight {
-	fl.done = true
-	fl.fallback = answer
-	if fl.timer != nil {
-		fl.timer.Stop()
-	}
-	for _, a := range fl.attempts {
-		if late := time.Since(a.sent); late > a.server.lateAfter() {
-			a.server.failedLocked(f, reasonTimeout, fmt.Errorf("no answer within %v", late.Round(time.Millisecond)))
-		}
-		if a.sock != nil {
-			a.sock.forgetLocked(a.id)
-		}
-	}
-	delete(f.flights, fl.key)
-	f.waiting -= len(fl.waiters)
-	if f.closing && len(f.flights) == 0 {
-		close(f.idle)
-	}
+	f.flights[q.key] = fl
 	return fl
 }
 
-// deliver answers everyone who waits for a finished flight.
-func (f *forwarder) deliver(fl *flight) {
-	if fl == nil {
-		return
-	}
-	for _, w := range fl.waiters {
-		f.conclude(w, fl)
-	}
-}
+// staleAfter is when a client gets an old answer rather than wait on (RFC 8767 section 5, client response timer).
+const staleAfter = 1800 * time.Millisecond
 
-// conclude turns the flight's answer into that of one client.
-func (f *forwarder) conclude(w waiter, fl *flight) {
-	t := f.s.Table()
-	if w.trace != nil {
-		w.trace.server = fl.by
-		if w.trace.raw {
-			t = nil
-		}
-	}
-	switch {
-	case fl.fallback == nil:
-		if reply := f.searchReply(t, w); reply != nil {
-			f.send(w, reply, fromMesh)
-			return
-		}
-		code, text := fl.route.why(f)
-		f.fail(w, code, text)
-	case int(fl.fallback[3]&rcodeMask) == dns.RcodeNameError:
-		if reply := f.searchReply(t, w); reply != nil {
-			f.send(w, reply, fromMesh)
-			return
-		}
-		if reply := t.nonTerminalReply(w); reply != nil {
-			f.send(w, reply, fromMesh)
-			return
-		}
-		fallthrough
-	default:
-		f.send(w, fit(fl.fallback, w), fromUpstream)
-	}
-}
-
-// fail answers SERVFAIL with the cause.
-func (f *forwarder) fail(w waiter, code uint16, text string) {
-	req := new(dns.Msg)
-	if req.Unpack(w.msg) != nil {
-		f.send(w, errorReply(w.msg, dns.RcodeServerFailure), fromRefused)
-		return
-	}
-	reply := newReply(req, dns.RcodeServerFailure)
-	explainWhy(reply, code, text)
-	f.send(w, pack(reply, w.limit), fromRefused)
-}
-
-// refuseLoop answers a question of our own that came back.
-func (f *forwarder) refuseLoop(w waiter) {
-	req := new(dns.Msg)
-	if req.Unpack(w.msg) != nil {
-		f.send(w, errorReply(w.msg, dns.RcodeRefused), fromRefused)
-		return
-	}
-	reply := newReply(req, dns.RcodeRefused)
-	explainWhy(reply, dns.ExtendedErrorCodeOther, "this question came from the agent that answers it: a loop")
-	f.send(w, pack(reply, w.limit), fromRefused)
-}
-
-func (f *forwarder) send(w waiter, msg []byte, from source) {
-	if w.trace != nil {
-		w.trace.from = from
-	} else {
-		f.s.metrics.add(w.via, questionType(w.msg), msg, from)
-	}
-	w.to.reply(msg)
-}
+// hopelessPatience bounds a question when every server has been silent for a while: clients should hear soon that there is no
+// answer. Their first answer ends that.
+const hopelessPatience = 1500 * time.Millisecond
 
 // start lets the forwarder take questions: with the servers of the configuration, else of resolv.conf as it is now. It
 // returns what it read.
@@ -396,6 +206,7 @@ func (f *forwarder) reconfigure(text string) {
 	if byFile {
 		f.log.Info("upstream resolvers taken from file", "file", f.s.cfg.ResolvConf, "servers", conf.servers)
 		f.routes[len(f.routes)-1].setLocked(f, conf.servers)
+		f.s.cache.flush() // another network, it may be, with other answers
 	}
 }
 

@@ -11,26 +11,56 @@ import (
 	"github.com/miekg/dns"
 )
 
+// decision is what becomes of one message: a reply now (nil for none at all), or a question to ask upstream.
+type decision struct {
+	reply []byte
+	from  source
+	req   *dns.Msg // nil unless the message is a well-formed query
+	ask   *upstreamQuery
+	w     waiter // of the question to ask
+}
+
+// decide answers a message that the hot path left, as far as that can be done without asking anyone. It does not keep msg.
+func (s *Server) decide(t *Table, msg []byte, via transport) decision {
+	reply, req, from, v := t.answerLocally(msg, via)
+	if v != verdictForward {
+		return decision{reply: reply, from: from, req: req}
+	}
+	w := waiter{msg: slices.Clone(msg), limit: clientLimit(req, via), via: via}
+	if reply, from := s.forward.answerUnasked(t, w, req); reply != nil {
+		return decision{reply: reply, from: from, req: req}
+	}
+	q := newUpstreamQuery(w.msg)
+	if q.cacheKey != "" {
+		at := now()
+		e, fresh := s.cache.get([]byte(q.cacheKey), at)
+		if fresh {
+			if e.wantsPrefetch(at) {
+				s.forward.prefetch(q)
+			}
+			reply, from := s.forward.compose(t, w, e.message(w.msg, at), fromCache)
+			return decision{reply: reply, from: from, req: req}
+		}
+		q.stale = e
+	}
+	return decision{from: fromUpstream, req: req, ask: q, w: w}
+}
+
 // handle deals with a message that the hot path left. It returns the answer, or nil if there is none or if it comes later:
 // then through the replier, which client makes. It does not keep msg.
 func (s *Server) handle(t *Table, msg []byte, via transport, client func() replier) []byte {
-	reply, req, from, v := t.answerLocally(msg, via)
-	if v == verdictForward {
-		w := waiter{msg: slices.Clone(msg), limit: clientLimit(req, via), via: via}
-		if reply, from = s.forward.answerUnasked(t, w, req); reply == nil {
-			s.logQuery(req, via, fromUpstream)
-			w.to = client()
-			s.forward.ask(w, newUpstreamQuery(w.msg))
-			return nil
-		}
-	}
-	if reply == nil {
+	d := s.decide(t, msg, via)
+	s.logQuery(d.req, via, d.from)
+	switch {
+	case d.ask != nil:
+		d.w.to = client()
+		s.forward.ask(d.w, d.ask)
+	case d.reply == nil:
 		s.metrics.dropped.Add(1)
-		return nil
+	default:
+		s.metrics.add(via, questionType(msg), d.reply, d.from)
 	}
-	s.metrics.add(via, questionType(msg), reply, from)
-	s.logQuery(req, via, from)
-	return reply
+	return d.reply
 }
 
 // answerUnasked answers the questions that would go upstream by their name, but need not: zone transfers, and names
@@ -44,6 +74,29 @@ func (f *forwarder) answerUnasked(t *Table, w waiter, req *dns.Msg) ([]byte, sou
 		return pack(reply, w.limit), fromRefused
 	}
 	return f.clusterReply(t, w, req), fromMesh
+}
+
+// fastCached is Table.fast for answers in the cache. It leaves to decide what is not fresh, and names that do not exist: the
+// mesh may have something to say about them.
+func (s *Server) fastCached(buf, msg []byte, q *query, at instant) int {
+	key := q.cacheKey(msg)
+	if key == nil {
+		return 0
+	}
+	e, fresh := s.cache.get(key, at)
+	if !fresh || e.rcode != dns.RcodeSuccess {
+		return 0
+	}
+	if e.wantsPrefetch(at) {
+		s.forward.prefetch(newUpstreamQuery(slices.Clone(msg)))
+	}
+	return e.write(buf, q, at, q.size, rotation())
+}
+
+// mayAnswer reports whether a name that match does not know may still be for the mesh to answer: reverse names and, in the
+// cluster's domain, names completed by the search list.
+func (t *Table) mayAnswer(q *query) bool {
+	return t != nil && (q.qtype == dns.TypePTR || t.domain != nil && q.n > len(t.domain) && string(q.key[q.n-len(t.domain):q.n]) == string(t.domain))
 }
 
 // logQuery costs nothing unless debug is on.
@@ -89,6 +142,9 @@ type upstreamQuery struct {
 	msg  []byte // id unset
 	key  string // equal for questions that have the same answer
 	name []byte // key of the name asked for
+
+	cacheKey string  // "" if the answer is for this client only
+	stale    *cached // an answer that has outlived its time; nil if there is none
 }
 
 // Options that concern this hop only and are taken out: a cookie is made for one server's address (RFC 7873 section 5.2),
@@ -108,6 +164,9 @@ func newUpstreamQuery(msg []byte) *upstreamQuery {
 		}
 	}
 	u := &upstreamQuery{msg: out}
+	if plain {
+		u.cacheKey = string(q.cacheKey(msg))
+	}
 	normal := slices.Clone(out[2:])
 	if end := skipName(msg, headerSize); end != 0 {
 		u.name = lowered(msg[headerSize : end-1])

@@ -49,6 +49,42 @@ func walk(msg []byte) (l layout, ok bool) {
 	return l, true
 }
 
+// Sections of a message that hold records.
+const (
+	sectionAnswer = iota
+	sectionAuthority
+	sectionAdditional
+)
+
+// record is where a resource record lies.
+type record struct {
+	section int
+	at, end int // of all of it
+	ttlAt   int
+	data    int // start of its data
+	rrtype  uint16
+	ttl     uint32
+}
+
+// records visits the records of a message that walk has found to be well formed.
+func records(msg []byte, l layout, visit func(record)) {
+	at := l.question
+	for section := range 3 {
+		for range binary.BigEndian.Uint16(msg[6+2*section:]) {
+			r := record{section: section, at: at}
+			at = skipName(msg, at)
+			r.rrtype, r.ttlAt, r.data = binary.BigEndian.Uint16(msg[at:]), at+4, at+10
+			r.ttl = binary.BigEndian.Uint32(msg[r.ttlAt:])
+			if r.ttl >= 1<<31 {
+				r.ttl = 0 // RFC 2181 section 8
+			}
+			at = r.data + int(binary.BigEndian.Uint16(msg[at+8:]))
+			r.end = at
+			visit(r)
+		}
+	}
+}
+
 // skipName returns the offset after the name at the given one, or 0.
 func skipName(msg []byte, at int) int {
 	for at < len(msg) {
@@ -100,6 +136,21 @@ func explainWhy(reply *dns.Msg, code uint16, text string) {
 	if opt := reply.IsEdns0(); opt != nil {
 		opt.Option = append(opt.Option, &dns.EDNS0_EDE{InfoCode: code, ExtraText: text})
 	}
+}
+
+// withExtendedError adds an extended error to a packed reply, if it has an OPT at its end and room is left.
+func withExtendedError(msg []byte, code uint16, limit int) []byte {
+	const size = 6
+	l, ok := walk(msg)
+	if !ok || l.opt == 0 || l.optEnd != len(msg) || len(msg)+size > limit {
+		return msg
+	}
+	msg = binary.BigEndian.AppendUint16(msg, dns.EDNS0EDE)
+	msg = binary.BigEndian.AppendUint16(msg, 2)
+	msg = binary.BigEndian.AppendUint16(msg, code)
+	length := msg[l.opt+optSize-2:]
+	binary.BigEndian.PutUint16(length, binary.BigEndian.Uint16(length)+size)
+	return msg
 }
 
 // pack is the wire form of a reply of ours within limit octets, truncated with TC if it must be.

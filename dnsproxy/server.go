@@ -17,6 +17,7 @@ type Server struct {
 	cfg     Config
 	log     *slog.Logger
 	table   atomic.Pointer[tableInUse]
+	cache   *cache
 	forward *forwarder
 	metrics *metrics
 	ready   chan struct{}
@@ -57,6 +58,7 @@ func New(cfg Config) (*Server, error) {
 		cfg.MaxForwards = defaultMaxForwards
 	}
 	s := &Server{cfg: cfg, log: cfg.Log, ready: make(chan struct{})}
+	s.cache = newCache(max(cmp.Or(cfg.CacheBytes, defaultCacheBytes), 0), max(cmp.Or(cfg.MaxStale, defaultMaxStale), 0))
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}

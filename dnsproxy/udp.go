@@ -25,7 +25,8 @@ type udpWorker struct {
 	raw     syscall.RawConn
 	batch   *batch
 	query   query
-	pktinfo bool // the socket is bound to no address: replies must say which one they come from
+	now     instant // of the batch
+	pktinfo bool    // the socket is bound to no address: replies must say which one they come from
 }
 
 func newUDPWorker(s *Server, conn *net.UDPConn) (*udpWorker, error) {
@@ -96,6 +97,7 @@ func (w *udpWorker) serve(ctx context.Context, fd uintptr) (idle bool, err error
 			continue
 		}
 		yielded, failures = false, 0
+		w.now = now()
 		t := w.s.table.Load().Table
 		for i := range w.batch.n {
 			if length := w.answer(t, i); length > 0 {
@@ -109,18 +111,23 @@ func (w *udpWorker) serve(ctx context.Context, fd uintptr) (idle bool, err error
 
 // answer handles packet i and returns the length of the answer that now lies in its buffer, 0 for none or not yet.
 func (w *udpWorker) answer(t *Table, i int) int {
-	msg := w.batch.packet(i)
-	if !w.batch.cut(i) && w.query.parse(msg) && w.query.answerable() {
-		qtype := w.query.qtype
+	msg, buf, q := w.batch.packet(i), w.batch.buffer(i), &w.query
+	if !w.batch.cut(i) && q.parse(msg) && q.answerable() {
 		if t != nil {
-			if length := t.fast(w.batch.buffer(i), &w.query, w.query.size, rotation()); length > 0 {
-				w.s.metrics.add(overUDP, qtype, w.batch.buffer(i), fromMesh)
+			if length := t.fast(buf, q, q.size, rotation()); length > 0 {
+				w.s.metrics.add(overUDP, q.qtype, buf, fromMesh)
+				return length
+			}
+		}
+		if !t.mayAnswer(q) {
+			if length := w.s.fastCached(buf, msg, q, w.now); length > 0 {
+				w.s.metrics.add(overUDP, q.qtype, buf, fromCache)
 				return length
 			}
 		}
 	}
 	reply := w.s.handle(t, msg, overUDP, func() replier { return w.client(i) })
-	return copy(w.batch.buffer(i), reply)
+	return copy(buf, reply)
 }
 
 // client remembers who sent packet i.

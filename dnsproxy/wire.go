@@ -92,6 +92,8 @@ type query struct {
 	edns   bool // has an OPT
 	do     bool
 	opts   bool // its OPT carries options
+	// private: among them are some that an answer may depend on
+	private bool
 }
 
 // parse reads msg and reports whether it is of the plain kind. It never allocates and q may be used again and again.
@@ -122,7 +124,7 @@ func (q *query) parse(msg []byte) bool {
 	q.qtype = binary.BigEndian.Uint16(msg[at+1:])
 	q.qclass = binary.BigEndian.Uint16(msg[at+3:])
 	q.end = at + 5
-	q.size, q.edns, q.do, q.opts = minUDP, false, false, false
+	q.size, q.edns, q.do, q.opts, q.private = minUDP, false, false, false, false
 	if counts == 1<<48 {
 		return len(msg) == q.end
 	}
@@ -146,6 +148,9 @@ func (q *query) parseOPT(rr []byte) bool {
 		length := 4 + int(binary.BigEndian.Uint16(options[2:]))
 		if length > len(options) {
 			return false
+		}
+		if code := binary.BigEndian.Uint16(options); code != dns.EDNS0COOKIE && code != dns.EDNS0TCPKEEPALIVE {
+			q.private = true // not one of hopOptions
 		}
 		options = options[length:]
 	}

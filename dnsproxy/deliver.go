@@ -1,0 +1,110 @@
+package dnsproxy
+
+import (
+	"github.com/miekg/dns"
+)
+
+// deliver answers everyone who waits for a finished flight.
+func (f *forwarder) deliver(fl *flight) {
+	if fl == nil {
+		return
+	}
+	if fl.cacheKey != "" && useful(fl.fallback) {
+		f.s.cache.put(fl.cacheKey, fl.fallback, now())
+	}
+	for _, w := range fl.waiters {
+		f.conclude(w, fl, fromUpstream)
+	}
+}
+
+// deliverStale answers clients from what was true once.
+func (f *forwarder) deliverStale(fl *flight, waiters []waiter) {
+	for _, w := range waiters {
+		f.conclude(w, fl, fromStale)
+	}
+}
+
+// conclude turns the flight's answer into that of one client.
+func (f *forwarder) conclude(w waiter, fl *flight, from source) {
+	t := f.s.Table()
+	if w.trace != nil {
+		w.trace.server = fl.by
+		if w.trace.raw {
+			t = nil
+		}
+	}
+	answer := fl.fallback
+	if from == fromStale || fl.stale != nil && !useful(answer) {
+		answer, from = fl.stale.message(w.msg, now()), fromStale
+	}
+	if answer != nil {
+		reply, from := f.compose(t, w, answer, from)
+		f.send(w, reply, from)
+		return
+	}
+	if reply := f.searchReply(t, w); reply != nil {
+		f.send(w, reply, fromMesh)
+		return
+	}
+	code, text := fl.route.why(f)
+	f.fail(w, code, text)
+}
+
+// useful reports whether an upstream's answer is one, not an excuse.
+func useful(answer []byte) bool {
+	return answer != nil && (answer[3]&rcodeMask == dns.RcodeSuccess || answer[3]&rcodeMask == dns.RcodeNameError)
+}
+
+// compose makes a client's reply of an upstream's answer. Where that denies a name, the mesh has the last word.
+func (f *forwarder) compose(t *Table, w waiter, answer []byte, from source) ([]byte, source) {
+	if answer[3]&rcodeMask == dns.RcodeNameError {
+		if reply := f.searchReply(t, w); reply != nil {
+			return reply, fromMesh
+		}
+		if reply := t.nonTerminalReply(w); reply != nil {
+			return reply, fromMesh
+		}
+	}
+	reply := fit(answer, w)
+	if from == fromStale {
+		code := dns.ExtendedErrorCodeStaleAnswer
+		if answer[3]&rcodeMask == dns.RcodeNameError {
+			code = dns.ExtendedErrorCodeStaleNXDOMAINAnswer
+		}
+		reply = withExtendedError(reply, code, w.limit)
+	}
+	return reply, from
+}
+
+// fail answers SERVFAIL with the cause.
+func (f *forwarder) fail(w waiter, code uint16, text string) {
+	req := new(dns.Msg)
+	if req.Unpack(w.msg) != nil {
+		f.send(w, errorReply(w.msg, dns.RcodeServerFailure), fromRefused)
+		return
+	}
+	reply := newReply(req, dns.RcodeServerFailure)
+	explainWhy(reply, code, text)
+	f.send(w, pack(reply, w.limit), fromRefused)
+}
+
+// refuseLoop answers a question of our own that came back.
+func (f *forwarder) refuseLoop(w waiter) {
+	req := new(dns.Msg)
+	if req.Unpack(w.msg) != nil {
+		f.send(w, errorReply(w.msg, dns.RcodeRefused), fromRefused)
+		return
+	}
+	reply := newReply(req, dns.RcodeRefused)
+	explainWhy(reply, dns.ExtendedErrorCodeOther, "this question came from the agent that answers it: a loop")
+	f.send(w, pack(reply, w.limit), fromRefused)
+}
+
+func (f *forwarder) send(w waiter, msg []byte, from source) {
+	if w.trace != nil {
+		w.trace.from = from
+	} else {
+		f.s.metrics.add(w.via, questionType(w.msg), msg, from)
+	}
+	w.to.reply(msg)
+}

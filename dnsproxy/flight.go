@@ -1,0 +1,191 @@
+package dnsproxy
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+// hopelessLocked reports whether all servers are down.
+func (fl *flight) hopelessLocked() bool {
+	now := time.Now()
+	return !slices.ContainsFunc(fl.order, func(s *server) bool { return !s.down(now) })
+}
+
+func (fl *flight) join(f *forwarder, w waiter) {
+	fl.waiters = append(fl.waiters, w)
+	f.waiting++
+}
+
+// leaveLocked takes everyone off the flight, which goes on for the cache's sake.
+func (fl *flight) leaveLocked(f *forwarder) []waiter {
+	waiters := fl.waiters
+	fl.waiters = nil
+	f.waiting -= len(waiters)
+	return waiters
+}
+
+// advanceLocked makes the flight's next attempt and sets the time of the one after. A finished flight is returned, for
+// deliver.
+func (f *forwarder) advanceLocked(fl *flight) *flight {
+	limit := f.sendLimit(fl)
+	for fl.sends < limit {
+		server := fl.order[fl.sends%len(fl.order)]
+		fl.sends++
+		if f.conf.useTCP {
+			f.streamLocked(fl, server)
+		} else if err := f.sendLocked(fl, server); err != nil {
+			server.failedLocked(f, reasonUnreachable, err)
+			continue
+		}
+		f.timeLocked(fl, min(server.patience(fl.sends, len(fl.order)), time.Until(fl.deadline)))
+		return nil
+	}
+	if left := time.Until(fl.deadline); left > 0 && len(fl.attempts) > 0 {
+		f.timeLocked(fl, left)
+		return nil
+	}
+	return f.finishLocked(fl, fl.fallback)
+}
+
+// sendLimit bounds the queries that one question causes.
+func (f *forwarder) sendLimit(fl *flight) int {
+	const attempts = 3 // glibc makes 2; ours are sooner
+	if fl.probe {
+		return 1
+	}
+	return len(fl.order) * max(attempts, f.conf.attempts)
+}
+
+// timeLocked sets the time of the flight's next step; the clients' patience with a stale answer at hand may end before.
+func (f *forwarder) timeLocked(fl *flight, after time.Duration) {
+	fl.next = time.Now().Add(after)
+	if fl.stale != nil && len(fl.waiters) > 0 {
+		after = min(after, time.Until(fl.staleAt))
+	}
+	if fl.timer == nil {
+		fl.timer = time.AfterFunc(after, func() { f.tick(fl) })
+		return
+	}
+	fl.timer.Reset(after)
+}
+
+// tick is a flight's timer: the answer is late.
+func (f *forwarder) tick(fl *flight) {
+	f.mu.Lock()
+	var done *flight
+	var late []waiter
+	now := time.Now()
+	if !fl.done && fl.stale != nil && !now.Before(fl.staleAt) {
+		late = fl.leaveLocked(f)
+	}
+	switch {
+	case fl.done:
+	case !now.Before(fl.deadline):
+		done = f.finishLocked(fl, fl.fallback)
+	case now.Before(fl.next):
+		f.timeLocked(fl, fl.next.Sub(now))
+	case fl.overTCP && !f.conf.useTCP:
+		f.timeLocked(fl, fl.deadline.Sub(now))
+	default:
+		done = f.advanceLocked(fl)
+	}
+	f.mu.Unlock()
+	f.deliverStale(fl, late)
+	f.deliver(done)
+}
+
+// answered takes an upstream's answer to an attempt. msg is the caller's buffer and is copied if it is kept.
+func (f *forwarder) answered(a *attempt, msg []byte) {
+	f.mu.Lock()
+	done := f.answeredLocked(a, msg)
+	f.mu.Unlock()
+	f.deliver(done)
+}
+
+func (f *forwarder) answeredLocked(a *attempt, msg []byte) *flight {
+	fl := a.flight
+	if fl.done {
+		return nil
+	}
+	fl.by = a.server.label
+	a.server.answeredLocked(f, time.Since(a.sent))
+	fl.attempts = slices.DeleteFunc(fl.attempts, func(o *attempt) bool { return o == a })
+	truncated := msg[2]&flagTC != 0 && a.sock != nil
+	switch rcode := int(msg[3] & rcodeMask); {
+	case rcode == dns.RcodeServerFailure || rcode == dns.RcodeRefused || rcode == dns.RcodeNotImplemented:
+		// this server cannot help; another may (glibc's resolver goes on likewise)
+		a.server.refusedLocked(f, rcode)
+		if fl.fallback == nil {
+			fl.fallback = slices.Clone(msg)
+		}
+		if fl.overTCP || fl.sends < len(fl.order) {
+			fl.overTCP = false
+			return f.advanceLocked(fl)
+		}
+		if len(fl.attempts) > 0 {
+			return nil
+		}
+		return f.finishLocked(fl, fl.fallback)
+	case truncated:
+		fl.fallback = slices.Clone(msg) // better than nothing, if the stream fails
+		if !fl.overTCP {
+			f.streamLocked(fl, a.server)
+		}
+		return nil
+	}
+	return f.finishLocked(fl, slices.Clone(msg))
+}
+
+// lost is an attempt that will have no answer: refused by the host, broken off.
+func (f *forwarder) lost(a *attempt, reason string, err error) {
+	f.mu.Lock()
+	done := f.lostLocked(a, reason, err)
+	f.mu.Unlock()
+	f.deliver(done)
+}
+
+func (f *forwarder) lostLocked(a *attempt, reason string, err error) *flight {
+	fl := a.flight
+	if fl.done {
+		return nil
+	}
+	a.server.failedLocked(f, reason, err)
+	fl.attempts = slices.DeleteFunc(fl.attempts, func(o *attempt) bool { return o == a })
+	if a.sock == nil {
+		fl.overTCP = false
+	}
+	if len(fl.attempts) > 0 && fl.sends >= len(fl.order) {
+		return nil // others are under way
+	}
+	if fl.sends >= len(fl.order) && len(fl.attempts) == 0 {
+		// everyone has been asked and all said no: waiting would not help
+		return f.finishLocked(fl, fl.fallback)
+	}
+	return f.advanceLocked(fl)
+}
+
+// finishLocked ends a flight; answer is nil if there is none. The caller delivers it after unlocking.
+func (f *forwarder) finishLocked(fl *flight, answer []byte) *flight {
+	fl.done = true
+	fl.fallback = answer
+	if fl.timer != nil {
+		fl.timer.Stop()
+	}
+	for _, a := range fl.attempts {
+		if late := time.Since(a.sent); late > a.server.lateAfter() {
+			a.server.failedLocked(f, reasonTimeout, fmt.Errorf("no answer within %v", late.Round(time.Millisecond)))
+		}
+		if a.sock != nil {
+			a.sock.forgetLocked(a.id)
+		}
+	}
+	delete(f.flights, fl.key)
+	f.waiting -= len(fl.waiters)
+	if f.closing && len(f.flights) == 0 {
+		close(f.idle)
+	}
+	return fl
+}
