@@ -8,6 +8,7 @@ package testbed
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -127,6 +128,32 @@ func (b *Bed) ExpectEntries(t testing.TB, namespace, what string, match func([]k
 			t.Fatalf("%s: %v", what, r.err)
 		}
 		return r.entries
+	}
+}
+
+// WatchEntries watches the WorkloadEntries of a namespace from now on for what must not be. The function that it returns ends
+// the watch, and says whether bad was ever true, and of what.
+func (b *Bed) WatchEntries(t testing.TB, namespace string, bad func([]kube.Object) bool) (stop func() (seen []kube.Object, was bool)) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	type result struct {
+		seen []kube.Object
+		err  error
+	}
+	done := make(chan result, 1)
+	go func() {
+		ref := kube.Ref{APIVersion: "networking.istio.io/v1", Kind: "WorkloadEntry", Namespace: namespace}
+		seen, err := b.Mesh.Kube.Wait(ctx, ref, bad)
+		done <- result{seen, err}
+	}()
+	return func() ([]kube.Object, bool) {
+		t.Helper()
+		cancel()
+		r := <-done
+		if r.err != nil && !errors.Is(r.err, context.Canceled) {
+			t.Fatal(r.err)
+		}
+		return r.seen, r.err == nil
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -115,6 +116,12 @@ func (v *VM) RemoveToken(t testing.TB) {
 	}
 }
 
+// WriteToken replaces the join token.
+func (v *VM) WriteToken(t testing.TB, token string) {
+	t.Helper()
+	v.write(t, tokenFile, token)
+}
+
 // StartAgent runs `wingman run` as its unit would: user istio-proxy, two capabilities.
 func (v *VM) StartAgent(t testing.TB) {
 	t.Helper()
@@ -149,6 +156,27 @@ func (v *VM) KillAgent() { v.proc.Kill() }
 // Agent is the agent's process.
 func (v *VM) Agent() *proc.Process { return v.proc }
 
+// AgentLog is what the agent has said in all its runs.
+func (v *VM) AgentLog(t testing.TB) string {
+	t.Helper()
+	b, err := os.ReadFile(v.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// Warnings are the lines of AgentLog that a person would look at.
+func (v *VM) Warnings(t testing.TB) (lines []string) {
+	t.Helper()
+	for line := range strings.Lines(v.AgentLog(t)) {
+		if strings.Contains(line, " WARN ") || strings.Contains(line, " ERROR ") {
+			lines = append(lines, line)
+		}
+	}
+	return lines
+}
+
 // Status is what the agent says of itself, as far as tests look at it (agent/status.Report).
 type Status struct {
 	PID      int
@@ -164,6 +192,7 @@ type Status struct {
 	}
 	XDS struct {
 		Phase     string
+		Streams   int    // opened so far
 		LastError string `json:"last_error"`
 	}
 	DNS struct {
