@@ -85,6 +85,12 @@ func (p *planner) planContainers() {
 					Reason: "DNS of containers behind " + name})
 			}
 		}
+		// The agent's answers leave in this zone (planDNS), so the queries must come in by it, or they find no way back.
+		p.add("raw", "PREROUTING", Rule{Verdict: jump(chainContainers)})
+		for _, name := range p.cfg.VirtualInterfaces {
+			p.add("raw", chainContainers, Rule{In: name, Proto: "udp", Dport: port(53), NotToLocal: true, Verdict: zone(zoneClient),
+				Reason: "DNS of containers behind " + name})
+		}
 	}
 	if p.cfg.capturesTCP() && p.cfg.OpenOutbound {
 		for _, name := range p.cfg.VirtualInterfaces {

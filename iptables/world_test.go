@@ -3,6 +3,7 @@ package iptables
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"runtime"
@@ -21,6 +22,7 @@ import (
 // container hangs on a bridge of the VM in a third.
 type world struct {
 	vm, net, container *netns.NS
+	proxy              []io.Closer // the sockets of Envoy and the agent
 }
 
 // Addresses in the world. Everything that is not the VM's is served by the network's namespace.
@@ -68,16 +70,20 @@ func newWorld(t *testing.T) *world {
 			addr, _, _ := strings.Cut(a, "/")
 			addrs = append(addrs, addr)
 		}
-		return serve(t, "net", addrs, appPorts, false)
+		_, err := serve(t, "net", addrs, appPorts, false)
+		return err
 	})
 	w.in(t, w.container, func() error {
 		ip(t, "link set eth0 up", "addr add "+containerAddr+"/24 dev eth0", "route add default via "+bridgeAddr)
 		return nil
 	})
-	err := errors.Join(
-		serve(t, "vm", []string{vmAddr, vmAddr6, bridgeAddr, "127.0.0.1", "127.0.0.53"}, appPorts, false),
-		as(proxyID, proxyID, func() error { return serve(t, "vm", []string{"127.0.0.1", "::1", bridgeAddr}, proxyPorts, true) }))
-	if err != nil {
+	if _, err := serve(t, "vm", []string{vmAddr, vmAddr6, bridgeAddr, "127.0.0.1", "127.0.0.53"}, appPorts, false); err != nil {
+		t.Fatal(err)
+	}
+	if err := as(proxyID, proxyID, func() (err error) {
+		w.proxy, err = serve(t, "vm", []string{"127.0.0.1", "::1", bridgeAddr}, proxyPorts, true)
+		return err
+	}); err != nil {
 		t.Fatal(err)
 	}
 	w.await(t)
@@ -143,7 +149,7 @@ func as(uid, gid int, f func() error) error {
 
 // serve answers on ports, TCP on every address and UDP on the given ones (an answer to a datagram must come from where it was
 // sent to), with "name:port local remote". It must be called in the namespace, by the thread that shall own the sockets.
-func serve(t *testing.T, name string, udpAddrs []string, ports []uint16, transparent bool) error {
+func serve(t *testing.T, name string, udpAddrs []string, ports []uint16, transparent bool) (sockets []io.Closer, err error) {
 	lc := net.ListenConfig{}
 	if transparent {
 		lc.Control = makeTransparent
@@ -152,8 +158,9 @@ func serve(t *testing.T, name string, udpAddrs []string, ports []uint16, transpa
 		for _, network := range []string{"tcp4", "tcp6"} {
 			l, err := lc.Listen(t.Context(), network, fmt.Sprintf(":%d", p))
 			if err != nil {
-				return fmt.Errorf("serve port %d: %w", p, err)
+				return sockets, fmt.Errorf("serve port %d: %w", p, err)
 			}
+			sockets = append(sockets, l)
 			t.Cleanup(func() { l.Close() })
 			go func() {
 				for {
@@ -169,8 +176,9 @@ func serve(t *testing.T, name string, udpAddrs []string, ports []uint16, transpa
 		for _, a := range udpAddrs {
 			u, err := lc.ListenPacket(t.Context(), "udp", net.JoinHostPort(a, fmt.Sprint(p)))
 			if err != nil {
-				return fmt.Errorf("serve port %d: %w", p, err)
+				return sockets, fmt.Errorf("serve port %d: %w", p, err)
 			}
+			sockets = append(sockets, u)
 			t.Cleanup(func() { u.Close() })
 			go func() {
 				buf := make([]byte, 64)
@@ -184,7 +192,14 @@ func serve(t *testing.T, name string, udpAddrs []string, ports []uint16, transpa
 			}()
 		}
 	}
-	return nil
+	return sockets, nil
+}
+
+// stopProxy closes the sockets of Envoy and the agent.
+func (w *world) stopProxy() {
+	for _, c := range w.proxy {
+		c.Close()
+	}
 }
 
 // makeTransparent lets a socket take what TPROXY sends it. The option needs a capability that goes away with root's
@@ -234,11 +249,16 @@ func ask(proto, from, to string) string {
 	return string(buf[:n])
 }
 
+func isTimeout(err error) bool {
+	var ne net.Error
+	return errors.As(err, &ne) && ne.Timeout()
+}
+
 func failure(err error) string {
 	switch {
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return "refused"
-	case errors.Is(err, os.ErrDeadlineExceeded):
+	case isTimeout(err):
 		return "dropped"
 	}
 	return err.Error()
