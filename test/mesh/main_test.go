@@ -27,9 +27,7 @@ func start(t *testing.T, o mesh.Options) *mesh.Mesh {
 		t.Fatal(err)
 	}
 	o.Binaries = set
-	if o.Dir, err = machine.Scratch(t.Name()); err != nil {
-		t.Fatal(err)
-	}
+	o.Dir = machine.Scratch(t)
 	m, err := mesh.Start(ctx, o)
 	if err != nil {
 		t.Fatal(err)

@@ -6,7 +6,6 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
-	"path/filepath"
 	"runtime"
 	"syscall"
 	"testing"
@@ -51,29 +50,29 @@ func Main(m *testing.M) {
 	if os.Getenv(meshVar) != "1" {
 		os.Exit(m.Run())
 	}
-	scratch, err := os.MkdirTemp("", "mesh-")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	code, err := again(scratch)
+	code, err := again()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "run the tests in namespaces of their own (this takes root):", err)
-		code = 1
-	}
-	if code != 0 {
-		fmt.Fprintln(os.Stderr, "logs of what ran are kept in", scratch)
-	} else if err := os.RemoveAll(scratch); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
+		os.Exit(1)
 	}
 	os.Exit(code)
 }
 
-// Scratch makes a folder for what outlives a single test, with a short path. It is gone after a run without failures.
-func Scratch(name string) (string, error) {
-	dir := filepath.Join(os.Getenv(scratchVar), name)
-	return dir, os.Mkdir(dir, 0o755)
+// Scratch makes a folder for what outlives the processes of a test: logs, first of all. Its path is short, for the sockets in it
+// (a socket's path has 108 bytes). A run of the test binary without failures removes it at its end; a test that fails says
+// where it is.
+func Scratch(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp(os.Getenv(scratchVar), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("the logs of what ran are kept in %s", dir)
+		}
+	})
+	return dir
 }
 
 // Require skips the test unless WINGMAN_MESH=1 asks for the real mesh; then whatever is missing must fail the test.
@@ -88,7 +87,18 @@ func Require(t testing.TB) {
 }
 
 // again runs this test binary with the same arguments in new namespaces and returns its exit status.
-func again(scratch string) (exitCode int, err error) {
+func again() (exitCode int, err error) {
+	scratch, err := os.MkdirTemp("", "mesh-")
+	if err != nil {
+		return 0, err
+	}
+	defer func() {
+		if exitCode == 0 {
+			err = errors.Join(err, os.RemoveAll(scratch))
+		} else {
+			_ = os.Remove(scratch) // which fails when it holds something: that stays for a person to look at
+		}
+	}()
 	runtime.LockOSThread() // the child dies with this thread, which is the process's first and stays
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Args[0] = os.Args[0]

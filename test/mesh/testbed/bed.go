@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -45,11 +44,8 @@ func New(t testing.TB, o mesh.Options) *Bed {
 	machine.Require(t)
 	ctx, cancel := context.WithTimeout(t.Context(), startTimeout)
 	defer cancel()
-	b := &Bed{}
+	b := &Bed{logs: machine.Scratch(t)}
 	var err error
-	if b.logs, err = machine.Scratch(strings.ReplaceAll(t.Name(), "/", "-")); err != nil {
-		t.Fatal(err)
-	}
 	if b.set, err = binaries.Get(ctx, os.Stderr); err != nil {
 		t.Fatal(err)
 	}
