@@ -63,6 +63,8 @@ func TestChooseAddrs(t *testing.T) {
 		{"a source that is not this machine's is none", "", false, [][]localAddr{lo, eth}, "192.0.2.1", "10.0.0.5", "10.0.0.5", ""},
 		{"nothing but loopback", "", false, [][]localAddr{lo}, "127.0.0.1", "", "",
 			"no instance address: this machine has only loopback addresses; set ISTIO_SVC_IP in sidecar.env, or workload.addresses in wingman.yaml"},
+		{"nothing but link-local", "", false, [][]localAddr{lo, on("eth0", "", "fe80::5 169.254.3.4")}, "fe80::5", "", "",
+			"no instance address: fe80::5 on eth0 is link-local, 169.254.3.4 on eth0 is link-local; set ISTIO_SVC_IP in sidecar.env, or workload.addresses in wingman.yaml"},
 		{"several and no route", "", false, [][]localAddr{lo, on("eth0", "", "10.0.0.5"), on("eth1", "", "10.1.0.5"), on("virbr0", "bridge", "192.168.122.1")}, "", "", "",
 			"no instance address: 10.0.0.5 on eth0 is one of several, and no route chooses, 10.1.0.5 on eth1 is one of several, and no route chooses, " +
 				"192.168.122.1 on virbr0 is of a bridge; set ISTIO_SVC_IP in sidecar.env, or workload.addresses in wingman.yaml"},
@@ -164,6 +166,7 @@ func TestInstanceAddrsOnKernel(t *testing.T) {
 		{"istiod on the same network", []wire{eth1, eth0}, nil, "10.99.0.1", false, "10.99.0.2"},
 		{"istiod by a gateway of the second interface", []wire{eth0, eth1}, [][2]string{{"", "10.99.0.1"}, {"203.0.113.0/24", "192.168.7.1"}}, "203.0.113.9", false, "192.168.7.2"},
 		{"istiod on 127.0.0.1, as the fixture's hosts file has it", []wire{eth0, docker}, [][2]string{{"", "10.99.0.1"}}, "127.0.0.1", false, "10.99.0.2"},
+		{"istiod on 127.0.0.1, two networks, the default route by the second", []wire{eth0, eth1}, [][2]string{{"", "192.168.7.1"}}, "127.0.0.1", false, "192.168.7.2"},
 		{"istiod on 127.0.0.1, no default route, one network", []wire{{"eth0", "veth", "10.99.0.2/24"}, docker}, nil, "127.0.0.1", false, "10.99.0.2"},
 		{"istiod in a container behind a bridge", []wire{docker, eth0}, [][2]string{{"", "10.99.0.1"}}, "172.17.0.9", false, "10.99.0.2"},
 		{"the first target has no route, the second has", []wire{eth1, eth0}, nil, "203.0.113.9 10.99.0.1", false, "10.99.0.2"},

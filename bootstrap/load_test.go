@@ -122,7 +122,7 @@ func TestLoadTellsEveryProblem(t *testing.T) {
 		{"a mesh.yaml that is not YAML", map[string]string{meshConfig: "defaultConfig:\n  a: b: c\n"}, []string{
 			"error: /etc/istio/config/mesh:2: found mapping values are not allowed in this context, expected valid YAML"}},
 		{"a mesh.yaml with tabs", map[string]string{meshConfig: "defaultConfig:\n\tmeshId: a\n"}, []string{
-			"error: /etc/istio/config/mesh:2: found found character that cannot start any token, expected valid YAML"}},
+			"error: /etc/istio/config/mesh:2: found character that cannot start any token, expected valid YAML"}},
 		{"fields at the wrong height", map[string]string{meshConfig: "discoveryAddress: a:15012\n"}, []string{
 			"warning: /etc/istio/config/mesh:1: defaultConfig: found no such key, expected a MeshConfig with defaultConfig (Istio's defaults are used)",
 			"warning: /etc/istio/config/mesh:1: discoveryAddress: found a field of ProxyConfig at the top, expected it below defaultConfig (it has no effect here)"}},
@@ -189,6 +189,8 @@ func TestLoadTellsEveryProblem(t *testing.T) {
 			`error: /var/lib/istio/envoy/sidecar.env:6: ISTIO_OUTBOUND_OWNER_GROUPS: found "nobody-has-this", expected a group of this machine, or a gid`,
 			`error: /var/lib/istio/envoy/sidecar.env:7: ISTIO_INBOUND_INTERCEPTION_MODE: found "MAGIC", expected one of REDIRECT, TPROXY, NONE`,
 			`error: /var/lib/istio/envoy/sidecar.env:8: ISTIO_INBOUND_TPROXY_ROUTE_TABLE: found "255", expected a routing table from 1 to 252`}},
+		{"a loopback CIDR that is more than loopback", map[string]string{wingmanYAML: "rules: {loopbackCIDR: 127.0.0.1/7}\n"}, []string{
+			`error: /etc/wingman/wingman.yaml:1: rules.loopbackCIDR: found "127.0.0.1/7", expected an IPv4 loopback CIDR from 127.0.0.0/8 to 127.0.0.1/32`}},
 		{"both families without dual stack", map[string]string{sidecarEnv: "ISTIO_SERVICE_EXCLUDE_CIDR=10.0.0.0/8,fd00::/8\n"}, []string{
 			"warning: /var/lib/istio/envoy/sidecar.env:1: ISTIO_SERVICE_EXCLUDE_CIDR: found CIDRs of both families without dualStack, expected those of one (only this machine's own family gets rules; set dualStack for both)"}},
 		{"durations that make no sense", map[string]string{sidecarEnv: "SECRET_TTL='12 hours'\nDNS_FORWARD_TIMEOUT=-5s\n", wingmanYAML: "identity:\n  ttl: 24\nenvoy:\n  drainDuration: 10d\n"}, []string{
@@ -248,7 +250,7 @@ func TestLoadTellsEveryProblem(t *testing.T) {
 			`warning: /var/lib/istio/envoy/sidecar.env:1: ISTIO_AGENT_FLAGS --log_output_level: found a level for "wasm", expected one for agent, capture, dns, envoy, health, identity, member, status, xds (no part of the agent logs by that name)`}},
 		{"several files at once", map[string]string{clusterEnv: "A=$(id)\nISTIO_INBOUND_PORTS=x\n", meshConfig: "a: [", wingmanYAML: "x: 1\nstatus: {port: 0}\n", rootCert: "-"}, []string{
 			"error: /etc/certs/root-cert.pem: root-cert: found no file, expected one " + noRoot,
-			"error: /etc/istio/config/mesh:1: found did not find expected node content, expected valid YAML",
+			"error: /etc/istio/config/mesh:1: found no expected node content, expected valid YAML",
 			"error: /etc/wingman/wingman.yaml:1: x: found an unknown key, expected one of istiod, workload, dualStack, user, identity, xds, probe, probeLocalhost, dns, capture, rules, envoy, status, log",
 			`error: /etc/wingman/wingman.yaml:2: status.port: found "0", expected a port from 1 to 65535`,
 			"error: /var/lib/istio/envoy/cluster.env:1: found a command substitution $(...), expected its result (" + envSupported + ")",

@@ -177,6 +177,8 @@ func TestPrecedence(t *testing.T) {
 		{"cluster.env beats sidecar.env", map[string]string{meshConfig: mesh("m"), clusterEnv: "ISTIO_META_NETWORK=c\n", sidecarEnv: "ISTIO_META_NETWORK=s\n"}, network, "c", clusterEnv + ":1"},
 		{"wingman.yaml beats cluster.env", map[string]string{meshConfig: mesh("m"), clusterEnv: "ISTIO_META_NETWORK=c\n", wingmanYAML: "workload:\n  network: w\n"}, network, "w", wingmanYAML + ":2"},
 		{"cluster.env may use what sidecar.env set", map[string]string{sidecarEnv: "NET=one\n", clusterEnv: "ISTIO_META_NETWORK=\"$NET-two\"\n"}, network, "one-two", clusterEnv + ":1"},
+		{"a variable of sidecar.env beats mesh.yaml's, even by its weaker name", map[string]string{clusterEnv: "A=1\n", sidecarEnv: "REDIRECT_DNS=false\n",
+			meshConfig: "defaultConfig: {proxyMetadata: {ISTIO_META_DNS_CAPTURE: \"true\"}}\n"}, func(c *Config) string { return fmt.Sprint(c.DNS.Capture) }, "false", ""},
 		{"an empty variable is no value", map[string]string{clusterEnv: "ISTIO_SYSTEM_NAMESPACE=\n"}, func(c *Config) string { return c.Discovery.Address }, "istiod.istio-system.svc:15012", ""},
 		{"an empty list is one", map[string]string{clusterEnv: "ISTIO_INBOUND_PORTS=\n", sidecarEnv: "ISTIO_INBOUND_PORTS='*'\n"}, func(c *Config) string { return fmt.Sprint(c.Capture.InboundAll) }, "false", ""},
 		{"other keys of proxyMetadata count as the injector makes them count", map[string]string{meshConfig: mesh("m"), clusterEnv: "A=1\n"}, func(c *Config) string { return c.TrustDomain }, "mesh.example", ""},

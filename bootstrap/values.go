@@ -185,11 +185,11 @@ func parseLoopbackCIDR(s string) (netip.Prefix, bool) {
 	return p, ok && p.Addr().Is4() && p.Addr().IsLoopback() && p.Bits() >= 8
 }
 
-// parseInstance refuses what must never stand in a WorkloadEntry.
+// parseInstance refuses what must never stand in a WorkloadEntry: loopback, link-local, multicast, unspecified.
 func parseInstance(s string) (netip.Addr, bool) {
 	a, err := netip.ParseAddr(strings.TrimSpace(s))
 	a = a.Unmap()
-	return a, err == nil && a.Zone() == "" && a.IsGlobalUnicast() && !a.IsLoopback() && !a.IsLinkLocalUnicast()
+	return a, err == nil && a.Zone() == "" && a.IsGlobalUnicast()
 }
 
 // parsePortRange reads 9000, and 9000:9100 or 9000-9100 (the former is iptables' own writing, which Istio passes on).

@@ -7,6 +7,7 @@ import (
 	"io"
 	"regexp"
 	"strconv"
+	"strings"
 
 	"go.yaml.in/yaml/v3"
 )
@@ -15,6 +16,7 @@ import (
 type yamlFile struct {
 	file     string
 	offset   int // lines before its first, for YAML inside another file
+	lines    int // that it has
 	problems Problems
 }
 
@@ -22,6 +24,7 @@ var yamlErrorLine = regexp.MustCompile(`^yaml: (?:line (\d+): )?(.*)`)
 
 // parse returns the mapping at the top of src, nil when there is none. An empty text is none without a problem.
 func (y *yamlFile) parse(src []byte) *yaml.Node {
+	y.lines = bytes.Count(src, []byte("\n")) + 1
 	dec := yaml.NewDecoder(bytes.NewReader(src))
 	var doc yaml.Node
 	switch err := dec.Decode(&doc); {
@@ -56,8 +59,9 @@ func (y *yamlFile) syntaxError(err error) {
 		text = m[2]
 	}
 	if line > 0 {
-		line += y.offset
+		line = min(line, y.lines) + y.offset // the end counts as a line of its own there
 	}
+	text = strings.TrimPrefix(strings.Replace(text, "did not find", "no", 1), "found ")
 	y.problems = append(y.problems, Problem{Severity: Error, File: y.file, Line: line, Found: text, Expected: "valid YAML"})
 }
 

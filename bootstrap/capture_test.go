@@ -1,0 +1,96 @@
+package bootstrap
+
+import (
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+)
+
+// istioCapture is what pilot-agent's rules have when no variable says otherwise.
+func istioCapture() Capture {
+	return Capture{
+		Level: "auto", User: "istio-proxy", UserKnown: true, Mode: "REDIRECT", TProxyMark: 1337, TProxyTable: 133, OwnerGroupsAll: true,
+		LoopbackCIDR: netip.MustParsePrefix("127.0.0.1/32"), ProxyUID: 995, ProxyGID: 994, ProxyPort: 15001, InboundPort: 15006, TunnelPort: 15008,
+		DNSPort: 15053, Backend: "auto",
+	}
+}
+
+// vmCapture is what istioctl's cluster.env asks for.
+func vmCapture() Capture {
+	c := istioCapture()
+	c.InboundAll, c.OutboundAll, c.DNS, c.Backend = true, true, true, "nft"
+	c.InboundExcludePorts = []uint16{22, 15090, 15021, 15020}
+	return c
+}
+
+func prefixes(list string) []netip.Prefix {
+	var out []netip.Prefix
+	for _, s := range strings.Fields(list) {
+		out = append(out, netip.MustParsePrefix(s))
+	}
+	return out
+}
+
+// TestCaptureOfRealEnvironments reads the environments that Istio's own tool was run with (testdata/capture).
+func TestCaptureOfRealEnvironments(t *testing.T) {
+	cases := map[string]func(c *Capture){ // changes to vmCapture
+		"vm-default":         func(c *Capture) {},
+		"vm-dual-stack":      func(c *Capture) { c.DualStack = true },
+		"capture-all-dns":    func(c *Capture) { c.DNSAll = true },
+		"exclude-interfaces": func(c *Capture) { c.ExcludeInterfaces = []string{"docker0", "tun0"} },
+		"inbound-list": func(c *Capture) {
+			c.InboundAll, c.InboundExcludePorts, c.InboundPorts = false, nil, []uint16{8080, 9090}
+		},
+		"invalid-drop":    func(c *Capture) { c.DropInvalid = true },
+		"native-nft":      func(c *Capture) { c.Backend = "native" },
+		"native-nft-dual": func(c *Capture) { c.Backend, c.DualStack = "native", true },
+		"no-dns":          func(c *Capture) { c.DNS = false },
+		"nothing":         func(c *Capture) { *c = istioCapture(); c.Backend = "nft" },
+		"outbound-exclude": func(c *Capture) {
+			c.OutboundExcludeCIDRs, c.OutboundExcludePorts = prefixes("192.168.0.0/16"), []PortRange{{3306, 3306}, {5432, 5432}}
+		},
+		"owner-groups":         func(c *Capture) { c.OwnerGroupsAll, c.OwnerGroups = false, []string{"101", "daemon"} },
+		"owner-groups-exclude": func(c *Capture) { c.OwnerGroupsExclude = []string{"101", "202"} },
+		"tproxy":               func(c *Capture) { c.Mode = "TPROXY" },
+		"outbound-cidr": func(c *Capture) {
+			c.OutboundAll, c.OutboundCIDRs, c.InboundExcludePorts = false, prefixes("10.96.0.0/16 240.240.0.0/16"), []uint16{22}
+		},
+		"outbound-ports": func(c *Capture) {
+			c.OutboundAll, c.OutboundCIDRs, c.OutboundPorts, c.InboundExcludePorts = false, prefixes("10.96.0.0/16"), []uint16{443, 8443}, nil
+		},
+		"tproxy-ports": func(c *Capture) {
+			c.Mode, c.TProxyMark, c.TProxyTable, c.DNS = "TPROXY", 1400, 140, false
+			c.InboundAll, c.InboundPorts, c.InboundExcludePorts = false, []uint16{8080}, nil
+		},
+		"virtual-interfaces": func(c *Capture) {}, // ISTIO_REROUTE_VIRTUAL_INTERFACES is read by nothing: the tool left no rule for it
+	}
+	files, err := filepath.Glob("testdata/capture/*.env")
+	if err != nil || len(files) != len(cases) {
+		t.Fatalf("%d files for %d cases: %v", len(files), len(cases), err)
+	}
+	for _, file := range files {
+		name := strings.TrimSuffix(filepath.Base(file), ".env")
+		t.Run(name, func(t *testing.T) {
+			env, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := vmCapture()
+			cases[name](&want)
+			m := newMachine(t, map[string]string{clusterEnv: string(env), meshConfig: "-", "/etc/group": "daemon:x:1:\n"})
+			c, problems := m.load()
+			if diff := cmp.Diff(want, c.Capture, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); diff != "" {
+				t.Errorf("capture (-want +got):\n%s", diff)
+			}
+			warned := strings.Contains(strings.Join(m.told(problems), "\n"), "ISTIO_REROUTE_VIRTUAL_INTERFACES: found a variable that nothing reads, expected KUBE_VIRT_INTERFACES")
+			if warned != (name == "virtual-interfaces") {
+				t.Errorf("problems: %v", problems)
+			}
+		})
+	}
+}
