@@ -38,7 +38,7 @@ func (r *runner) readTokenFile(now time.Time) (news bool) {
 			r.cfg.Log.Warn("token is readable by everybody: chmod 0600 it", "file", s.File)
 		}
 	}
-	r.said.Token = s
+	r.said.Token, r.noToken = s, err
 	if token.reveal() == r.token.reveal() {
 		return false
 	}

@@ -37,13 +37,20 @@ func (o output) ensure(rootPath string, taken []byte, now time.Time) error {
 		return fmt.Errorf("certificates do not appear in %s: %w", o.dir, whose(err, filepath.Dir(o.dir)))
 	}
 	var problems []error
-	for _, name := range []string{keyFile, chainFile, rootFile} {
-		path := filepath.Join(o.dir, name)
-		if !sameFile(path, rootPath) {
-			problems = append(problems, o.replace(path, nil, now))
-		} else if taken != nil {
-			problems = append(problems, o.replace(path, taken, now))
+	// First both of a former pair go: for a moment an application finds no chain, but never one that is not its key's.
+	for _, name := range []string{chainFile, keyFile} {
+		problems = append(problems, o.moveAway(filepath.Join(o.dir, name), now))
+	}
+	if errors.Join(problems...) == nil {
+		for _, name := range []string{keyFile, chainFile} {
+			problems = append(problems, o.link(filepath.Join(o.dir, name), nil, now))
 		}
+	}
+	root := filepath.Join(o.dir, rootFile)
+	if !sameFile(root, rootPath) {
+		problems = append(problems, o.moveAway(root, now), o.link(root, nil, now))
+	} else if taken != nil {
+		problems = append(problems, o.link(root, taken, now))
 	}
 	if err := errors.Join(problems...); err != nil {
 		return fmt.Errorf("certificates in %s do not follow: %w", o.dir, whose(err, o.dir))
@@ -51,14 +58,36 @@ func (o output) ensure(rootPath string, taken []byte, now time.Time) error {
 	return nil
 }
 
-// replace makes path our link. taken, if not nil, is the only content that may be moved away.
-func (o output) replace(path string, taken []byte, now time.Time) error {
+// moveAway keeps a plain file at path under keptSuffix.
+func (o output) moveAway(path string, now time.Time) error {
+	info, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && !info.Mode().IsRegular() {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if unsettled(info, now) {
+		return fmt.Errorf("%w: %s", errUnsettled, path)
+	}
+	return o.disk.rename(path, path+keptSuffix)
+}
+
+// unsettled reports whether whoever writes a file may not be done. A date in the future is a clock that jumped.
+func unsettled(info fs.FileInfo, now time.Time) bool {
+	age := now.Sub(info.ModTime())
+	return age >= 0 && age < settleTime
+}
+
+// link makes path our link. A plain file that is there must have the content taken, and is kept.
+func (o output) link(path string, taken []byte, now time.Time) error {
 	target := filepath.Join(o.store, currentLink, filepath.Base(path))
 	tmp := filepath.Join(o.dir, "."+filepath.Base(path)+".wingman")
 	if err := o.recover(tmp, path, taken); err != nil {
 		return err
 	}
 	old, err := os.Lstat(path)
+	put := o.disk.rename
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:
@@ -73,33 +102,25 @@ func (o output) replace(path string, taken []byte, now time.Time) error {
 		}
 	case !old.Mode().IsRegular():
 		return fmt.Errorf("%s is not a file and is left alone", path)
-	case now.Sub(old.ModTime()) >= 0 && now.Sub(old.ModTime()) < settleTime:
+	case unsettled(old, now):
 		return fmt.Errorf("%w: %s", errUnsettled, path)
+	default:
+		put = o.disk.exchange // not rename: what is moved away must be looked at before it is called old
 	}
 	if err := o.disk.symlink(target, tmp); err != nil {
 		return err
 	}
-	if old == nil || !old.Mode().IsRegular() {
-		if err := o.disk.rename(tmp, path); err != nil {
-			return errors.Join(err, o.disk.removeAll(tmp))
-		}
-		return o.disk.sync(o.dir)
-	}
-	// Exchange, not rename: what is moved away can be looked at before it is called old.
-	if err := o.disk.exchange(tmp, path); err != nil {
+	if err := put(tmp, path); err != nil {
 		return errors.Join(err, o.disk.removeAll(tmp))
 	}
-	if content, _, err := readRegular(tmp, maxPEMSize); taken != nil && (err != nil || !bytes.Equal(content, taken)) {
-		return errors.Join(fmt.Errorf("%w: %s", errUnsettled, path), o.disk.exchange(tmp, path), o.disk.removeAll(tmp))
-	}
-	if err := o.disk.rename(tmp, path+keptSuffix); err != nil {
+	if err := o.recover(tmp, path, taken); err != nil {
 		return err
 	}
 	return o.disk.sync(o.dir)
 }
 
-// recover finishes what a stop within replace left at tmp: a link is removed, a file that was moved away gets its name, or its
-// place back when nobody has looked at it yet.
+// recover finishes with tmp, at the end of link or when a stop left it: a link is removed; a file that was moved away gets its name,
+// or its place back when its content is not what was taken.
 func (o output) recover(tmp, path string, taken []byte) error {
 	info, err := os.Lstat(tmp)
 	switch {
@@ -110,8 +131,8 @@ func (o output) recover(tmp, path string, taken []byte) error {
 	case !info.Mode().IsRegular():
 		return o.disk.removeAll(tmp)
 	}
-	if content, _, err := readRegular(tmp, maxPEMSize); taken != nil && (err != nil || !bytes.Equal(content, taken)) {
-		return o.disk.rename(tmp, path)
+	if content, _, err := readRegular(tmp, maxPEMSize); err != nil || !bytes.Equal(content, taken) {
+		return errors.Join(fmt.Errorf("%w: %s", errUnsettled, path), o.disk.rename(tmp, path))
 	}
 	return o.disk.rename(tmp, path+keptSuffix)
 }

@@ -17,6 +17,7 @@ type request struct {
 	key    crypto.Signer // of a round that failed; nil: make one
 	inHand *Certificate  // nil: none that lives
 	token  hidden[string]
+	none   error // why there is no token; nil when there is one
 	roots  anchors
 	left   time.Duration // life left, 0: none
 }
@@ -62,14 +63,14 @@ func (m *Manager) ask(ctx context.Context, r request) outcome {
 	creds := r.credentials()
 	if len(creds) == 0 {
 		out.failure = failedRefused
-		out.err = fmt.Errorf("nothing to prove who we are with: no living certificate and no token; %s", m.scene(0).mend())
+		out.err = fmt.Errorf("nothing to prove who we are with: no living certificate, and %w; %s", r.none, m.scene(0).mend())
 		return out
 	}
 	var problems []error
 	for _, cred := range creds {
 		err := m.askWith(ctx, cred, csr, r, &out)
 		if err == nil {
-			out.err, out.took = nil, time.Since(began)
+			out.failure, out.took = 0, time.Since(began)
 			m.metrics.requests.WithLabelValues(cred.name, "ok").Inc()
 			return out
 		}
@@ -82,7 +83,7 @@ func (m *Manager) ask(ctx context.Context, r request) outcome {
 			break
 		}
 	}
-	if r.token.reveal() == "" && out.failure == failedRefused { // the certificate alone did not do
+	if r.none != nil && out.failure == failedRefused { // the certificate alone did not do
 		problems = append(problems, errors.New(m.scene(0).mend()))
 	}
 	out.err = errors.Join(problems...)

@@ -37,9 +37,10 @@ type runner struct {
 	unsaved   bool      // what is in use is not what is on disk
 	followAt  time.Time // when OutputDir must be looked at again; zero: at the next change
 
-	token hidden[string]
-	root  rootInput
-	said  State // what is told of it and cannot be derived
+	token   hidden[string]
+	noToken error // why there is none
+	root    rootInput
+	said    State // what is told of it and cannot be derived
 }
 
 // Run loads the certificate that is on disk, asks for one when there is none, and renews it until ctx ends; then it returns nil. Nothing
@@ -130,7 +131,7 @@ func (r *runner) step(ctx context.Context, now time.Time, ev event) {
 	if !ask {
 		return
 	}
-	req := request{key: r.key, token: r.token, roots: r.live.Load().roots}
+	req := request{key: r.key, token: r.token, none: r.noToken, roots: r.live.Load().roots}
 	if c := r.Current(); c.usable(now) {
 		req.inHand, req.left = c, c.NotAfter.Sub(now)
 	}

@@ -167,6 +167,11 @@ func (s *store) write(n int, c *Certificate, roots anchors) error {
 
 // link makes n the current generation.
 func (s *store) link(n int) error {
+	if info, err := os.Lstat(s.path(currentLink)); err == nil && info.Mode()&fs.ModeSymlink == 0 { // not by us
+		if err := s.moveToCorrupt(s.path(currentLink), currentLink); err != nil {
+			return err
+		}
+	}
 	next := s.path(currentLink + ".new")
 	if err := s.disk.removeAll(next); err != nil {
 		return err
@@ -198,6 +203,9 @@ func (s *store) prune(numbers []int) error {
 		if err := s.disk.rename(s.path(generationsDir, strconv.Itoa(n)), old); err != nil {
 			return err
 		}
+		if err := s.disk.sync(s.path(generationsDir)); err != nil {
+			return err
+		}
 		if err := s.disk.removeAll(old); err != nil {
 			return err
 		}
@@ -205,16 +213,20 @@ func (s *store) prune(numbers []int) error {
 	return nil
 }
 
-// putAside moves a corrupt generation out of the way.
-func (s *store) putAside(n int) error {
+// moveToCorrupt keeps what is at path for inspection.
+func (s *store) moveToCorrupt(path, name string) error {
 	if err := s.disk.mkdir(s.path(corruptDir)); err != nil {
 		return err
 	}
-	to := s.path(corruptDir, strconv.Itoa(n))
-	if err := s.disk.removeAll(to); err != nil {
+	if err := s.disk.removeAll(s.path(corruptDir, name)); err != nil {
 		return err
 	}
-	if err := s.disk.rename(s.path(generationsDir, strconv.Itoa(n)), to); err != nil {
+	return s.disk.rename(path, s.path(corruptDir, name))
+}
+
+// putAside moves a corrupt generation out of the way.
+func (s *store) putAside(n int) error {
+	if err := s.moveToCorrupt(s.path(generationsDir, strconv.Itoa(n)), strconv.Itoa(n)); err != nil {
 		return err
 	}
 	kept, err := numbered(s.path(corruptDir))
