@@ -134,14 +134,14 @@ func (m *member) run(ctx context.Context) error {
 
 // prepare makes the parts that need to know the address.
 func (m *member) prepare(addrs []netip.Addr) error {
-	hc := health.Config{
-		Probe:      probeOf(m.cfg.Probe),
-		InstanceIP: addrs[0],
-		OnReport:   m.onHealth,
-		Log:        m.logs.part("health"),
-		Metrics:    m.metrics,
-	}
-	checker, err := health.New(hc)
+	checker, err := health.New(health.Config{
+		Probe:           probeOf(m.cfg.Probe),
+		InstanceIP:      addrs[0],
+		LegacyLocalhost: m.cfg.ProbeLocalhost,
+		OnReport:        m.onHealth,
+		Log:             m.logs.part("health"),
+		Metrics:         m.metrics,
+	})
 	if err != nil {
 		return fmt.Errorf("readiness probe: %w", err)
 	}
