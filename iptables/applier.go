@@ -135,13 +135,13 @@ func (a *Applier) apply(ctx context.Context, rules *Rules) error {
 	if err := a.backend(name).apply(ctx, rules, s); err != nil {
 		return errors.Join(err, undo())
 	}
-	a.host.step("rules")
 	// From here on the new rules work; what is left is tidying up.
 	for _, other := range allBackends {
 		if other != name {
 			if err := a.backend(other).remove(ctx, s); err != nil {
 				return fmt.Errorf("remove the rules of backend %s, now that %s holds them: %w", other, name, err)
 			}
+			a.host.step("tidied " + other)
 		}
 	}
 	if err := removeIstioTables(s); err != nil {
@@ -169,7 +169,6 @@ func (a *Applier) remove(ctx context.Context) error {
 	}
 	defer release()
 	s := a.host.look()
-	hadIPv6 := s.ours(BackendNFT, IPv6) || s.ours(BackendLegacy, IPv6) || s.nativeTable()
 	var errs []error
 	for _, name := range allBackends {
 		errs = append(errs, a.backend(name).remove(ctx, s))
@@ -180,10 +179,9 @@ func (a *Applier) remove(ctx context.Context) error {
 	if err == nil {
 		err = removeRoutes(stale)
 	}
-	errs = append(errs, err)
-	if hadIPv6 {
-		errs = append(errs, removePassthroughV6())
-	}
+	// Always looked for, because a remove that was killed has taken away whatever told that it was ours. Nobody but Istio
+	// puts this address on lo.
+	errs = append(errs, err, removePassthroughV6())
 	return errors.Join(errs...)
 }
 

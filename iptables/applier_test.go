@@ -58,12 +58,10 @@ func everything(t *testing.T) string {
 		{"nft", "-a", "list", "ruleset"}, {"ip", "rule"}, {"ip", "-6", "rule"}, {"ip", "route", "show", "table", "all"}, {"ip", "-6", "route", "show", "table", "all"},
 		{"ip", "addr", "show", "lo"}, {"iptables-legacy-save"}, {"ip6tables-legacy-save"},
 	} {
-		for line := range strings.Lines(sh(t, argv...)) {
-			// The kernel routes a new IPv6 address, and takes it off trial, some time after it was added.
-			if strings.HasPrefix(line, "#") || strings.HasPrefix(line, "local ::6 dev lo table local") {
-				continue
+		for line := range strings.Lines(settled(sh(t, argv...))) {
+			if !strings.HasPrefix(line, "#") {
+				b.WriteString(line)
 			}
-			b.WriteString(strings.ReplaceAll(line, " tentative", ""))
 		}
 	}
 	return b.String()
@@ -141,10 +139,31 @@ func TestRemoveLeavesTheRulesOfOthersAsTheyWere(t *testing.T) {
 // save is everything that matters of the kernel: with legacy, tables without rules stay behind and are left out.
 func save(t *testing.T, flavour string) string {
 	t.Helper()
-	all := sh(t, "ip", "rule") + sh(t, "ip", "-6", "rule") + sh(t, "ip", "route", "show", "table", "all") +
-		strings.ReplaceAll(sh(t, "ip", "addr", "show", "lo"), " tentative", "")
-	if flavour == BackendLegacy {
-		return all + byTable(withoutOwn(sh(t, "iptables-legacy-save"))) + byTable(withoutOwn(sh(t, "ip6tables-legacy-save")))
+	var b strings.Builder
+	for _, c := range []string{"rule", "-6 rule", "route show table all", "-6 route show table all", "addr show lo"} {
+		b.WriteString(settled(sh(t, append([]string{"ip"}, strings.Fields(c)...)...)))
 	}
-	return all + sh(t, "nft", "list", "ruleset")
+	if flavour == BackendLegacy {
+		return b.String() + byTable(withoutOwn(sh(t, "iptables-legacy-save"))) + byTable(withoutOwn(sh(t, "ip6tables-legacy-save")))
+	}
+	for _, argv := range [][]string{{"iptables-nft-save"}, {"ip6tables-nft-save"}, {"nft", "list", "tables"}} {
+		for line := range strings.Lines(sh(t, argv...)) {
+			if !strings.HasPrefix(line, "#") {
+				b.WriteString(line)
+			}
+		}
+	}
+	return b.String()
+}
+
+// settled leaves out what the kernel adds to a new IPv6 address some time after it was made: its route, and the end of its
+// trial.
+func settled(text string) string {
+	var b strings.Builder
+	for line := range strings.Lines(text) {
+		if !strings.HasPrefix(line, "local ::6 dev lo table local") {
+			b.WriteString(strings.ReplaceAll(line, " tentative", ""))
+		}
+	}
+	return b.String()
 }

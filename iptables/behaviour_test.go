@@ -191,3 +191,5 @@ func TestCountersSayWhatWasCaptured(t *testing.T) {
 		})
 	}
 }
+
+func mustPrefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }

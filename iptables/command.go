@@ -84,14 +84,18 @@ func runCommand(ctx context.Context, stdin string, argv ...string) (string, erro
 	return stdout.String(), nil
 }
 
+const needsCapabilities = "it needs the capabilities NET_ADMIN and NET_RAW: run as root, or give them to the unit (AmbientCapabilities=)"
+
 // hint turns what an iptables command said into the next step.
 func hint(command, stderr string) string {
 	has := func(s string) bool { return strings.Contains(stderr, s) }
 	switch {
+	case has("can't open lock file"):
+		return "the lock file must be writable for this user (tmpfiles.d: f /run/xtables.lock 0660 root istio-proxy -)"
 	case has("xtables lock"):
 		return lockHolder()
 	case has("you must be root"), has("Permission denied"), has("Operation not permitted"):
-		return "it needs the capabilities NET_ADMIN and NET_RAW: run as root, or give them to the unit (AmbientCapabilities=)"
+		return needsCapabilities
 	case has("Table does not exist"), has("can't initialize"), has("Could not fetch rule set generation id"), has("does not exist (do you need to insmod?)"):
 		return "this kernel lacks what " + command + " needs: load its modules as root, or choose another backend (auto, nft, legacy, native)"
 	case has("missing kernel module"), has("Extension"), has("No chain/target/match by that name"), has("RULE_APPEND failed"):

@@ -63,11 +63,11 @@ func lookNFT() (*nftSeen, error) {
 	}
 	tables, err := conn.ListTables()
 	if err != nil {
-		return nil, fmt.Errorf("list the tables of nf_tables: %w", err)
+		return nil, kernelError("list the tables of nf_tables", err)
 	}
 	chains, err := conn.ListChains()
 	if err != nil {
-		return nil, fmt.Errorf("list the chains of nf_tables: %w", err)
+		return nil, kernelError("list the chains of nf_tables", err)
 	}
 	s := &nftSeen{chains: chains, names: map[nftables.TableFamily]map[string]bool{}}
 	for _, t := range tables {

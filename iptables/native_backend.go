@@ -227,7 +227,7 @@ func (r *nativeRule) userData() []byte {
 func nativeError(what string, err error) error {
 	switch {
 	case errors.Is(err, unix.EPERM):
-		return fmt.Errorf("%s: %w: it needs the capability NET_ADMIN: run as root, or give it to the unit (AmbientCapabilities=)", what, err)
+		return fmt.Errorf("%s: %w: %s", what, err, needsCapabilities)
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EPROTONOSUPPORT):
 		return fmt.Errorf("%s: %w: this kernel lacks a part of nf_tables that the rules need (nft_redir, nft_ct, nft_tproxy, nft_fib): load its module as root, or install iptables", what, err)
 	}

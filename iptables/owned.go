@@ -46,7 +46,7 @@ func (t *savedTable) owned(chain string) []int {
 // leftByIstio reports whether a rule of a built-in chain is one that Istio's tool puts there beside its jumps, judged by
 // the company it keeps: a table without Istio's chains, or one that has our memory, has none.
 func (t *savedTable) leftByIstio(chain, spec string) bool {
-	if t.has(chainOwn+chain) || !slices.ContainsFunc(t.order, func(c string) bool { return strings.HasPrefix(c, "ISTIO_") }) {
+	if t.has(chainOwn+chain) || !t.hasPrefix("ISTIO_") {
 		return false
 	}
 	words := strings.Fields(spec)

@@ -41,7 +41,7 @@ func applyRoutes(rules *Rules) (undo func() error, err error) {
 		if err == nil {
 			undos = append(undos, func() error { return netlink.AddrDel(lo, &netlink.Addr{IPNet: passthroughV6}) })
 		} else if !errors.Is(err, unix.EEXIST) {
-			return undo, fmt.Errorf("add ::6 to lo: %w", err)
+			return undo, kernelError("add ::6 to lo", err)
 		}
 	}
 	for _, r := range rules.Routes {
@@ -49,7 +49,7 @@ func applyRoutes(rules *Rules) (undo func() error, err error) {
 		if err := netlink.RouteAdd(route); err == nil {
 			undos = append(undos, func() error { return netlink.RouteDel(route) })
 		} else if !errors.Is(err, unix.EEXIST) {
-			return undo, fmt.Errorf("add %s route local default dev lo to table %d: %w", r.Family, r.Table, err)
+			return undo, kernelError(fmt.Sprintf("add %s route local default dev lo to table %d", r.Family, r.Table), err)
 		}
 		have, err := findRules(r)
 		if err != nil {
@@ -61,7 +61,7 @@ func applyRoutes(rules *Rules) (undo func() error, err error) {
 		rule := netlink.NewRule()
 		rule.Family, rule.Mark, rule.Table, rule.Protocol = routeFamily(r.Family), r.Mark, r.Table, protoKernel
 		if err := netlink.RuleAdd(rule); err != nil {
-			return undo, fmt.Errorf("add %s rule fwmark %#x lookup %d: %w", r.Family, r.Mark, r.Table, err)
+			return undo, kernelError(fmt.Sprintf("add %s rule fwmark %#x lookup %d", r.Family, r.Mark, r.Table), err)
 		}
 		undos = append(undos, func() error { return netlink.RuleDel(rule) })
 	}
@@ -159,6 +159,14 @@ func onlyLocalDefault(r PolicyRoute) (bool, error) {
 	return len(routes) == 1 && routes[0].Type == unix.RTN_LOCAL && ones <= 0, nil
 }
 
+// kernelError adds the next step where the kernel said no more than "not permitted".
+func kernelError(what string, err error) error {
+	if errors.Is(err, unix.EPERM) {
+		return fmt.Errorf("%s: %w: %s", what, err, needsCapabilities)
+	}
+	return fmt.Errorf("%s: %w", what, err)
+}
+
 // hasLocalDefault reports whether the route of r is there.
 func hasLocalDefault(r PolicyRoute) (bool, error) {
 	routes, err := netlink.RouteListFiltered(routeFamily(r.Family), &netlink.Route{Table: r.Table, Type: unix.RTN_LOCAL}, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_TYPE)
@@ -189,11 +197,11 @@ func removeRoutes(list []PolicyRoute) error {
 		}
 		for i := range rules {
 			if err := netlink.RuleDel(&rules[i]); err != nil && !errors.Is(err, unix.ENOENT) {
-				errs = append(errs, fmt.Errorf("remove %s rule fwmark %#x lookup %d: %w", r.Family, r.Mark, r.Table, err))
+				errs = append(errs, kernelError(fmt.Sprintf("remove %s rule fwmark %#x lookup %d", r.Family, r.Mark, r.Table), err))
 			}
 		}
 		if err := netlink.RouteDel(localRoute(r, lo.Attrs().Index)); err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.ENOENT) {
-			errs = append(errs, fmt.Errorf("remove %s route local default dev lo from table %d: %w", r.Family, r.Table, err))
+			errs = append(errs, kernelError(fmt.Sprintf("remove %s route local default dev lo from table %d", r.Family, r.Table), err))
 		}
 	}
 	return errors.Join(errs...)
@@ -207,7 +215,7 @@ func removePassthroughV6() error {
 	}
 	err = netlink.AddrDel(lo, &netlink.Addr{IPNet: passthroughV6})
 	if err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) && !errors.Is(err, unix.EAFNOSUPPORT) && !errors.Is(err, unix.EOPNOTSUPP) {
-		return fmt.Errorf("remove ::6 from lo: %w", err)
+		return kernelError("remove ::6 from lo", err)
 	}
 	return nil
 }

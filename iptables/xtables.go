@@ -127,6 +127,7 @@ func (x *xtables) apply(ctx context.Context, rules *Rules, seen *seen) error {
 			err = fmt.Errorf("put the %s rules in: %w", fam, err)
 			return errors.Join(err, x.rollBack(context.WithoutCancel(ctx), done, before))
 		}
+		x.host.step("rules " + fam.String())
 	}
 	return nil
 }
@@ -178,7 +179,7 @@ func (x *xtables) remove(ctx context.Context, seen *seen) error {
 			err = x.restore(ctx, fam, changeAll(fam, have, &Ruleset{}, false))
 		}
 		if err == nil {
-			err = x.dropMarked(fam, have, state{})
+			err = errors.Join(x.dropMarked(fam, have, state{}), x.dropIstios(fam, have))
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("remove the %s rules: %w", fam, err))
@@ -196,9 +197,27 @@ func (x *xtables) dropMarked(fam Family, now, before state) error {
 			marked = append(marked, name)
 		}
 	}
-	if len(marked) == 0 {
+	return x.dropTables(fam, marked)
+}
+
+// dropIstios removes the tables that held chains of Istio's tool, which marks nothing, where we never were.
+func (x *xtables) dropIstios(fam Family, before state) error {
+	if !x.marks() || before.hasPrefix("WINGMAN_") {
 		return nil
 	}
-	slices.Sort(marked)
-	return x.host.dropTables(fam, marked)
+	var held []string
+	for name, t := range before {
+		if t.hasPrefix("ISTIO_") {
+			held = append(held, name)
+		}
+	}
+	return x.dropTables(fam, held)
+}
+
+func (x *xtables) dropTables(fam Family, names []string) error {
+	if len(names) == 0 {
+		return nil
+	}
+	slices.Sort(names)
+	return x.host.dropTables(fam, names)
 }

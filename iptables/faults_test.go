@@ -1,0 +1,408 @@
+package iptables
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"wingman/test/netns"
+)
+
+func TestAProcessKilledBetweenAnyTwoStepsIsMadeGoodByTheNext(t *testing.T) {
+	steps := map[string][]string{
+		BackendNFT:    {"routes", "rules ipv4", "rules ipv6", "tidied legacy", "tidied native"},
+		BackendLegacy: {"routes", "rules ipv4", "rules ipv6", "tidied nft", "tidied native"},
+		BackendNative: {"routes", "tidied nft", "tidied legacy"},
+	}
+	for backend, list := range steps {
+		for _, step := range list {
+			t.Run(backend+"/"+step, func(t *testing.T) {
+				netns.New(t)
+				if backend != BackendNative {
+					load(t, "iptables-"+backend+"-restore", strangers)
+				}
+				before := save(t, backend)
+				if err := startChild(t, nil, "apply", "tproxy", backend, step); err == nil || !strings.Contains(err.Error(), "killed") {
+					t.Fatalf("the process was not killed at step %q: %v", step, err)
+				}
+				a := applier(t)
+				rules, err := Plan(childConfig("tproxy", backend))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := a.Apply(t.Context(), rules); err != nil {
+					t.Fatalf("apply after the kill: %v", err)
+				}
+				if diff, err := a.Diff(t.Context(), rules); err != nil || len(diff) > 0 {
+					t.Errorf("after the second apply: %v, %v; want no difference", diff, err)
+				}
+				if err := a.Remove(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				if diff := cmp.Diff(before, save(t, backend)); diff != "" {
+					t.Errorf("remove left (-before +after):\n%s", diff)
+				}
+			})
+		}
+	}
+}
+
+func TestRemoveThatWasKilledIsFinishedByTheNext(t *testing.T) {
+	for _, step := range []string{"remove nft", "remove legacy", "remove native"} {
+		t.Run(step, func(t *testing.T) {
+			netns.New(t)
+			load(t, "iptables-nft-restore", strangers)
+			before := save(t, BackendNFT)
+			if err := startChild(t, nil, "apply", "tproxy", BackendNFT); err != nil {
+				t.Fatal(err)
+			}
+			if err := startChild(t, nil, "remove", "tproxy", BackendNFT, step); err == nil {
+				t.Fatalf("the process was not killed at step %q", step)
+			}
+			if err := applier(t).Remove(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(before, save(t, BackendNFT)); diff != "" {
+				t.Errorf("left (-before +after):\n%s", diff)
+			}
+		})
+	}
+}
+
+// spoil makes a command's input unacceptable from the given text on, as a kernel without some part would find it.
+func spoil(h *host, command, from string) {
+	run := h.run
+	h.run = func(ctx context.Context, stdin string, argv ...string) (string, error) {
+		if strings.HasPrefix(filepath.Base(argv[0]), command) && strings.Contains(stdin, from) {
+			stdin = strings.Replace(stdin, from, from+"-A ISTIO_OUTPUT -m nonsense -j RETURN\n", 1)
+		}
+		return run(ctx, stdin, argv...)
+	}
+}
+
+func TestAFailureInOneTableOrFamilyPutsBackWhatWas(t *testing.T) {
+	tests := []struct {
+		name    string
+		command string // that fails
+		from    string // after this text of its input
+	}{
+		{"the first table of IPv4", "iptables-", "*raw\n"},
+		{"the last table of IPv4", "iptables-", ":ISTIO_OUTPUT - [0:0]\n"},
+		{"IPv6, when IPv4 is in already", "ip6tables-", ":ISTIO_OUTPUT - [0:0]\n"},
+	}
+	for _, flavour := range []string{BackendNFT, BackendLegacy} {
+		for _, tt := range tests {
+			for _, former := range []string{"nothing of ours", "another configuration"} {
+				t.Run(flavour+"/"+tt.name+"/"+former, func(t *testing.T) {
+					netns.New(t)
+					load(t, "iptables-"+flavour+"-restore", strangers)
+					cfg, facts := vmDefault(flavour)
+					cfg.DualStack = true
+					if former != "nothing of ours" {
+						cfg.VirtualInterfaces, cfg.ExcludeInterfaces = []string{"virbr0"}, []string{"tun0"}
+						mustApply(t, cfg, facts)
+						cfg.VirtualInterfaces, cfg.ExcludeInterfaces = nil, nil
+						cfg.OutboundExcludePorts = []PortRange{{3306, 3306}}
+					}
+					before := save(t, flavour)
+					a := applier(t)
+					spoil(a.host, tt.command, tt.from)
+					cfg.Mode = ModeTProxy
+					rules, err := Plan(cfg, facts)
+					if err != nil {
+						t.Fatal(err)
+					}
+					err = a.Apply(t.Context(), rules)
+					var ce *CommandError
+					if !errors.As(err, &ce) || !strings.Contains(err.Error(), "tables-"+flavour+"-restore") || !strings.Contains(err.Error(), "nonsense") {
+						t.Errorf("Apply: %v; want an error that names the command and what it said", err)
+					}
+					if diff := cmp.Diff(before, save(t, flavour)); diff != "" {
+						t.Errorf("the failure left (-before +after):\n%s", diff)
+					}
+				})
+			}
+		}
+	}
+}
+
+func TestChangingOneExclusionTouchesNothingElse(t *testing.T) {
+	for _, backend := range allBackends {
+		t.Run(backend, func(t *testing.T) {
+			w := newWorld(t)
+			cfg, facts := vmDefault(backend)
+			mustApply(t, cfg, facts)
+			captured := flow{who: "outside", proto: "tcp", to: vmAddr, port: 8080, end: "15006"}
+			dns := flow{who: "app", proto: "udp", to: "10.0.0.2", port: 53, end: "15053"}
+			expect(t, w, []flow{captured, dns})
+			cfg.OutboundExcludeCIDRs = append(cfg.OutboundExcludeCIDRs, mustPrefix("192.168.0.0/16"))
+			rules := mustApply(t, cfg, facts)
+			expect(t, w, []flow{{who: "app", proto: "tcp", to: "192.168.3.4", port: 80, end: "direct"}})
+			st, err := applier(t).Status(t.Context(), rules)
+			if err != nil || st.Counters.Inbound != 1 || st.Counters.DNS != 1 {
+				t.Errorf("counters after the change: %+v, %v; want the two packets from before it", st.Counters, err)
+			}
+		})
+	}
+}
+
+func TestMissingCommandsMeanTheNativeBackend(t *testing.T) {
+	netns.New(t)
+	a := applier(t)
+	a.host.find = noCommands().find
+	cfg, facts := vmDefault(BackendAuto)
+	rules, err := Plan(cfg, facts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Apply(t.Context(), rules); err != nil {
+		t.Fatal(err)
+	}
+	st, err := a.Status(t.Context(), rules)
+	if err != nil || st.State != Complete || !slices.Equal(st.Backends, []string{BackendNative}) {
+		t.Errorf("status %+v, %v; want complete by native", st, err)
+	}
+	rules.Backend = BackendNFT
+	if err := a.Apply(t.Context(), rules); err == nil || !strings.Contains(err.Error(), "iptables-nft-restore: command not found") || !strings.Contains(err.Error(), "native") {
+		t.Errorf("Apply by nft without the command: %v; want its name and the way out", err)
+	}
+}
+
+func TestNativeBackendStartsNoProcessAndADefaultVMAtMostThree(t *testing.T) {
+	for backend, most := range map[string]int{BackendNative: 0, BackendNFT: 3, BackendLegacy: 3} {
+		t.Run(backend, func(t *testing.T) {
+			netns.New(t)
+			cfg, facts := vmDefault(backend)
+			a := applier(t)
+			started := 0
+			run := a.host.run
+			a.host.run = func(ctx context.Context, stdin string, argv ...string) (string, error) {
+				started++
+				return run(ctx, stdin, argv...)
+			}
+			for _, what := range []string{"first", "second", "changed"} {
+				if what == "changed" {
+					cfg.InboundExcludePorts = []uint16{9999}
+				}
+				rules, err := Plan(cfg, facts)
+				if err != nil {
+					t.Fatal(err)
+				}
+				started = 0
+				if err := a.Apply(t.Context(), rules); err != nil {
+					t.Fatal(err)
+				}
+				if started > most {
+					t.Errorf("the %s apply started %d processes, want at most %d", what, started, most)
+				}
+			}
+		})
+	}
+}
+
+func TestWithoutTheCapabilityTheErrorSaysSo(t *testing.T) {
+	for _, backend := range allBackends {
+		t.Run(backend, func(t *testing.T) {
+			netns.New(t)
+			err := startChild(t, asUser(t, nil), "apply", "redirect", backend)
+			if err == nil || !strings.Contains(err.Error(), "NET_ADMIN") {
+				t.Errorf("apply without capabilities: %v; want NET_ADMIN in it", err)
+			}
+		})
+	}
+}
+
+func TestANonRootAgentWithTwoCapabilitiesCanDoEverything(t *testing.T) {
+	for _, backend := range allBackends {
+		t.Run(backend, func(t *testing.T) {
+			netns.New(t)
+			if backend != BackendNative {
+				load(t, "iptables-"+backend+"-restore", strangers)
+			}
+			before := save(t, backend)
+			caps := []uintptr{12 /* CAP_NET_ADMIN */, 13 /* CAP_NET_RAW */}
+			if err := startChild(t, asUser(t, caps), "apply", "tproxy", backend); err != nil {
+				t.Fatal(err)
+			}
+			rules, err := Plan(childConfig("tproxy", backend))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff, err := applier(t).Diff(t.Context(), rules); err != nil || len(diff) > 0 {
+				t.Errorf("after apply: %v, %v; want no difference", diff, err)
+			}
+			if err := startChild(t, asUser(t, caps), "apply", "tproxy", backend); err != nil {
+				t.Fatalf("the second apply: %v", err)
+			}
+			if err := startChild(t, asUser(t, caps), "remove", "tproxy", backend); err != nil {
+				t.Fatal(err)
+			}
+			if backend == BackendLegacy && strings.Contains(save(t, backend), "ISTIO_") {
+				t.Skip("without root, the list of iptables-legacy's tables cannot be read on this kernel, in which they are built in: nothing was removed")
+			}
+			if diff := cmp.Diff(before, save(t, backend)); diff != "" {
+				t.Errorf("remove left (-before +after):\n%s", diff)
+			}
+		})
+	}
+}
+
+// asUser makes a child run as istio-proxy, with a copy of the test binary that it may read and a lock file that it may lock.
+func asUser(t *testing.T, caps []uintptr) func(*exec.Cmd) {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "wingman-iptables-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	binary, lock := filepath.Join(dir, "test"), filepath.Join(dir, "xtables.lock")
+	from, err := os.Open("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer from.Close()
+	to, err := os.OpenFile(binary, os.O_CREATE|os.O_WRONLY, 0o755)
+	if err == nil {
+		_, err = io.Copy(to, from)
+	}
+	if err = errors.Join(err, to.Close(), os.WriteFile(lock, nil, 0o600), os.Chown(lock, proxyID, proxyID), os.Chmod(dir, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	return func(cmd *exec.Cmd) {
+		cmd.Path, cmd.Args = binary, []string{binary}
+		cmd.Env = append(cmd.Env, "XTABLES_LOCKFILE="+lock)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: proxyID, Gid: proxyID}, AmbientCaps: caps}
+	}
+}
+
+func TestTwoAgentsDoNotDoubleTheRules(t *testing.T) {
+	for _, backend := range allBackends {
+		t.Run(backend, func(t *testing.T) {
+			ns := netns.New(t)
+			cfg, facts := vmDefault(backend)
+			rules, err := Plan(cfg, facts)
+			if err != nil {
+				t.Fatal(err)
+			}
+			done := make(chan error)
+			for range 4 {
+				a := applier(t)
+				go func() { done <- ns.Do(func() error { return a.Apply(context.Background(), rules) }) }()
+			}
+			for range 4 {
+				if err := <-done; err != nil {
+					t.Error(err)
+				}
+			}
+			if diff, err := applier(t).Diff(t.Context(), rules); err != nil || len(diff) > 0 {
+				t.Errorf("after four at once: %v, %v; want no difference", diff, err)
+			}
+		})
+	}
+}
+
+func TestAHolderOfTheRulesIsWaitedForAndNamed(t *testing.T) {
+	netns.New(t)
+	l, err := net.Listen("unix", lockAddress)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := NewApplier(ApplierConfig{LockWait: 50 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg, facts := vmDefault(BackendNative)
+	rules, err := Plan(cfg, facts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = a.Apply(t.Context(), rules)
+	if !errors.Is(err, ErrBusy) || !strings.Contains(err.Error(), fmt.Sprintf("pid %d", os.Getpid())) {
+		t.Errorf("Apply while another holds the rules: %v; want ErrBusy with the holder's pid", err)
+	}
+	l.Close()
+	if err := a.Apply(t.Context(), rules); err != nil {
+		t.Errorf("Apply after the other let go: %v", err)
+	}
+}
+
+func TestAStrangersHoldOnTheLockOfLegacyIsWaitedForAndNamed(t *testing.T) {
+	netns.New(t)
+	lock := filepath.Join(t.TempDir(), "xtables.lock")
+	t.Setenv("XTABLES_LOCKFILE", lock)
+	f, err := os.Create(lock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	x := &xtables{systemHost(), BackendLegacy}
+	cmd, err := x.command(IPv4, "-restore")
+	if err != nil {
+		netns.Skip(t, "iptables-legacy is not installed")
+	}
+	_, err = x.host.run(t.Context(), "*nat\n:ISTIO_TEST - [0:0]\nCOMMIT\n", cmd, "--noflush", "--wait=1")
+	if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("(pid %d) holds %s", os.Getpid(), lock)) {
+		t.Errorf("iptables-legacy-restore under a strange lock: %v; want who holds it", err)
+	}
+}
+
+func TestRemoveFindsWhatIstiosOwnToolLeft(t *testing.T) {
+	for _, f := range fixtures(t) {
+		t.Run(f.name, func(t *testing.T) {
+			netns.New(t)
+			load(t, "iptables-nft-restore", strangers)
+			load(t, "iptables-legacy-restore", strangers)
+			before := byTable(sh(t, "iptables-nft-save")) + save(t, BackendLegacy)
+			if nft := f.read(t, "nft"); nft != "" {
+				loadFixture(t, &f)
+			} else {
+				leftovers(t, &f)
+			}
+			if err := applier(t).Remove(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			after := byTable(sh(t, "iptables-nft-save")) + save(t, BackendLegacy)
+			if left := sh(t, "nft", "list", "tables"); strings.Contains(left, "ip6") || strings.Contains(left, "inet") {
+				t.Errorf("remove left tables:\n%s", left)
+			}
+			if diff := cmp.Diff(before, after); diff != "" {
+				t.Errorf("remove left (-before +after):\n%s", diff)
+			}
+		})
+	}
+}
+
+// leftovers adds the fixture's rules to what is in both flavours already, as Istio's tool does.
+func leftovers(t *testing.T, f *fixture) {
+	t.Helper()
+	for _, flavour := range []string{BackendNFT, BackendLegacy} {
+		if _, err := runCommand(t.Context(), f.read(t, "iptables-save"), netns.Tool(t, "iptables-"+flavour+"-restore"), "--noflush"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if f.cfg.DualStack {
+		if _, err := runCommand(t.Context(), f.read(t, "ip6tables-save"), netns.Tool(t, "ip6tables-nft-restore"), "--noflush"); err != nil {
+			t.Fatal(err)
+		}
+		ip(t, "-6 addr add ::6/128 dev lo nodad")
+	}
+	if f.cfg.Mode == ModeTProxy {
+		cfg := f.cfg.withDefaults()
+		ip(t, fmt.Sprintf("rule add fwmark %d lookup %d", cfg.TProxyMark, cfg.TProxyTable), fmt.Sprintf("route add local default dev lo table %d", cfg.TProxyTable))
+	}
+}
