@@ -9,13 +9,13 @@ import (
 // names with dashes, as if they were variables.
 var agentFlags = map[string]bool{
 	"--log_output_level": true, "--log_as_json": false, "--log_target": true, "--proxyLogLevel": true, "--proxyComponentLogLevel": true,
-	"--concurrency": true, "--domain": true, "--meshConfig": true, "--serviceCluster": true,
+	"--concurrency": true, "--domain": true, "--meshConfig": true,
 }
 
 // idleFlags are the flags of pilot-agent that have nothing to act on here, and whether each takes a value.
 var idleFlags = map[string]bool{
 	"--log_caller": true, "--log_stacktrace_level": true, "--log_rotate": true, "--log_rotate_max_age": true, "--log_rotate_max_backups": true,
-	"--log_rotate_max_size": true, "--outlierLogPath": true, "--profiling": false, "--stsPort": true, "--templateFile": true,
+	"--log_rotate_max_size": true, "--serviceCluster": true, "--outlierLogPath": true, "--profiling": false, "--stsPort": true, "--templateFile": true,
 	"--tokenManagerPlugin": true, "--vklog": true, "-v": true,
 }
 
@@ -81,6 +81,8 @@ var conversions = map[string]func(c *Config, text string) (string, *badValue){
 		}
 		return "istiod." + c.systemNamespace + ".svc:" + strings.TrimSpace(text), nil
 	},
+	"CA_ROOT_CA":      certificateFile,
+	"XDS_ROOT_CA":     certificateFile,
 	"DISABLE_ENVOY":   flagged("false"),
 	"NATIVE_NFTABLES": flagged("native"),
 	"--log_as_json":   flagged("json"),
@@ -100,6 +102,14 @@ var conversions = map[string]func(c *Config, text string) (string, *badValue){
 	"ISTIO_LOG_DIR": func(_ *Config, text string) (string, *badValue) {
 		return strings.TrimSuffix(text, "/") + "/istio.log", nil
 	},
+}
+
+// certificateFile refuses pilot-agent's word for the roots of the system, which stand in a file elsewhere on each distribution.
+func certificateFile(_ *Config, text string) (string, *badValue) {
+	if text == "SYSTEM" {
+		return "", &badValue{found: quote(text), expected: "a file of certificates", hint: "such as /etc/ssl/certs/ca-certificates.crt"}
+	}
+	return text, nil
 }
 
 // flagged is a variable that turns something on: true gives value, false says nothing.

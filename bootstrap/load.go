@@ -161,7 +161,7 @@ func (l *loader) apply() {
 // pick returns the strongest value of a setting. Among the variables of the env files the order of names decides, as in
 // pilot-agent, which sees one environment; an empty variable counts only where empty is a decision.
 func (l *loader) pick(s setting) value {
-	if v, ok := l.own[s.key]; ok && (v.text != "" || s.empty) {
+	if v, ok := l.own[s.key]; ok {
 		return v
 	}
 	best := value{text: s.def, key: s.key}

@@ -217,7 +217,12 @@ func TestLoadTellsEveryProblem(t *testing.T) {
 			`error: /etc/wingman/wingman.yaml:4: rules.inboundPorts: found a list, expected "*" or ports, each a port from 1 to 65535`,
 			`error: /etc/wingman/wingman.yaml:5: xds.delta: found "perhaps", expected true or false`,
 			"error: /etc/wingman/wingman.yaml:6: workload.labels: found a list, expected a mapping of labels to values"}},
-		{"a key twice, and a second document", map[string]string{wingmanYAML: "capture: all\ncapture: none\n"}, []string{
+		{"empty values in wingman.yaml, where empty says nothing", map[string]string{wingmanYAML: "rules: {groups: []}\nstatus: {port: \"\"}\nuser:\nworkload: {network: \"\", group: \"\"}\n"}, []string{
+			`error: /etc/wingman/wingman.yaml:1: rules.groups: found an empty value, expected "*" or groups, each a group's name or gid (leave the key out for what the other files say)`,
+			"error: /etc/wingman/wingman.yaml:2: status.port: found an empty value, expected a port from 1 to 65535 (leave the key out for what the other files say)"}},
+		{"the roots of the system", map[string]string{sidecarEnv: "XDS_ROOT_CA=SYSTEM\n"}, []string{
+			`error: /var/lib/istio/envoy/sidecar.env:1: XDS_ROOT_CA: found "SYSTEM", expected a file of certificates (such as /etc/ssl/certs/ca-certificates.crt)`}},
+		{"a key twice", map[string]string{wingmanYAML: "capture: all\ncapture: none\n"}, []string{
 			"error: /etc/wingman/wingman.yaml:2: capture: found the key a second time, expected it once (line 1 has it already)"}},
 		{"a second document", map[string]string{wingmanYAML: "capture: all\n---\ncapture: none\n"}, []string{
 			"error: /etc/wingman/wingman.yaml:1: found several documents, expected one (remove what follows ---)"}},

@@ -56,7 +56,8 @@ func (c *Config) Node(f NodeFacts) Node {
 	if len(ips) > 0 {
 		first = ips[0]
 	}
-	labels := maps.Clone(c.Labels)
+	labels := map[string]string{}
+	maps.Copy(labels, c.Labels)
 	if _, chosen := labels[tlsModeLabel]; !f.Envoy || !c.capturesInbound() && !chosen {
 		labels[tlsModeLabel] = "disabled"
 	}
@@ -171,7 +172,7 @@ func (c *Config) metadata(instance string, ips []string, labels map[string]strin
 		"NETWORK":             c.Network,
 		"WORKLOAD_NAME":       c.WorkloadName,
 	} {
-		if text != "" {
+		if _, ok := out[k]; ok || text != "" { // an empty variable shows as one, as in pilot-agent
 			out[k] = text
 		}
 	}

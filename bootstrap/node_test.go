@@ -140,6 +140,9 @@ func TestNode(t *testing.T) {
 			map[string]any{"/metadata/DNS_AUTO_ALLOCATE": "true", "/metadata/ENABLE_HBONE": "true", "/metadata/METADATA_DISCOVERY": "true"}},
 		{"a setting of wingman.yaml beats the variable in the metadata too", map[string]string{wingmanYAML: "dns: {capture: false}\nworkload: {network: other}\n"}, forumVM,
 			map[string]any{"/metadata/DNS_CAPTURE": "false", "/metadata/NETWORK": "other"}},
+		{"an empty network in cluster.env, as istioctl writes it for the cluster's own", map[string]string{clusterEnv: "ISTIO_META_NETWORK=''\n"}, forumVM, map[string]any{"/metadata/NETWORK": ""}},
+		{"wingman.yaml takes the network and the group away", map[string]string{wingmanYAML: "workload: {network: \"\", group: \"\"}\n"}, forumVM,
+			map[string]any{"/metadata/NETWORK": "", "/metadata/AUTO_REGISTER_GROUP": ""}},
 		{"TPROXY is announced, or istiod would build listeners for REDIRECT", map[string]string{sidecarEnv: "ISTIO_INBOUND_INTERCEPTION_MODE=TPROXY\n"}, forumVM,
 			map[string]any{"/metadata/INTERCEPTION_MODE": "TPROXY", "/metadata/PROXY_CONFIG/interceptionMode": "TPROXY"}},
 		{"the locality comes from its label", map[string]string{wingmanYAML: "workload: {labels: {istio-locality: eu.west.a}}\n"}, forumVM, map[string]any{
@@ -175,6 +178,13 @@ func TestNode(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestNodeOfAnEmptyConfig must not panic: other packages' tests make such ones.
+func TestNodeOfAnEmptyConfig(t *testing.T) {
+	if n := (&Config{}).Node(NodeFacts{}); n.ID != "sidecar~~vm.~." || n.Metadata["LABELS"].(map[string]any)[tlsModeLabel] != "disabled" {
+		t.Errorf("node %+v", n)
 	}
 }
 

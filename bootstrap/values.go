@@ -281,6 +281,13 @@ func parseAddress(s string) (string, bool) {
 }
 
 var (
+	// optionalLabel may be empty.
+	optionalLabel = kind[string]{expected: dnsLabel.expected + ", or nothing", parse: func(s string) (string, bool) {
+		if s == "" {
+			return "", true
+		}
+		return parseDNSLabel(s)
+	}}
 	optionalPath = kind[string]{expected: "a path, or nothing", parse: func(s string) (string, bool) { return s, !strings.ContainsAny(s, "\x00\n") }}
 	logLevel     = kind[string]{expected: "one of debug, info, warn, error, none", parse: parseLogLevel}
 	envoyLevel   = kind[string]{expected: "one of trace, debug, info, warning, error, critical, off, and scopes such as upstream:debug", parse: parseEnvoyLevel}

@@ -66,8 +66,12 @@ func (l *loader) ownValue(y *yamlFile, e entry, s setting) {
 		}
 		text = strings.Join(parts, ",")
 	}
-	if !ok {
+	switch {
+	case !ok:
 		y.refuse(e.value, s.key, describe(e.value), s.accepts, "")
+		return
+	case text == "" && !s.empty:
+		y.refuse(e.value, s.key, "an empty value", s.accepts, "leave the key out for what the other files say")
 		return
 	}
 	l.own[s.key] = value{text: text, file: y.file, line: y.line(e.key), key: s.key, rank: rankWingman}

@@ -59,7 +59,7 @@ func (y *yamlFile) syntaxError(err error) {
 		text = m[2]
 	}
 	if line > 0 {
-		line = min(line, y.lines) + y.offset // the end counts as a line of its own there
+		line = y.line(&yaml.Node{Line: line})
 	}
 	text = strings.TrimPrefix(strings.Replace(text, "did not find", "no", 1), "found ")
 	y.problems = append(y.problems, Problem{Severity: Error, File: y.file, Line: line, Found: text, Expected: "valid YAML"})
@@ -73,7 +73,8 @@ func (y *yamlFile) warn(at *yaml.Node, key, found, expected, hint string) {
 	y.problems = append(y.problems, Problem{Severity: Warning, File: y.file, Line: y.line(at), Key: key, Found: found, Expected: expected, Hint: hint})
 }
 
-func (y *yamlFile) line(n *yaml.Node) int { return n.Line + y.offset }
+// line is where a node stands, as an editor counts. The parser counts more: a CR or the end of the text begins a line there.
+func (y *yamlFile) line(n *yaml.Node) int { return min(n.Line, y.lines) + y.offset }
 
 // entry is one key of a mapping.
 type entry struct {

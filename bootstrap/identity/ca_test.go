@@ -142,7 +142,7 @@ func newTestCA(t testing.TB, lis net.Listener) *testCA {
 	}
 	root := newAuthority(t, "cluster.local", time.Now(), 10*365*24*time.Hour, nil)
 	ca := &testCA{t: t, root: root, signer: root, life: 24 * time.Hour, clock: time.Now, addr: lis.Addr().String()}
-	ca.serve(testServer, 24*time.Hour)
+	ca.serve(testServer, 365*24*time.Hour)
 	ca.grpc = grpc.NewServer(grpc.Creds(credentials.NewTLS(&tls.Config{
 		// Go's server checks what VerifyClientCertIfGiven would, against the roots of the moment.
 		ClientAuth: tls.RequestClientCert,
@@ -182,7 +182,7 @@ func (ca *testCA) rotate(root *authority) {
 	ca.mu.Lock()
 	ca.root, ca.signer = root, root
 	ca.mu.Unlock()
-	ca.serve(testServer, 24*time.Hour)
+	ca.serve(testServer, 365*24*time.Hour)
 }
 
 func (ca *testCA) with(change func()) {
