@@ -72,12 +72,12 @@ func (a *Applier) choose(wanted string, s *seen) (string, error) {
 		}
 		return wanted, nil
 	}
-	legacyRules := s.legacy[IPv4].rules || s.legacy[IPv6].rules
+	legacyRules := s.usesLegacy()
 	hasNFT, hasLegacy := s.nft != nil && nft.installed(), legacy.installed()
 	switch {
 	case hasNFT && s.ours(BackendNFT, IPv4):
 		return BackendNFT, nil
-	case hasLegacy && legacyRules && len(s.legacy[IPv4].ours) > 0:
+	case hasLegacy && legacyRules && s.ours(BackendLegacy, IPv4):
 		return BackendLegacy, nil
 	case hasLegacy && legacyRules && !s.usesNFT():
 		return BackendLegacy, nil

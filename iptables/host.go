@@ -28,9 +28,8 @@ type seen struct {
 	nft    *nftSeen // nil when the kernel has no nf_tables, or we may not look
 	nftErr error    // why nft is nil
 	legacy [2]struct {
-		ours  []string // tables with chains of ours
-		rules bool
-		err   error
+		tables map[string]legacyTable
+		err    error
 	}
 	noIPv6 bool
 	marks  []uint32 // packet marks of the TPROXY chains that reading found
@@ -50,7 +49,7 @@ func (h *host) look() *seen {
 	s.nft, s.nftErr = lookNFT()
 	for _, fam := range []Family{IPv4, IPv6} {
 		l := &s.legacy[fam]
-		l.ours, l.rules, l.err = legacyTables(fam)
+		l.tables, l.err = legacyTables(fam)
 	}
 	s.noIPv6 = noIPv6()
 	return s
@@ -79,12 +78,14 @@ func lookNFT() (*nftSeen, error) {
 	return s, nil
 }
 
-// tables lists which of our tables exist in a flavour; for legacy it does not matter and is empty.
+// tables lists which of our tables exist in a flavour; with legacy, only those that hold something.
 func (s *seen) tables(flavour string, fam Family) []string {
-	if flavour != BackendNFT || s.nft == nil {
-		return nil
-	}
-	return slices.DeleteFunc(slices.Clone(ourTables), func(name string) bool { return !s.nft.names[nftFamilies[fam]][name] })
+	return slices.DeleteFunc(slices.Clone(ourTables), func(name string) bool {
+		if flavour == BackendLegacy {
+			return !s.legacy[fam].tables[name].rules
+		}
+		return s.nft == nil || !s.nft.names[nftFamilies[fam]][name]
+	})
 }
 
 // ours reports whether a flavour may hold anything of ours in a family. When in doubt it says yes.
@@ -93,7 +94,15 @@ func (s *seen) ours(flavour string, fam Family) bool {
 		return false
 	}
 	if flavour == BackendLegacy {
-		return s.legacy[fam].err != nil || len(s.legacy[fam].ours) > 0
+		if s.legacy[fam].err != nil {
+			return true
+		}
+		for _, t := range s.legacy[fam].tables {
+			if slices.ContainsFunc(t.chains, ours) {
+				return true
+			}
+		}
+		return false
 	}
 	if s.nft == nil {
 		return false
@@ -101,6 +110,18 @@ func (s *seen) ours(flavour string, fam Family) bool {
 	return slices.ContainsFunc(s.nft.chains, func(c *nftables.Chain) bool {
 		return c.Table.Family == nftFamilies[fam] && slices.Contains(ourTables, c.Table.Name) && ours(c.Name)
 	})
+}
+
+// usesLegacy reports whether anybody has rules or chains in a table of iptables-legacy.
+func (s *seen) usesLegacy() bool {
+	for _, l := range s.legacy {
+		for _, t := range l.tables {
+			if t.rules {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // nativeTable reports whether our native table is there.

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"math/bits"
 	"os"
-	"slices"
 	"strings"
 	"unsafe"
 
@@ -17,69 +16,48 @@ import (
 // legacyTables looks at the tables of iptables-legacy through the kernel's own interface, because starting
 // iptables-legacy-save makes tables that were not there, and does not work at all without root.
 //
-// It returns the chains of ours per table, and whether the tables hold any rule or chain beyond the built-in ones. Tables
-// that nobody has used yet are not brought to life.
-func legacyTables(fam Family) (oursIn []string, anyRules bool, err error) {
+// Tables that nobody has used yet are left out, and not brought to life where their list can be read.
+func legacyTables(fam Family) (map[string]legacyTable, error) {
 	names, err := legacyTableNames(fam)
 	if err != nil || len(names) == 0 {
-		return nil, false, err
+		return nil, err
 	}
 	fd, err := unix.Socket(legacyDomain(fam), unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
 	if err != nil {
-		return nil, false, fmt.Errorf("open a raw socket to read the tables of iptables-legacy (needs CAP_NET_RAW): %w", err)
+		return nil, kernelError("open a raw socket to read the tables of iptables-legacy", err)
 	}
 	defer unix.Close(fd)
+	tables := map[string]legacyTable{}
 	for _, name := range names {
 		table, err := readLegacyTable(fd, fam, name)
 		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOPROTOOPT) {
 			continue
 		}
 		if err != nil {
-			return nil, false, fmt.Errorf("read %s table %s of iptables-legacy: %w", fam, name, err)
+			return nil, kernelError(fmt.Sprintf("read %s table %s of iptables-legacy", fam, name), err)
 		}
-		anyRules = anyRules || table.rules
-		if slices.ContainsFunc(table.chains, ours) {
-			oursIn = append(oursIn, name)
-		}
+		tables[name] = table
 	}
-	return oursIn, anyRules, nil
+	return tables, nil
 }
 
-// legacyTableNames lists the tables that exist in this network namespace. Without root the list cannot be read: then the
-// tables whose modules are loaded are taken, in which looking changes nothing.
+// legacyTableNames lists the tables that exist in this network namespace. Only root can read the list: for others all are
+// to be tried, which brings a table to life that is built into the kernel, but loads no module.
 func legacyTableNames(fam Family) ([]string, error) {
-	file, module := "/proc/net/ip_tables_names", "iptable_"
+	name := "ip_tables_names"
 	if fam == IPv6 {
-		file, module = "/proc/net/ip6_tables_names", "ip6table_"
+		name = "ip6_tables_names"
 	}
-	if file, err := threadFile(file); err == nil {
-		b, err := os.ReadFile(file)
-		if err == nil {
-			return strings.Fields(string(b)), nil
-		}
-		if errors.Is(err, os.ErrNotExist) {
-			return nil, nil
-		}
-		if !errors.Is(err, os.ErrPermission) {
-			return nil, fmt.Errorf("list the tables of iptables-legacy: %w", err)
-		}
+	b, err := os.ReadFile(fmt.Sprintf("/proc/self/task/%d/net/%s", unix.Gettid(), name)) // of this thread's namespace
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return nil, nil
+	case errors.Is(err, os.ErrPermission):
+		return []string{"filter", "nat", "mangle", "raw"}, nil
+	case err != nil:
+		return nil, fmt.Errorf("list the tables of iptables-legacy: %w", err)
 	}
-	var names []string
-	for _, name := range []string{"filter", "nat", "mangle", "raw"} {
-		if _, err := os.Stat("/sys/module/" + module + name + "/initstate"); err == nil {
-			names = append(names, name)
-		}
-	}
-	return names, nil
-}
-
-// threadFile turns /proc/net/X into the one of the calling thread, whose network namespace may differ from the process's.
-func threadFile(path string) (string, error) {
-	rest, ok := strings.CutPrefix(path, "/proc/net/")
-	if !ok {
-		return "", fmt.Errorf("not below /proc/net: %s", path)
-	}
-	return fmt.Sprintf("/proc/self/task/%d/net/%s", unix.Gettid(), rest), nil
+	return strings.Fields(string(b)), nil
 }
 
 // Socket options of ip_tables (include/uapi/linux/netfilter_ipv4/ip_tables.h; the same numbers for IPv6).
@@ -87,6 +65,9 @@ const (
 	soGetInfo    = 64
 	soGetEntries = 65
 )
+
+// entriesHead is the length of struct ipt_get_entries before its entries: name[32], size, padding.
+const entriesHead = 40
 
 func legacyDomain(fam Family) int {
 	if fam == IPv6 {
@@ -107,6 +88,12 @@ func readLegacyTable(fd int, fam Family, name string) (legacyTable, error) {
 	if fam == IPv6 {
 		level = unix.SOL_IPV6
 	}
+	// Asking for entries of the wrong size tells whether the table is there; asking for its size would load its module.
+	probe := make([]byte, entriesHead)
+	copy(probe[:31], name)
+	if err := getsockopt(fd, level, soGetEntries, probe); err != nil && !errors.Is(err, unix.EAGAIN) {
+		return legacyTable{}, err
+	}
 	// struct ipt_getinfo: name[32], valid_hooks, hook_entry[5], underflow[5], num_entries, size
 	info := make([]byte, 84)
 	copy(info[:31], name)
@@ -119,9 +106,7 @@ func readLegacyTable(fd int, fam Family, name string) (legacyTable, error) {
 	if int(entries) <= bits.OnesCount32(hooks)+1 {
 		return legacyTable{}, nil // a policy per hook and the end mark
 	}
-	// struct ipt_get_entries: name[32], size, padding, entries
-	const head = 40
-	blob := make([]byte, head+int(size))
+	blob := make([]byte, entriesHead+int(size))
 	copy(blob[:31], name)
 	binary.NativeEndian.PutUint32(blob[32:], size)
 	if err := getsockopt(fd, level, soGetEntries, blob); err != nil {
@@ -130,7 +115,7 @@ func readLegacyTable(fd int, fam Family, name string) (legacyTable, error) {
 		}
 		return legacyTable{}, err
 	}
-	return legacyTable{chains: legacyChains(blob[head:], fam), rules: true}, nil
+	return legacyTable{chains: legacyChains(blob[entriesHead:], fam), rules: true}, nil
 }
 
 func getsockopt(fd, level, opt int, buf []byte) error {

@@ -107,10 +107,7 @@ func (x *xtables) counters(ctx context.Context, s *seen) (Counters, error) {
 			return c, err
 		}
 		for _, table := range ourTables {
-			if x.flavour == BackendLegacy && !slices.Contains(s.legacy[fam].ours, table) {
-				continue
-			}
-			if x.flavour == BackendNFT && !slices.Contains(s.tables(x.flavour, fam), table) {
+			if !slices.Contains(s.tables(x.flavour, fam), table) {
 				continue
 			}
 			out, err := x.host.run(ctx, "", save, "-c", "-t", table)

@@ -59,16 +59,14 @@ func (x *xtables) read(ctx context.Context, fam Family) (state, error) {
 	}
 	runs := [][]string{{save}}
 	if x.flavour == BackendLegacy {
-		names, err := legacyTableNames(fam)
+		tables, err := legacyTables(fam)
 		if err != nil {
 			return nil, err
 		}
 		runs = runs[:0]
 		for _, name := range ourTables {
-			for _, have := range names {
-				if name == have {
-					runs = append(runs, []string{save, "-t", name})
-				}
+			if tables[name].rules {
+				runs = append(runs, []string{save, "-t", name})
 			}
 		}
 	}
