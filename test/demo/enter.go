@@ -24,7 +24,7 @@ const (
 
 // enter starts the program again in namespaces of its own and waits for it. As root those are network, mount, host name
 // and IPC; anybody else needs a user namespace with several ids first.
-func enter(ctx context.Context, binary string, verbose bool) error {
+func enter(ctx context.Context, binary string, verbose bool, stdout, stderr io.Writer) error {
 	wingman, err := filepath.Abs(binary)
 	if err != nil {
 		return err
@@ -32,10 +32,11 @@ func enter(ctx context.Context, binary string, verbose bool) error {
 	if _, err := os.Stat(wingman); err != nil {
 		return fmt.Errorf("the daemon is not built: %w: make build", err)
 	}
-	if err := needIptables(ctx); err != nil {
+	if err := needIptables(ctx, stdout); err != nil {
 		return err
 	}
-	place, err := os.MkdirTemp("", "wingman-demo-")
+	// Not $TMPDIR: other users must get there, and the path of a socket is short (unix(7)).
+	place, err := os.MkdirTemp("/tmp", "wingman-demo-")
 	if err != nil {
 		return err
 	}
@@ -51,7 +52,7 @@ func enter(ctx context.Context, binary string, verbose bool) error {
 	defer gate.Close()
 	defer open.Close()
 	cmd := exec.CommandContext(ctx, self, roleWait, place, wingman, strconv.FormatBool(verbose))
-	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd.Stdout, cmd.Stderr = stdout, stderr
 	cmd.ExtraFiles = []*os.File{gate}
 	// A polite end lets the story print why; what is left of it then dies with its parent.
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"strings"
@@ -50,7 +51,7 @@ func chooseInstaller(have func(program string) bool, root bool) ([]string, error
 }
 
 // needIptables installs iptables if it is missing and this is root.
-func needIptables(ctx context.Context) error {
+func needIptables(ctx context.Context, out io.Writer) error {
 	have := func(program string) bool {
 		_, err := exec.LookPath(program)
 		return err == nil
@@ -59,7 +60,7 @@ func needIptables(ctx context.Context) error {
 	if err != nil || command == nil {
 		return err
 	}
-	fmt.Printf("iptables is missing: %s\n", strings.Join(command, " "))
+	fmt.Fprintf(out, "iptables is missing: %s\n", strings.Join(command, " "))
 	if out, err := exec.CommandContext(ctx, command[0], command[1:]...).CombinedOutput(); err != nil {
 		return fmt.Errorf("%s: %w: %s", strings.Join(command, " "), err, strings.TrimSpace(string(out)))
 	}

@@ -142,7 +142,6 @@ func (m *machine) plug() error {
 // process is a program on the machine.
 type process struct {
 	cmd   *exec.Cmd
-	begun chan struct{} // closed once it was started
 	ended chan struct{} // closed once it has ended
 	err   error         // of Wait; valid after ended
 }

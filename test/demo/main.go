@@ -66,5 +66,9 @@ func run(ctx context.Context, args []string) error {
 		}
 		return err
 	}
-	return enter(ctx, *binary, *verbose)
+	// An ordinary user's path often lacks the folders of iptables.
+	if err := os.Setenv("PATH", os.Getenv("PATH")+":/usr/local/sbin:/usr/sbin:/sbin"); err != nil {
+		return err
+	}
+	return enter(ctx, *binary, *verbose, os.Stdout, os.Stderr)
 }
