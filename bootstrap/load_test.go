@@ -193,9 +193,9 @@ func TestLoadTellsEveryProblem(t *testing.T) {
 			`error: /etc/wingman/wingman.yaml:1: rules.loopbackCIDR: found "127.0.0.1/7", expected an IPv4 loopback CIDR from 127.0.0.0/8 to 127.0.0.1/32`}},
 		{"both families without dual stack", map[string]string{sidecarEnv: "ISTIO_SERVICE_EXCLUDE_CIDR=10.0.0.0/8,fd00::/8\n"}, []string{
 			"warning: /var/lib/istio/envoy/sidecar.env:1: ISTIO_SERVICE_EXCLUDE_CIDR: found CIDRs of both families without dualStack, expected those of one (only this machine's own family gets rules; set dualStack for both)"}},
-		{"durations that make no sense", map[string]string{sidecarEnv: "SECRET_TTL='12 hours'\nDNS_FORWARD_TIMEOUT=-5s\n", wingmanYAML: "identity:\n  ttl: 24\nenvoy:\n  drainDuration: 10d\n"}, []string{
+		{"durations that make no sense", map[string]string{sidecarEnv: "SECRET_TTL='12 hours'\nDNS_FORWARD_TIMEOUT=-5s\n", wingmanYAML: "identity:\n  ttl: 24\nenvoy:\n  drainDuration: 1.5s\n"}, []string{
 			`error: /etc/wingman/wingman.yaml:2: identity.ttl: found "24", expected a duration from 5s to 87600h (a number with its unit, as 500ms, 20s or 12h)`,
-			`error: /etc/wingman/wingman.yaml:4: envoy.drainDuration: found "10d", expected a duration from 1s to 1h (a number with its unit, as 500ms, 20s or 12h)`,
+			`error: /etc/wingman/wingman.yaml:4: envoy.drainDuration: found "1.5s", expected a duration of whole seconds from 1s to 1h (a number with its unit, as 500ms, 20s or 12h)`,
 			`error: /var/lib/istio/envoy/sidecar.env:2: DNS_FORWARD_TIMEOUT: found "-5s", expected a duration from 10ms to 1m (a number with its unit, as 500ms, 20s or 12h)`}},
 		{"ratios that never renew", map[string]string{sidecarEnv: "SECRET_GRACE_PERIOD_RATIO=0.99\nSECRET_GRACE_PERIOD_RATIO_JITTER=0.2\n"}, []string{
 			`error: /var/lib/istio/envoy/sidecar.env:2: SECRET_GRACE_PERIOD_RATIO_JITTER: found "0.2", expected less than graceRatio, and less than what is left of it to 1`}},

@@ -61,6 +61,7 @@ func (c *Config) Node(f NodeFacts) Node {
 	if _, chosen := labels[tlsModeLabel]; !f.Envoy || !c.capturesInbound() && !chosen {
 		labels[tlsModeLabel] = "disabled"
 	}
+	flat := maps.Clone(labels) // as the file has them
 	locality, sanitized := localityOf(labels)
 	if sanitized != "" {
 		labels[localityLabel] = sanitized
@@ -69,7 +70,7 @@ func (c *Config) Node(f NodeFacts) Node {
 		ID:       strings.Join([]string{"sidecar", first, instance + "." + c.Namespace, c.Namespace + "." + c.Domain}, "~"),
 		Cluster:  c.cluster(),
 		Locality: locality,
-		Metadata: c.metadata(instance, ips, labels),
+		Metadata: c.metadata(instance, ips, labels, flat),
 	}
 }
 
@@ -98,8 +99,8 @@ func (c *Config) cluster() string {
 }
 
 // metadata merges, strongest first: what the settings say, ISTIO_META_* variables, and the members of ISTIO_METAJSON_* objects
-// (labels stand there a second time, flat).
-func (c *Config) metadata(instance string, ips []string, labels map[string]string) map[string]any {
+// (the labels of flat stand there a second time).
+func (c *Config) metadata(instance string, ips []string, labels, flat map[string]string) map[string]any {
 	out := map[string]any{}
 	names := slices.Sorted(maps.Keys(c.env))
 	for _, name := range names {
@@ -117,7 +118,7 @@ func (c *Config) metadata(instance string, ips []string, labels map[string]strin
 			}
 		}
 	}
-	for k, v := range labels {
+	for k, v := range flat {
 		if _, typed := typedMetadata[k]; !typed {
 			out[k] = v
 		}

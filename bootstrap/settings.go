@@ -284,7 +284,7 @@ var settings = []setting{
 		reader: one(anyText, func(c *Config) *string { return &c.Envoy.ComponentLogLevel })},
 	{key: "envoy.drainDuration", mesh: "drainDuration", def: "45s",
 		doc:    "Time over which a draining Envoy closes connections.",
-		reader: one(duration(time.Second, time.Hour), func(c *Config) *time.Duration { return &c.Envoy.DrainDuration })},
+		reader: one(wholeSeconds(time.Second, time.Hour), func(c *Config) *time.Duration { return &c.Envoy.DrainDuration })},
 	{key: "envoy.terminationDrain", mesh: "terminationDrainDuration", def: "5s",
 		doc:    "Time that connections have to end when Envoy is stopped.",
 		reader: one(duration(0, time.Hour), func(c *Config) *time.Duration { return &c.Envoy.TerminationDrain })},

@@ -125,6 +125,18 @@ func duration(min, max time.Duration) kind[time.Duration] {
 	}
 }
 
+// wholeSeconds is a duration without a fraction of a second, as Envoy's --drain-time-s takes it.
+func wholeSeconds(min, max time.Duration) kind[time.Duration] {
+	k := duration(min, max)
+	parse := k.parse
+	k.expected = strings.Replace(k.expected, "a duration", "a duration of whole seconds", 1)
+	k.parse = func(s string) (time.Duration, bool) {
+		d, ok := parse(s)
+		return d, ok && d%time.Second == 0
+	}
+	return k
+}
+
 // short writes a duration without zero parts: 12h instead of 12h0m0s.
 func short(d time.Duration) string {
 	s := d.String()
