@@ -13,7 +13,6 @@ import (
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
@@ -212,7 +211,7 @@ func (c *Client) attempt(ctx context.Context, up func()) (err error) {
 		}),
 		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: connectTimeout}),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(math.MaxInt32)),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(math.MaxInt32), grpc.ForceCodecV2(codec{})),
 		grpc.WithNoProxy(),
 	)
 	if err != nil {
@@ -233,7 +232,7 @@ func (c *Client) attempt(ctx context.Context, up func()) (err error) {
 	streamCtx, cancel := context.WithCancel(metadata.NewOutgoingContext(context.WithoutCancel(ctx), md))
 	defer cancel()
 	stopConnecting := context.AfterFunc(ctx, cancel)
-	w, err := c.open(streamCtx, discoveryv3.NewAggregatedDiscoveryServiceClient(conn))
+	w, err := c.open(streamCtx, conn)
 	if err == nil {
 		stopConnecting()
 		err = c.serve(ctx, w, node, up)
@@ -247,13 +246,13 @@ func (c *Client) attempt(ctx context.Context, up func()) (err error) {
 	return explain(err, c.cfg.Address, facts)
 }
 
-func (c *Client) open(ctx context.Context, ads discoveryv3.AggregatedDiscoveryServiceClient) (wire, error) {
+func (c *Client) open(ctx context.Context, conn *grpc.ClientConn) (wire, error) {
+	method := sotwMethod
 	if c.cfg.Delta {
-		s, err := ads.DeltaAggregatedResources(ctx)
-		return deltaWire{s}, err
+		method = deltaMethod
 	}
-	s, err := ads.StreamAggregatedResources(ctx)
-	return sotwWire{s}, err
+	s, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, method)
+	return wire{stream: s, delta: c.cfg.Delta}, err
 }
 
 func (c *Client) setPhase(p Phase, cause error) {

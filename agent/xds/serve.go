@@ -9,19 +9,20 @@ import (
 
 // serve speaks on one stream until it ends or ctx does (nil then). up is called once, when istiod answers.
 func (c *Client) serve(ctx context.Context, w wire, node *corev3.Node, up func()) error {
-	pushes, ended := make(chan Push), make(chan error, 1)
+	answers, ended := make(chan answer), make(chan error, 1)
 	done := make(chan struct{})
 	defer close(done)
 	go func() {
 		for {
-			p, err := w.recv()
+			a, err := w.recv()
 			if err != nil {
 				ended <- err
 				return
 			}
 			select {
-			case pushes <- p:
+			case answers <- a:
 			case <-done:
+				a.frame.free()
 				return
 			}
 		}
@@ -30,7 +31,8 @@ func (c *Client) serve(ctx context.Context, w wire, node *corev3.Node, up func()
 	cause := func() error {
 		for {
 			select {
-			case <-pushes:
+			case a := <-answers:
+				a.frame.free()
 			case err := <-ended:
 				return err
 			}
@@ -38,11 +40,11 @@ func (c *Client) serve(ctx context.Context, w wire, node *corev3.Node, up func()
 	}
 
 	for i, s := range c.cfg.Subscriptions {
-		n := node
-		if i > 0 {
-			n = nil
+		r := request{typeURL: s.TypeURL}
+		if i == 0 {
+			r.node = node
 		}
-		if w.subscribe(n, s.TypeURL) != nil {
+		if w.send(r) != nil {
 			return cause()
 		}
 	}
@@ -57,17 +59,17 @@ func (c *Client) serve(ctx context.Context, w wire, node *corev3.Node, up func()
 	for answered := false; ; {
 		select {
 		case <-ctx.Done():
-			c.goodbye(w, pushes, ended)
+			c.goodbye(w, answers, ended)
 			return nil
 		case err := <-ended:
 			return err
-		case p := <-pushes:
+		case a := <-answers:
 			if !answered {
 				answered, news = true, c.health.news
 				c.setAnswered()
 				up()
 			}
-			if c.take(w, p) != nil {
+			if c.take(w, a) != nil {
 				return cause()
 			}
 		case <-patience.C:
@@ -86,7 +88,7 @@ func (c *Client) tellHealth(w wire) error {
 	if !due {
 		return nil
 	}
-	if err := w.health(h); err != nil {
+	if err := w.send(request{typeURL: TypeHealth, detail: verdict(h)}); err != nil {
 		return err
 	}
 	c.health.done(count)
@@ -96,24 +98,29 @@ func (c *Client) tellHealth(w wire) error {
 }
 
 // take hands a push to its handler and answers it. Its error is a failed send.
-func (c *Client) take(w wire, p Push) error {
-	handle := c.handler(p.TypeURL)
+func (c *Client) take(w wire, a answer) error {
+	defer a.frame.free()
+	handle := c.handler(a.typeURL)
 	if handle == nil {
 		// Never asked for: an answer of ours would be for a type that istiod does not watch on this stream.
-		c.log.Debug("push of a type nobody asked for", "type", p.TypeURL)
+		c.log.Debug("push of a type nobody asked for", "type", a.typeURL)
 		return nil
 	}
-	began, name := time.Now(), shortType(p.TypeURL)
-	if err := handle(p); err != nil {
-		inUse := c.refused(p.TypeURL, err)
-		c.metrics.pushes.WithLabelValues(name, "nack").Inc()
-		c.log.Warn("push refused; what was in use stays", "type", name, "version", p.Version, "cause", err)
-		return w.nack(p, inUse, err)
+	began, name := time.Now(), shortType(a.typeURL)
+	p, err := w.push(a)
+	if err == nil {
+		err = handle(p)
 	}
-	c.accepted(p.TypeURL, p.Version)
+	if err != nil {
+		inUse := c.refused(a.typeURL, err)
+		c.metrics.pushes.WithLabelValues(name, "nack").Inc()
+		c.log.Warn("push refused; what was in use stays", "type", name, "version", a.version, "cause", err)
+		return w.send(request{typeURL: a.typeURL, version: inUse, nonce: a.nonce, detail: refusal(err)})
+	}
+	c.accepted(a.typeURL, a.version)
 	c.metrics.pushes.WithLabelValues(name, "ack").Inc()
-	c.log.Debug("push taken in", "type", name, "version", p.Version, "resources", len(p.Resources), "seconds", time.Since(began).Seconds())
-	return w.ack(p)
+	c.log.Debug("push taken in", "type", name, "version", a.version, "resources", len(p.Resources), "seconds", time.Since(began).Seconds())
+	return w.send(request{typeURL: a.typeURL, version: a.version, nonce: a.nonce})
 }
 
 func (c *Client) handler(typeURL string) func(Push) error {
@@ -127,7 +134,7 @@ func (c *Client) handler(typeURL string) func(Push) error {
 
 // goodbye sends a verdict still due, ends our side and gives istiod a moment to read it all. Only then may the connection go:
 // closing it at once throws away what is still in the send buffer.
-func (c *Client) goodbye(w wire, pushes <-chan Push, ended <-chan error) {
+func (c *Client) goodbye(w wire, answers <-chan answer, ended <-chan error) {
 	if c.tellHealth(w) != nil || w.closeSend() != nil {
 		return
 	}
@@ -135,7 +142,8 @@ func (c *Client) goodbye(w wire, pushes <-chan Push, ended <-chan error) {
 	defer limit.Stop()
 	for {
 		select {
-		case <-pushes: // too late to matter
+		case a := <-answers: // too late to matter
+			a.frame.free()
 		case <-ended:
 			return
 		case <-limit.C:

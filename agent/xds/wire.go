@@ -1,9 +1,13 @@
 package xds
 
 import (
-	"google.golang.org/protobuf/types/known/anypb"
-
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	statuspb "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
 )
 
 // Type URLs that the agent itself subscribes to or sends; Envoy never sees them.
@@ -32,15 +36,104 @@ type Health struct {
 	Reason  string // for people; may be empty
 }
 
-// A wire is one stream in either variant of the protocol. Its senders must not be called at the same time; recv may run beside them.
-type wire interface {
-	// subscribe asks for a type. node is set on the first request of a stream only: istiod freezes it there.
-	subscribe(node *corev3.Node, typeURL string) error
-	ack(p Push) error
-	// nack refuses p and names the version that stays in use.
-	nack(p Push, inUse string, reason error) error
-	health(h Health) error
-	recv() (Push, error)
-	// closeSend tells istiod that nothing more comes; it answers by ending the stream once everything sent was handled.
-	closeSend() error
+// The two variants of the protocol, as gRPC calls them.
+const (
+	deltaMethod = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
+	sotwMethod  = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources"
+)
+
+// A wire is one stream to istiod in either variant. Its senders must not be called at the same time; recv may run beside them.
+type wire struct {
+	stream grpc.ClientStream
+	delta  bool
+}
+
+// answer is a frame of istiod with its header.
+type answer struct {
+	header
+	frame *frame
+}
+
+func (w wire) recv() (answer, error) {
+	f := &frame{}
+	if err := w.stream.RecvMsg(f); err != nil {
+		return answer{}, err
+	}
+	l := sotwResponse
+	if w.delta {
+		l = deltaResponse
+	}
+	h, err := f.header(l)
+	if err != nil {
+		f.free()
+		return answer{}, err
+	}
+	return answer{header: h, frame: f}, nil
+}
+
+// push decodes an answer of a type that the agent owns.
+func (w wire) push(a answer) (Push, error) {
+	p := Push{TypeURL: a.typeURL, Version: a.version, Nonce: a.nonce}
+	if !w.delta {
+		var r discoveryv3.DiscoveryResponse
+		if err := a.frame.decode(&r); err != nil {
+			return p, err
+		}
+		p.Resources = r.GetResources()
+		return p, nil
+	}
+	var r discoveryv3.DeltaDiscoveryResponse
+	if err := a.frame.decode(&r); err != nil {
+		return p, err
+	}
+	for _, res := range r.GetResources() {
+		p.Resources = append(p.Resources, res.GetResource())
+	}
+	return p, nil
+}
+
+// request is what the agent itself sends, in terms of both variants.
+type request struct {
+	node    *corev3.Node // on the first request of a stream only: istiod freezes it there
+	typeURL string
+	version string // state of the world only: the version in use
+	nonce   string
+	detail  *statuspb.Status
+}
+
+func (w wire) send(r request) error {
+	var m proto.Message
+	if w.delta {
+		// No resource names: a wildcard subscription, which is how istiod serves the NameTable.
+		m = &discoveryv3.DeltaDiscoveryRequest{Node: r.node, TypeUrl: r.typeURL, ResponseNonce: r.nonce, ErrorDetail: r.detail}
+	} else {
+		m = &discoveryv3.DiscoveryRequest{Node: r.node, TypeUrl: r.typeURL, VersionInfo: r.version, ResponseNonce: r.nonce, ErrorDetail: r.detail}
+	}
+	f, err := frameOf(m)
+	if err != nil {
+		return err
+	}
+	return w.pass(f)
+}
+
+// pass sends a frame as it is, and frees it.
+func (w wire) pass(f *frame) error {
+	defer f.free()
+	return w.stream.SendMsg(f)
+}
+
+// closeSend tells istiod that nothing more comes; it answers by ending the stream once everything sent was handled.
+func (w wire) closeSend() error { return w.stream.CloseSend() }
+
+// refusal is the error detail of a NACK.
+func refusal(reason error) *statuspb.Status {
+	return &statuspb.Status{Code: int32(codes.InvalidArgument), Message: reason.Error()}
+}
+
+// verdict is the error detail of a health report; nil means healthy.
+func verdict(h Health) *statuspb.Status {
+	if h.Healthy {
+		return nil
+	}
+	return &statuspb.Status{Code: unhealthyCode, Message: h.Reason}
 }

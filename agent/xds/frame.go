@@ -1,0 +1,203 @@
+package xds
+
+import (
+	"errors"
+	"fmt"
+
+	"google.golang.org/grpc/encoding"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+)
+
+// A frame is one xDS message as it is on the wire. Envoy's go through the agent like this: a push of many megabytes is never decoded,
+// and never copied into one piece.
+type frame struct{ data mem.BufferSlice }
+
+// codec hands frames through gRPC untouched. It must be forced on calls and servers (ForceCodecV2).
+type codec struct{}
+
+var _ encoding.CodecV2 = codec{}
+
+// Name is part of the content type; the peer must believe what it has always believed.
+func (codec) Name() string { return "proto" }
+
+// Marshal gives gRPC a reference; the frame keeps its own.
+func (codec) Marshal(v any) (mem.BufferSlice, error) {
+	f, ok := v.(*frame)
+	if !ok {
+		return nil, fmt.Errorf("xds codec: cannot send a %T", v)
+	}
+	f.data.Ref()
+	return f.data, nil
+}
+
+// Unmarshal takes a reference; free gives it back.
+func (codec) Unmarshal(data mem.BufferSlice, v any) error {
+	f, ok := v.(*frame)
+	if !ok {
+		return fmt.Errorf("xds codec: cannot receive a %T", v)
+	}
+	data.Ref()
+	f.data = data
+	return nil
+}
+
+// free gives the frame's memory back. It must not be used afterwards.
+func (f *frame) free() {
+	f.data.Free()
+	f.data = nil
+}
+
+// frameOf encodes one of the agent's own messages.
+func frameOf(m proto.Message) (*frame, error) {
+	b, err := proto.Marshal(m)
+	if err != nil {
+		return nil, err
+	}
+	return &frame{data: mem.BufferSlice{mem.SliceBuffer(b)}}, nil
+}
+
+// decode is the inverse of frameOf, for the types that the agent owns.
+func (f *frame) decode(m proto.Message) error { return proto.Unmarshal(f.data.Materialize(), m) }
+
+// header is what the agent reads of a frame: enough to know whose it is.
+type header struct {
+	typeURL string
+	version string // of a response, or the one that a request acknowledges (state of the world only)
+	nonce   string
+	node    bool // a request names its node
+	refusal bool // a request has an error detail: a NACK, or a report of bad health
+}
+
+// layout says which field of a message holds what; 0 means that it has no such field.
+type layout struct{ typeURL, version, nonce, node, errorDetail protowire.Number }
+
+// Field numbers of envoy/service/discovery/v3/discovery.proto.
+var (
+	sotwRequest   = layout{typeURL: 4, version: 1, nonce: 5, node: 2, errorDetail: 6}
+	sotwResponse  = layout{typeURL: 4, version: 1, nonce: 5}
+	deltaRequest  = layout{typeURL: 2, nonce: 6, node: 1, errorDetail: 7}
+	deltaResponse = layout{typeURL: 4, version: 1, nonce: 5}
+)
+
+// maxHeaderField bounds the fields that are read: type URLs, versions and nonces are short.
+const maxHeaderField = 4 << 10
+
+var errFrame = errors.New("not an xDS message")
+
+// header reads f by its layout, passing over everything else. The last of repeated fields counts, as in protobuf.
+func (f *frame) header(l layout) (h header, err error) {
+	c := cursor{rest: f.data}
+	for c.more() {
+		tag, err := c.varint()
+		if err != nil {
+			return header{}, err
+		}
+		num, typ := protowire.DecodeTag(tag)
+		if num < protowire.MinValidNumber {
+			return header{}, fmt.Errorf("%w: field number %d", errFrame, num)
+		}
+		switch typ {
+		case protowire.VarintType:
+			if _, err := c.varint(); err != nil {
+				return header{}, err
+			}
+		case protowire.Fixed32Type, protowire.Fixed64Type:
+			if err := c.skip(map[protowire.Type]int{protowire.Fixed32Type: 4, protowire.Fixed64Type: 8}[typ]); err != nil {
+				return header{}, err
+			}
+		case protowire.BytesType:
+			n, err := c.varint()
+			if err != nil {
+				return header{}, err
+			}
+			if n > uint64(c.left()) {
+				return header{}, fmt.Errorf("%w: a field of %d bytes where %d are left", errFrame, n, c.left())
+			}
+			var text *string
+			switch num {
+			case l.typeURL:
+				text = &h.typeURL
+			case l.version:
+				text = &h.version
+			case l.nonce:
+				text = &h.nonce
+			case l.node:
+				h.node = true
+			case l.errorDetail:
+				h.refusal = true
+			}
+			if text == nil {
+				err = c.skip(int(n))
+			} else if n > maxHeaderField {
+				err = fmt.Errorf("%w: %d bytes in field %d", errFrame, n, num)
+			} else {
+				*text, err = c.text(int(n))
+			}
+			if err != nil {
+				return header{}, err
+			}
+		default:
+			return header{}, fmt.Errorf("%w: wire type %d", errFrame, typ)
+		}
+	}
+	return h, nil
+}
+
+// cursor reads through the pieces of a frame.
+type cursor struct {
+	rest mem.BufferSlice
+	at   int // position in rest[0]
+}
+
+// more reports whether anything is left, stepping over empty pieces.
+func (c *cursor) more() bool {
+	for len(c.rest) > 0 && c.at >= c.rest[0].Len() {
+		c.rest, c.at = c.rest[1:], 0
+	}
+	return len(c.rest) > 0
+}
+
+func (c *cursor) left() int { return c.rest.Len() - c.at }
+
+func (c *cursor) varint() (v uint64, err error) {
+	for shift := 0; shift < 64; shift += 7 {
+		if !c.more() {
+			return 0, fmt.Errorf("%w: ends in a number", errFrame)
+		}
+		b := c.rest[0].ReadOnlyData()[c.at]
+		c.at++
+		v |= uint64(b&0x7f) << shift
+		if b < 0x80 {
+			return v, nil
+		}
+	}
+	return 0, fmt.Errorf("%w: a number of more than 64 bits", errFrame)
+}
+
+func (c *cursor) skip(n int) error {
+	for n > 0 {
+		if !c.more() {
+			return fmt.Errorf("%w: ends in a field", errFrame)
+		}
+		step := min(n, c.rest[0].Len()-c.at)
+		c.at += step
+		n -= step
+	}
+	return nil
+}
+
+func (c *cursor) text(n int) (string, error) {
+	b := make([]byte, 0, n)
+	for n > 0 {
+		if !c.more() {
+			return "", fmt.Errorf("%w: ends in a field", errFrame)
+		}
+		step := min(n, c.rest[0].Len()-c.at)
+		b = append(b, c.rest[0].ReadOnlyData()[c.at:c.at+step]...)
+		c.at += step
+		n -= step
+	}
+	return string(b), nil
+}
