@@ -100,20 +100,26 @@ func (r *runner) readRootFile(now time.Time) (news bool) {
 	return true
 }
 
+// throughOurLink reports whether the root file is our own link, so that its content was written into the store.
+func (r *runner) throughOurLink() bool {
+	link := filepath.Join(r.cfg.OutputDir, rootFile)
+	return r.cfg.OutputDir != "" && sameFile(link, r.cfg.RootFile) && resolved(link) == resolved(r.store.path(currentLink, rootFile))
+}
+
 // keepWritten keeps a root that was written through our link where a wiped store does not take it along, and lets the link lead
 // to our own bundle again.
 func (r *runner) keepWritten(data []byte) {
-	link := filepath.Join(r.cfg.OutputDir, rootFile)
-	if r.cfg.OutputDir == "" || !sameFile(link, r.cfg.RootFile) || resolved(link) != resolved(r.store.path(currentLink, rootFile)) {
+	if !r.throughOurLink() {
 		return
 	}
 	r.unsaved = true
-	if err := r.output.keep(link, data); err != nil {
+	if err := r.output.keep(filepath.Join(r.cfg.OutputDir, rootFile), data); err != nil {
 		r.cfg.Log.Warn("copy of the root file not kept", "error", err)
 	}
 }
 
 // rootTrouble says what is wrong with the root file, when it is still so after settleTime: a file is empty while it is copied.
+// What was written through our link is then replaced by our own bundle again, because applications read it there.
 func (r *runner) rootTrouble(err error, seen string, now time.Time) {
 	switch {
 	case seen != r.root.seen:
@@ -121,6 +127,8 @@ func (r *runner) rootTrouble(err error, seen string, now time.Time) {
 	case !r.root.sayAt.IsZero() && !now.Before(r.root.sayAt):
 		r.root.sayAt = time.Time{}
 		r.cfg.Log.Warn("root file cannot be used, earlier roots stay", "error", err, "roots", len(r.roots))
+		r.unsaved = r.unsaved || r.throughOurLink()
+		r.followAt = now // if the file is gone, our link can stand there
 	}
 	r.said.RootProblem = err.Error()
 }

@@ -3,6 +3,8 @@ package identity
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"log/slog"
 	"net"
@@ -28,6 +30,7 @@ type lab struct {
 	stop func()
 	log  *logBook
 
+	disk   disk
 	down   atomic.Bool  // the CA cannot be reached
 	ahead  atomic.Int64 // of the machine's wall clock, nanoseconds
 	events chan struct{}
@@ -41,7 +44,7 @@ func inLab(t *testing.T, f func(t *testing.T, l *lab)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		lis := bufconn.Listen(1 << 20)
-		l := &lab{t: t, ca: newTestCA(t, lis), events: make(chan struct{}, 1), log: &logBook{}}
+		l := &lab{t: t, ca: newTestCA(t, lis), events: make(chan struct{}, 1), log: &logBook{}, disk: systemDisk}
 		l.vm = newMachine(t, l.ca)
 		l.cfg = l.vm.config(l.ca)
 		l.cfg.CAAddress = testServer + ":15012"
@@ -72,6 +75,7 @@ func (l *lab) start() {
 		l.t.Fatal(err)
 	}
 	l.m.now = func() time.Time { return time.Now().Add(time.Duration(l.ahead.Load())) }
+	l.m.disk = l.disk
 	l.m.newWatch = func(*slog.Logger) watch { return testWatch(l.events) }
 	l.stop = run(l.t, l.m)
 	synctest.Wait()
@@ -98,6 +102,15 @@ func (l *lab) mustBe(phase Phase) {
 	if s := l.m.State(); s.Phase != phase {
 		l.t.Fatalf("phase %s, want %s; last error %q", s.Phase, phase, s.LastError)
 	}
+}
+
+// told is what OnChange was called with since the last told.
+func (l *lab) told() []*Certificate {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	told := l.changes
+	l.changes = nil
+	return told
 }
 
 // onDisk is the serial in the output folder; the pair there must match.
@@ -160,4 +173,9 @@ func (b *logBook) mustNotHold(t *testing.T, vm machineDirs) {
 		}
 		return nil
 	})
+}
+
+// verifyPeer asks config what it makes of a server that shows leaf.
+func verifyPeer(config *tls.Config, leaf *x509.Certificate) error {
+	return config.VerifyConnection(tls.ConnectionState{PeerCertificates: []*x509.Certificate{leaf}})
 }

@@ -25,8 +25,11 @@ func TestAMachineJoinsAndRenewsAtHalfTheLifeAsReceived(t *testing.T) {
 			t.Error("renewed before half of the life was over")
 		}
 		l.pass(2 * time.Second)
-		if second := l.m.Current(); second.Serial == first.Serial || l.onDisk() != second.Serial || len(l.changes) != 2 {
-			t.Errorf("after half of the life: in use %s, on disk %s, first %s, told of %d", second.Serial, l.onDisk(), first.Serial, len(l.changes))
+		if second := l.m.Current(); second.Serial == first.Serial || l.onDisk() != second.Serial {
+			t.Errorf("after half of the life: in use %s, on disk %s, first %s", second.Serial, l.onDisk(), first.Serial)
+		}
+		if told := l.told(); len(told) != 2 || told[0].Serial != first.Serial || told[1] != l.m.Current() {
+			t.Errorf("told of %v", told)
 		}
 		// NotBefore is two minutes back: counting from it, half of the life is over before it begins, and this is a hot loop.
 		l.pass(49 * time.Second)
@@ -50,11 +53,11 @@ func TestIdentityOutlivesItsToken(t *testing.T) {
 		l.down.Store(true)
 		l.pass(2 * time.Hour)
 		serial := l.m.Current().Serial
-		l.changes = nil
+		l.told()
 		l.start()
 		within(t, time.Second, l.m.Ready(), "ready without a control plane")
-		if got := l.m.Current(); got.Serial != serial || len(l.changes) != 1 || l.changes[0] != got {
-			t.Errorf("in use %v, told %v; want %s from disk", got, l.changes, serial)
+		if got, told := l.m.Current(), l.told(); got.Serial != serial || len(told) != 1 || told[0] != got {
+			t.Errorf("in use %v, told %v; want %s from disk", got, told, serial)
 		}
 		// Renewal was due; the control plane comes back.
 		l.down.Store(false)

@@ -31,7 +31,7 @@ type output struct {
 
 // ensure puts the three links in place. What stood there before is kept beside it under keptSuffix; a link that is somebody else's
 // is left alone and said. taken is the content of rootPath (the operator's root file, which may be one of the three) that has
-// been taken into the trust bundle: any other content of it is not replaced, it is news. Errors are joined; each link stands alone.
+// been taken into the trust bundle, nil when none was: any other content of it is not replaced, it is news. Errors are joined; each link stands alone.
 func (o output) ensure(rootPath string, taken []byte, now time.Time) error {
 	if err := os.MkdirAll(o.dir, 0o755); err != nil {
 		return fmt.Errorf("certificates do not appear in %s: %w", o.dir, whose(err, filepath.Dir(o.dir)))
@@ -49,7 +49,7 @@ func (o output) ensure(rootPath string, taken []byte, now time.Time) error {
 	root := filepath.Join(o.dir, rootFile)
 	if !sameFile(root, rootPath) {
 		problems = append(problems, o.moveAway(root, now), o.link(root, nil, now))
-	} else if taken != nil {
+	} else if info, err := os.Lstat(root); taken != nil || err != nil || !info.Mode().IsRegular() {
 		problems = append(problems, o.link(root, taken, now))
 	}
 	if err := errors.Join(problems...); err != nil {

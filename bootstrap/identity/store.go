@@ -141,6 +141,9 @@ func (s *store) write(n int, c *Certificate, roots anchors) error {
 		return fmt.Errorf("write meta: %w", err)
 	}
 	folder := s.path(generationsDir, "new-"+strconv.Itoa(n))
+	if err := s.disk.removeAll(folder); err != nil { // of a save that failed, and whose traces could not be removed either
+		return err
+	}
 	if err := s.disk.mkdir(folder); err != nil {
 		return err
 	}
