@@ -188,7 +188,7 @@ func (l *loader) pick(s setting) value {
 	return best
 }
 
-// disagree warns of two variables for one setting in the env files that say different things: the shell would not.
+// disagree warns of two variables of the env files that say different things about one setting; Istio lets one win in silence.
 func (l *loader) disagree(s setting, winner value) {
 	for _, name := range s.istio {
 		v, ok := l.vars[name]
