@@ -11,7 +11,12 @@ import (
 	"wingman/test/mesh/machine"
 )
 
-func TestMain(m *testing.M) { machine.Main(m) }
+func TestMain(m *testing.M) {
+	machine.Main(m, func(string) error {
+		_, err := binaries.Get(context.Background(), os.Stderr)
+		return err
+	})
+}
 
 // startTimeout is for a control plane on a machine that does other things too; alone it takes five seconds.
 const startTimeout = 2 * time.Minute

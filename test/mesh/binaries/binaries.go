@@ -35,6 +35,7 @@ type Set struct {
 
 	CRDs           string // Istio's CustomResourceDefinitions, one YAML stream (manifests/charts/base/files)
 	EnvoyBootstrap string // pilot-agent's template (tools/packaging/common/envoy_bootstrap.json), for ISTIO_BOOTSTRAP
+	StartScript    string // what Istio's package runs on a VM (tools/packaging/common/istio-start.sh)
 	Versions       string // what was built: a line "name version" each
 }
 
@@ -59,7 +60,7 @@ func Get(ctx context.Context, out io.Writer) (Set, error) {
 	defer unlock()
 
 	b := builder{src: src, out: out}
-	istioKey, err := hashOf(src, istioInputs...)
+	istioKey, err := hashOf(src, fmt.Sprintln(layout, runtime.Version(), runtime.GOARCH, targets, istioFiles, linkFlags), istioInputs...)
 	if err != nil {
 		return Set{}, err
 	}
@@ -67,7 +68,7 @@ func Get(ctx context.Context, out io.Writer) (Set, error) {
 	if err != nil {
 		return Set{}, fmt.Errorf("build the control plane: %w", err)
 	}
-	envoyKey, err := hashOf(src, envoyPin)
+	envoyKey, err := hashOf(src, fmt.Sprintln(layout), envoyPin)
 	if err != nil {
 		return Set{}, err
 	}
@@ -83,6 +84,7 @@ func Get(ctx context.Context, out io.Writer) (Set, error) {
 		Envoy:          filepath.Join(envoy, "envoy"),
 		CRDs:           filepath.Join(mesh, "crds.yaml"),
 		EnvoyBootstrap: filepath.Join(mesh, "envoy_bootstrap.json"),
+		StartScript:    filepath.Join(mesh, "istio-start.sh"),
 		Versions:       filepath.Join(mesh, "versions"),
 	}, nil
 }
@@ -112,10 +114,10 @@ func componentsDir(ctx context.Context) (string, error) {
 	return dir, nil
 }
 
-// hashOf names what the given files of src, the tool chain and the build's options make.
-func hashOf(src string, names ...string) (string, error) {
+// hashOf names what the given files of src make in a given way.
+func hashOf(src, way string, names ...string) (string, error) {
 	h := sha256.New()
-	fmt.Fprintln(h, runtime.Version(), runtime.GOARCH, targets, linkFlags, layout)
+	fmt.Fprintln(h, way)
 	for _, name := range names {
 		b, err := os.ReadFile(filepath.Join(src, name))
 		if err != nil {

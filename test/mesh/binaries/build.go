@@ -18,7 +18,7 @@ const (
 	envoyPin    = "envoy.txt"
 
 	// layout changes when what controlPlane or envoy put into a folder does.
-	layout = 1
+	layout = 2
 
 	// linkFlags strip the binaries, and stamp Istio's with the version that a development build of that commit has: an
 	// unstamped pilot-agent tells istiod ISTIO_VERSION "unknown".
@@ -44,6 +44,7 @@ var targets = []struct{ name, pkg, tags string }{
 var istioFiles = []struct{ name, path string }{
 	{"crds.yaml", "manifests/charts/base/files/crd-all.gen.yaml"},
 	{"envoy_bootstrap.json", "tools/packaging/common/envoy_bootstrap.json"},
+	{"istio-start.sh", "tools/packaging/common/istio-start.sh"},
 }
 
 type builder struct {
@@ -111,7 +112,7 @@ func copyFile(to, from string) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(to, b, 0o644)
+	return os.WriteFile(to, b, 0o755)
 }
 
 // unzip writes one member of an archive to a new executable file.
@@ -137,11 +138,14 @@ func unzip(archive, member, to string) (err error) {
 	return nil
 }
 
+// WingmanVar names the environment variable with the path of a daemon that is built already.
+const WingmanVar = "WINGMAN_BIN"
+
 // Wingman returns the daemon under test: $WINGMAN_BIN, or one built into dir from the sources that this module lies in.
 func Wingman(ctx context.Context, out io.Writer, dir string) (string, error) {
-	if path := os.Getenv("WINGMAN_BIN"); path != "" {
+	if path := os.Getenv(WingmanVar); path != "" {
 		if _, err := os.Stat(path); err != nil {
-			return "", fmt.Errorf("find the daemon by WINGMAN_BIN: %w", err)
+			return "", fmt.Errorf("find the daemon by %s: %w", WingmanVar, err)
 		}
 		return path, nil
 	}

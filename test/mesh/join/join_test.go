@@ -8,11 +8,10 @@ import (
 	"time"
 
 	"wingman/test/mesh/kube"
-	"wingman/test/mesh/machine"
 	"wingman/test/mesh/testbed"
 )
 
-func TestMain(m *testing.M) { machine.Main(m) }
+func TestMain(m *testing.M) { testbed.Main(m) }
 
 // shortGrace lets an entry go soon after its last stream; istiod's default is ten seconds.
 var shortGrace = map[string]string{"PILOT_WORKLOAD_ENTRY_GRACE_PERIOD": "2s"}

@@ -28,11 +28,12 @@ const (
 
 // Main is the body of TestMain in packages that use machines. It does not return.
 //
-// With WINGMAN_MESH=1 it starts the test binary again, as root of namespaces of its own (network, mounts, processes), and
+// With WINGMAN_MESH=1 it runs prepare, with a folder that lives as long as the tests, while the network of the host is still in
+// reach: the place to fetch and build what the tests need. Then it starts the test binary again, as root of namespaces of its own (network, mounts, processes), and
 // the tests run there: well-known ports are free, 127.0.0.1 is the control plane's, and when the binary ends, however it
 // ends, the kernel ends every process and interface of the tests with it. Without WINGMAN_MESH=1 the tests run in
 // place, and those that need a mesh skip themselves by Require.
-func Main(m *testing.M) {
+func Main(m *testing.M, prepare ...func(dir string) error) {
 	switch os.Getenv(roleVar) {
 	case roleMachine:
 		if err := hold(); err != nil {
@@ -50,9 +51,9 @@ func Main(m *testing.M) {
 	if os.Getenv(meshVar) != "1" {
 		os.Exit(m.Run())
 	}
-	code, err := again()
+	code, err := again(prepare)
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "run the tests in namespaces of their own (this takes root):", err)
+		fmt.Fprintln(os.Stderr, "run the tests on a real mesh:", err)
 		os.Exit(1)
 	}
 	os.Exit(code)
@@ -87,7 +88,7 @@ func Require(t testing.TB) {
 }
 
 // again runs this test binary with the same arguments in new namespaces and returns its exit status.
-func again() (exitCode int, err error) {
+func again(prepare []func(dir string) error) (exitCode int, err error) {
 	scratch, err := os.MkdirTemp("", "mesh-")
 	if err != nil {
 		return 0, err
@@ -99,6 +100,11 @@ func again() (exitCode int, err error) {
 			_ = os.Remove(scratch) // which fails when it holds something: that stays for a person to look at
 		}
 	}()
+	for _, f := range prepare {
+		if err := f(scratch); err != nil {
+			return 0, err
+		}
+	}
 	runtime.LockOSThread() // the child dies with this thread, which is the process's first and stays
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Args[0] = os.Args[0]
@@ -111,7 +117,7 @@ func again() (exitCode int, err error) {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT)
 	if err := cmd.Start(); err != nil {
-		return 0, err
+		return 0, fmt.Errorf("make namespaces, which takes root: %w", err)
 	}
 	go func() {
 		for s := range signals {

@@ -75,7 +75,7 @@ type Spec struct {
 	Args []string // without the program's name
 	Env  []string // the whole environment, "KEY=value" each
 	Dir  string
-	Log  string // file that gets standard output and error, appended to
+	Log  string // file that gets standard output and error, appended to; it becomes the program's user's
 
 	Credential *syscall.Credential // nil: root
 	Caps       []uintptr           // ambient capabilities (unix.CAP_…)
@@ -100,6 +100,12 @@ func (l *Launcher) Start(s Spec) (*Process, error) {
 		return nil, fmt.Errorf("start %s: %w", s.Path, err)
 	}
 	defer log.Close() // the program has its own descriptor
+	if s.Credential != nil {
+		// Envoy opens /dev/stdout anew for its access log, which on somebody else's file is refused.
+		if err := log.Chown(int(s.Credential.Uid), int(s.Credential.Gid)); err != nil {
+			return nil, fmt.Errorf("start %s: %w", s.Path, err)
+		}
+	}
 
 	cmd := &exec.Cmd{Path: s.Path, Args: append([]string{s.Path}, s.Args...), Env: s.Env, Dir: s.Dir, Stdout: log, Stderr: log}
 	if cmd.Env == nil {

@@ -3,14 +3,16 @@
 // istioinaction, each with its WorkloadGroup, its application and the real wingman.
 //
 // Everything takes a testing.TB and fails it with what it knows: the step, and the end of the logs. A test that uses a Bed
-// must run under machine.Main.
+// must run under Main.
 package testbed
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
@@ -27,6 +29,21 @@ const (
 
 	startTimeout = 2 * time.Minute
 )
+
+// Main is the body of TestMain in packages that use a Bed: machine.Main, with everything that a Bed needs at hand.
+func Main(m *testing.M) {
+	machine.Main(m, func(dir string) error {
+		ctx := context.Background() // go test's own deadline ends what hangs
+		if _, err := binaries.Get(ctx, os.Stderr); err != nil {
+			return err
+		}
+		wingman, err := binaries.Wingman(ctx, os.Stderr, dir)
+		if err != nil {
+			return err
+		}
+		return os.Setenv(binaries.WingmanVar, wingman)
+	})
+}
 
 // Bed is the stage: control plane and resolver. Machines are added by VM.
 type Bed struct {
@@ -65,6 +82,22 @@ func New(t testing.TB, o mesh.Options) *Bed {
 	})
 	b.Resolver = startResolver(t)
 	return b
+}
+
+// machine starts a machine that ends with the test.
+func (b *Bed) machine(t testing.TB, cfg machine.Config) *machine.Machine {
+	t.Helper()
+	cfg.Logs = b.logs
+	m, err := machine.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := m.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return m
 }
 
 // Apply makes or changes objects in the cluster.
@@ -150,6 +183,18 @@ func (b *Bed) WatchEntries(t testing.TB, namespace string, bad func([]kube.Objec
 			t.Fatal(r.err)
 		}
 		return r.seen, r.err == nil
+	}
+}
+
+// Reject makes every connection from one address to another one fail at once, as a firewall between networks does.
+func (b *Bed) Reject(t testing.TB, from, to netip.Addr) {
+	t.Helper()
+	for _, chain := range []string{"INPUT", "FORWARD"} {
+		cmd := exec.CommandContext(t.Context(), "/usr/sbin/iptables", "-A", chain, "-s", from.String(), "-d", to.String(),
+			"-p", "tcp", "-j", "REJECT", "--reject-with", "tcp-reset")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v: %v: %s", cmd, err, out)
+		}
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -13,8 +14,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"github.com/miekg/dns"
 
 	"wingman/test/mesh/kube"
 	"wingman/test/mesh/machine"
@@ -26,6 +25,8 @@ type Spec struct {
 	Host, Addr       string // host name, address/bits
 	Namespace, Group string // of its WorkloadGroup
 	Sidecar          string // content of sidecar.env, the operator's own settings
+	Istiod           string // address that istiod is reached at; empty: the test's side of the cable
+	Envoy            bool   // Envoy and pilot-agent are installed, where Istio's package has them
 }
 
 // VM is one machine and its agent.
@@ -41,22 +42,17 @@ type VM struct {
 // ends with the test.
 func (b *Bed) VM(t testing.TB, s Spec) *VM {
 	t.Helper()
-	m, err := machine.New(machine.Config{
-		Name: s.Host, Addr: netip.MustParsePrefix(s.Addr), Logs: b.logs,
-		Bind: map[string]string{"/usr/local/bin/wingman": b.wingman},
-	})
-	if err != nil {
-		t.Fatal(err)
+	bind := map[string]string{"/usr/local/bin/wingman": b.wingman}
+	if s.Envoy {
+		maps.Copy(bind, b.istioPackage())
 	}
+	m := b.machine(t, machine.Config{Name: s.Host, Addr: netip.MustParsePrefix(s.Addr), Bind: bind})
 	v := &VM{Machine: m, spec: s, bed: b, log: filepath.Join(b.logs, s.Host+".wingman.log")}
 	t.Cleanup(func() {
 		if t.Failed() {
 			if log, err := os.ReadFile(v.log); err == nil {
 				t.Logf("wingman on %s said:\n%s", s.Host, log)
 			}
-		}
-		if err := m.Close(); err != nil {
-			t.Error(err)
 		}
 	})
 	v.install(t)
@@ -80,7 +76,11 @@ func (v *VM) install(t testing.TB) {
 	ctx, cancel := step(t)
 	defer cancel()
 	dir := filepath.Join(v.bed.logs, v.spec.Host+".files")
-	if err := v.bed.Mesh.WorkloadEntryConfigure(ctx, v.spec.Namespace, v.spec.Group, v.Gateway(), dir); err != nil {
+	istiod := v.Gateway()
+	if v.spec.Istiod != "" {
+		istiod = netip.MustParseAddr(v.spec.Istiod)
+	}
+	if err := v.bed.Mesh.WorkloadEntryConfigure(ctx, v.spec.Namespace, v.spec.Group, istiod, dir); err != nil {
 		t.Fatal(err)
 	}
 	for name, path := range classic {
@@ -245,52 +245,6 @@ func (v *VM) AwaitStatus(t testing.TB, what string, ask func(Status) error) (s S
 		return ask(s)
 	})
 	return s
-}
-
-// Lookup asks the machine's resolver, as resolv.conf names it, for an A record, the way an application does: by UDP to port 53
-// of that server. Whether the agent or the server answers is the capture rules' business.
-func (v *VM) Lookup(ctx context.Context, name string) (*dns.Msg, error) {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	c, err := v.Dial(ctx, "udp", netip.AddrPortFrom(v.Gateway(), 53).String())
-	if err != nil {
-		return nil, err
-	}
-	defer c.Close()
-	return exchange(ctx, c, name)
-}
-
-func exchange(ctx context.Context, c net.Conn, name string) (*dns.Msg, error) {
-	if deadline, ok := ctx.Deadline(); ok {
-		if err := c.SetDeadline(deadline); err != nil {
-			return nil, err
-		}
-	}
-	q := new(dns.Msg).SetQuestion(dns.Fqdn(name), dns.TypeA)
-	conn := dns.Conn{Conn: c}
-	if err := conn.WriteMsg(q); err != nil {
-		return nil, fmt.Errorf("ask for %s: %w", name, err)
-	}
-	r, err := conn.ReadMsg()
-	if err != nil {
-		return nil, fmt.Errorf("answer for %s: %w", name, err)
-	}
-	return r, nil
-}
-
-// Resolves returns nil when the machine's applications get exactly this address for a name.
-func (v *VM) Resolves(ctx context.Context, name, addr string) error {
-	r, err := v.Lookup(ctx, name)
-	if err != nil {
-		return err
-	}
-	if r.Rcode != dns.RcodeSuccess || len(r.Answer) != 1 {
-		return fmt.Errorf("%s: want %s, got %s with %v", name, addr, dns.RcodeToString[r.Rcode], r.Answer)
-	}
-	if a, ok := r.Answer[0].(*dns.A); !ok || a.A.String() != addr {
-		return fmt.Errorf("%s: want %s, got %v", name, addr, r.Answer)
-	}
-	return nil
 }
 
 // EntryName is what istiod must call the machine's WorkloadEntry.

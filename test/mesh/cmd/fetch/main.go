@@ -24,5 +24,6 @@ func main() {
 	}
 	fmt.Printf("kube-apiserver %s\nistiod %s\nistioctl %s\npilot-agent %s\nenvoy %s\n",
 		set.APIServer, set.Istiod, set.Istioctl, set.PilotAgent, set.Envoy)
-	fmt.Printf("crds %s\nenvoy-bootstrap %s\nversions %s\n", set.CRDs, set.EnvoyBootstrap, set.Versions)
+	fmt.Printf("crds %s\nenvoy-bootstrap %s\nistio-start %s\nversions %s\n",
+		set.CRDs, set.EnvoyBootstrap, set.StartScript, set.Versions)
 }
