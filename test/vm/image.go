@@ -1,0 +1,95 @@
+package vm
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// release and packages are what the image holds; prepare is what is done to it, by sh in its root folder. A change of any
+// of them makes a new image.
+const (
+	release  = "bookworm"
+	packages = "systemd,systemd-sysv,dbus,systemd-resolved,iproute2,iptables,nftables,openssh-server,dnsutils,procps"
+	prepare  = `
+rm -rf var/cache/apt/archives/*.deb var/lib/apt/lists/* usr/share/doc usr/share/man usr/share/locale usr/share/info
+rm -f etc/machine-id var/lib/dbus/machine-id etc/systemd/system/timers.target.wants/* etc/resolv.conf
+: >etc/machine-id
+mkdir -p var/log/journal
+ln -s ../run/systemd/resolve/stub-resolv.conf etc/resolv.conf
+chroot . systemctl enable systemd-networkd.service
+chroot . systemctl disable e2scrub_reap.service getty@tty1.service
+`
+)
+
+// image returns the tarball, which is made when it is not there yet.
+func image(t testing.TB) string {
+	t.Helper()
+	cache, err := cacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	hash := sha256.Sum256([]byte(release + packages + prepare))
+	tarball := filepath.Join(cache, fmt.Sprintf("debian-%s-%x.tar", release, hash[:6]))
+	if _, err := os.Stat(tarball); err == nil {
+		return tarball
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		t.Fatal(err)
+	}
+	t.Logf("making %s, once", tarball)
+	if err := os.MkdirAll(cache, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	work, err := os.MkdirTemp(cache, "making-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(work)
+	root := filepath.Join(work, "root")
+	must(t, exec.Command("debootstrap", "--variant=minbase", "--include="+packages, release, root))
+	sh := exec.Command("sh", "-ec", prepare)
+	sh.Dir = root
+	must(t, sh)
+	made := filepath.Join(work, "tar")
+	must(t, exec.Command("tar", "--numeric-owner", "--xattrs", "-C", root, "-cf", made, "."))
+	if err := os.Rename(made, tarball); err != nil { // whole or not at all, also for a test that runs beside this one
+		t.Fatal(err)
+	}
+	return tarball
+}
+
+func cacheDir() (string, error) {
+	if dir := os.Getenv("WINGMAN_CACHE"); dir != "" {
+		return filepath.Abs(dir)
+	}
+	dir, err := os.UserCacheDir()
+	if err != nil {
+		return "", fmt.Errorf("find a cache folder (set WINGMAN_CACHE): %w", err)
+	}
+	return filepath.Join(dir, "wingman"), nil
+}
+
+func unpack(t testing.TB, tarball, root string) {
+	t.Helper()
+	if err := os.Mkdir(root, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	must(t, exec.Command("tar", "--numeric-owner", "--xattrs", "-C", root, "-xf", tarball))
+}
+
+// must runs cmd and fails the test with its last words when it does not succeed.
+func must(t testing.TB, cmd *exec.Cmd) {
+	t.Helper()
+	out, err := cmd.CombinedOutput()
+	if err == nil {
+		return
+	}
+	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+	t.Fatalf("%s: %v\n%s", cmd, err, strings.Join(lines[max(0, len(lines)-20):], "\n"))
+}

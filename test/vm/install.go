@@ -1,0 +1,36 @@
+package vm
+
+import (
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"wingman/systemd/units"
+)
+
+// Build compiles a command of this repository for machines, as a release is, and returns the program's path.
+func Build(t testing.TB, pkg string) string {
+	t.Helper()
+	Require(t)
+	to := filepath.Join(t.TempDir(), filepath.Base(pkg))
+	cmd := exec.Command("go", "build", "-tags=grpcnotrace", "-trimpath", "-ldflags=-s -w", "-o", to, pkg)
+	cmd.Env = append(cmd.Environ(), "CGO_ENABLED=0")
+	must(t, cmd)
+	return to
+}
+
+// Install puts a program onto a machine as /usr/bin/wingman, with everything that its package brings, as after a first
+// installation. The machine is off, or boots or restarts the unit before the program is used.
+func (m *Machine) Install(program string) {
+	m.t.Helper()
+	m.CopyIn(program, "/usr/bin/wingman", 0o755)
+	for _, f := range units.Files() {
+		m.Write(f.Path, f.Content, f.Mode)
+	}
+}
+
+// Enable makes a unit start at boot, on a machine that is off.
+func (m *Machine) Enable(unit string) {
+	m.t.Helper()
+	must(m.t, exec.Command("systemctl", "--root="+m.root, "--quiet", "enable", unit))
+}
