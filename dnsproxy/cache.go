@@ -196,7 +196,7 @@ func newCached(key string, msg []byte, at instant) *cached {
 	rcode := msg[3] & rcodeMask
 	l, ok := walk(msg)
 	if !ok || len(msg) > maxCachedAnswer || msg[2]&flagTC != 0 || rcode != dns.RcodeSuccess && rcode != dns.RcodeNameError ||
-		l.opt != 0 && l.optEnd != l.end || binary.BigEndian.Uint16(msg[4:]) != 1 {
+		l.opt != 0 && l.optEnd != l.end || binary.BigEndian.Uint16(msg[4:]) != 1 || !sound(msg, l) {
 		return nil
 	}
 	e := &cached{key: key, rcode: rcode, ad: msg[3]&flagAD != 0, stored: at, counts: [6]byte(msg[6:headerSize])}
@@ -214,7 +214,7 @@ func newCached(key string, msg []byte, at instant) *cached {
 		}
 		e.ttls = append(e.ttls, uint16(r.ttlAt-l.question))
 		ttl = min(ttl, time.Duration(r.ttl)*time.Second)
-		if r.section == sectionAuthority && r.rrtype == dns.TypeSOA && r.end-4 >= r.data {
+		if r.section == sectionAuthority && r.rrtype == dns.TypeSOA && r.end-20 >= r.data {
 			soa = true
 			minimum := binary.BigEndian.Uint32(msg[r.end-4:])
 			ttl = min(ttl, time.Duration(minimum)*time.Second)

@@ -240,6 +240,7 @@ func TestStaleAnswers(t *testing.T) {
 			t.Parallel()
 			up := newUpstream(t, tt.answer)
 			s := serve(t, Config{Upstreams: []netip.AddrPort{up.addr}})
+			req := req.Copy() // packing changes it
 			s.cache.put(cacheKeyOf(t, req), old, now()-100*second)
 			began := time.Now()
 			if got := brief(exchange(t, s.addr, overUDP, req)); got != tt.want {

@@ -129,6 +129,7 @@ func TestBadUpstreams(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			var addrs []netip.AddrPort
 			for _, answer := range tt.upstreams {
 				addrs = append(addrs, newUpstream(t, answer).addr)

@@ -27,7 +27,7 @@ func (t *Table) answerLocally(msg []byte, via transport) (reply []byte, req *dns
 	}
 	l, ok := walk(msg)
 	req = new(dns.Msg)
-	if !ok || l.end != len(msg) || req.Unpack(msg) != nil {
+	if !ok || l.end != len(msg) || l.question > headerSize && !plainQuestion(msg) || req.Unpack(msg) != nil {
 		return errorReply(msg, dns.RcodeFormatError), nil, fromRefused, verdictReply
 	}
 	limit := clientLimit(req, via)

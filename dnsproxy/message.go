@@ -49,6 +49,20 @@ func walk(msg []byte) (l layout, ok bool) {
 	return l, true
 }
 
+// plainQuestion reports whether the first name of a message that walk has found to be well formed is spelled out: there is
+// nothing before it that a pointer could mean.
+func plainQuestion(msg []byte) bool {
+	for at := headerSize; at < len(msg); at += 1 + int(msg[at]) {
+		if msg[at] == 0 {
+			return true
+		}
+		if msg[at] > maxLabel {
+			return false
+		}
+	}
+	return false
+}
+
 // Sections of a message that hold records.
 const (
 	sectionAnswer = iota
@@ -106,12 +120,20 @@ func skipName(msg []byte, at int) int {
 	return 0
 }
 
-// errorReply is a reply without records to a message that need not be well formed. Its question section is empty.
+// errorReply is a reply without records to a message that need not be well formed. It repeats the first question of a query
+// if that much can be read.
 func errorReply(msg []byte, rcode int) []byte {
 	reply := make([]byte, headerSize)
 	copy(reply, msg[:2])
 	reply[2] = flagQR | msg[2]&(opcodeMask|flagRD)
 	reply[3] = flagRA | msg[3]&flagCD | byte(rcode)&rcodeMask
+	if msg[2]&opcodeMask != 0 || len(msg) < headerSize || binary.BigEndian.Uint16(msg[4:]) == 0 || !plainQuestion(msg) {
+		return reply
+	}
+	if end := skipName(msg, headerSize); end-headerSize <= maxName && end+4 <= len(msg) {
+		reply[5] = 1
+		reply = append(reply, msg[headerSize:end+4]...)
+	}
 	return reply
 }
 
