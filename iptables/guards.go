@@ -146,8 +146,6 @@ func (g *guards) describe(what, reason string) {
 	g.described = append(g.described, Guard{What: what, Reason: reason})
 }
 
-func (g *guards) list() []Guard { return g.described }
-
 // containers returns the guards for what comes in by a virtual interface, all of which Istio takes for outbound.
 func (g *guards) containers(fam Family) []Rule {
 	in := slices.DeleteFunc(slices.Clone(g.in), func(r Rule) bool { return r.NotToLocal })

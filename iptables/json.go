@@ -10,6 +10,7 @@ type rulesJSON struct {
 	Backend  string        `json:"backend"`
 	Families []familyJSON  `json:"families"`
 	Routes   []PolicyRoute `json:"routes"`
+	Open     []string      `json:"open"`
 	Guards   []Guard       `json:"guards"`
 	Notes    []string      `json:"notes"`
 }
@@ -39,7 +40,7 @@ type ruleJSON struct {
 func (r Rules) MarshalJSON() ([]byte, error) {
 	out := rulesJSON{
 		Level: r.Level, Backend: r.Backend, Families: []familyJSON{},
-		Routes: append([]PolicyRoute{}, r.Routes...), Guards: append([]Guard{}, r.Guards...), Notes: append([]string{}, r.Notes...),
+		Routes: append([]PolicyRoute{}, r.Routes...), Open: append([]string{}, r.Open...), Guards: append([]Guard{}, r.Guards...), Notes: append([]string{}, r.Notes...),
 	}
 	for _, fam := range []Family{IPv4, IPv6} {
 		set := r.Families[fam]

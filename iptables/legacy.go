@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"math/bits"
 	"os"
 	"strings"
@@ -80,6 +81,7 @@ func legacyDomain(fam Family) int {
 type legacyTable struct {
 	chains []string // made by users
 	rules  bool     // there is a rule, or a chain made by a user
+	sum    uint64   // of the entries without their counters
 }
 
 // readLegacyTable asks the kernel for a table: first its size, then its entries.
@@ -115,7 +117,8 @@ func readLegacyTable(fd int, fam Family, name string) (legacyTable, error) {
 		}
 		return legacyTable{}, err
 	}
-	return legacyTable{chains: legacyChains(blob[entriesHead:], fam), rules: true}, nil
+	chains, sum := legacyChains(blob[entriesHead:], fam)
+	return legacyTable{chains: chains, rules: true, sum: sum}, nil
 }
 
 func getsockopt(fd, level, opt int, buf []byte) error {
@@ -129,20 +132,22 @@ func getsockopt(fd, level, opt int, buf []byte) error {
 }
 
 // legacyChains finds the names of user chains in a table's entries: each begins with an entry whose target is "ERROR" and
-// carries the name. Input that is not of that form ends the search.
-func legacyChains(entries []byte, fam Family) []string {
+// carries the name. It also sums up the entries without their counters. Input that is not of that form ends the search.
+func legacyChains(entries []byte, fam Family) (names []string, sum uint64) {
 	// Offsets of target_offset in struct ipt_entry and ip6t_entry; next_offset follows it.
 	offset, size := 88, 112
 	if fam == IPv6 {
 		offset, size = 140, 168
 	}
-	var names []string
+	h := fnv.New64a()
 	for len(entries) >= size {
 		target := int(binary.NativeEndian.Uint16(entries[offset:]))
 		next := int(binary.NativeEndian.Uint16(entries[offset+2:]))
 		if next < size || next > len(entries) || target < size || target > next {
-			return names
+			break
 		}
+		h.Write(entries[:size-16]) // packets and bytes are counted at the end of the head
+		h.Write(entries[size:next])
 		// struct xt_error_target: target_size u16, name[29], revision u8, errorname[30]
 		if t := entries[target:next]; len(t) >= 32+30 && cString(t[2:31]) == "ERROR" {
 			if name := cString(t[32 : 32+30]); name != "ERROR" { // the end mark has that name
@@ -151,7 +156,7 @@ func legacyChains(entries []byte, fam Family) []string {
 		}
 		entries = entries[next:]
 	}
-	return names
+	return names, h.Sum64()
 }
 
 func cString(b []byte) string {

@@ -86,7 +86,13 @@ func Plan(cfg Config, facts Facts) (Rules, error) {
 		}
 	}
 	if cfg.capturesTCP() {
-		rules.Guards = guards.list()
+		rules.Guards = guards.described
+		if cfg.OpenInbound {
+			rules.Open = append(rules.Open, "inbound")
+		}
+		if cfg.OpenOutbound {
+			rules.Open = append(rules.Open, "outbound")
+		}
 	}
 	return rules, nil
 }

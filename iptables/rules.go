@@ -12,6 +12,8 @@ type Rules struct {
 	Backend  string // as configured; "auto" lets the Applier choose
 	Families [2]Ruleset
 	Routes   []PolicyRoute
+	// Open lists the directions, "inbound" and "outbound", whose traffic goes past a proxy that is down.
+	Open []string
 	// Guards lists what is kept out of capture, with the reasons.
 	Guards []Guard
 	// Notes are sentences an operator should read before applying.
