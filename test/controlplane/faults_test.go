@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"io"
 	"net"
 	"os"
 	"strings"
@@ -170,6 +171,14 @@ func TestStreamLevers(t *testing.T) {
 		}
 	})
 
+	t.Run("a stream may end without an error", func(t *testing.T) {
+		st := c.joined()
+		s.Faults().EndStreams(codes.OK, "")
+		if _, err := st.Recv(); !errors.Is(err, io.EOF) {
+			t.Errorf("got %v, want EOF", err)
+		}
+	})
+
 	t.Run("new streams are refused until they are not", func(t *testing.T) {
 		s.Faults().RefuseStreams(codes.Unavailable, "server is not ready to serve discovery information")
 		if _, err := c.stream().Recv(); status.Code(err) != codes.Unavailable {
@@ -301,6 +310,16 @@ func TestCAFaults(t *testing.T) {
 			t.Errorf("got %v, want DeadlineExceeded", err)
 		}
 		s.Faults().SetCA(controlplane.CAFault{})
+	})
+
+	t.Run("a late answer", func(t *testing.T) {
+		s.Faults().CADelay(100 * time.Millisecond)
+		defer s.Faults().CADelay(0)
+		begun := time.Now()
+		newClient(t, s, s.RootPEM(), nil).cert()
+		if took := time.Since(begun); took < 100*time.Millisecond {
+			t.Errorf("reply took %s, want at least 100ms", took)
+		}
 	})
 
 	t.Run("a revoked token is refused, a new one is not", func(t *testing.T) {

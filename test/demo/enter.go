@@ -69,7 +69,7 @@ func enter(ctx context.Context, binary string, verbose bool, stdout, stderr io.W
 		cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWUSER
 	}
 	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("namespaces are not to be had (%w): run this as root, or on a kernel that lets users make them", err)
+		return fmt.Errorf("namespaces are not to be had (%w): %s", err, namespaceAdvice(os.Geteuid() == 0))
 	}
 	if mapAll != nil {
 		if err := mapAll(cmd.Process.Pid); err != nil {
@@ -102,6 +102,14 @@ func asUser() (func(pid int) error, error) {
 	}, nil
 }
 
+// namespaceAdvice says who can let this user make namespaces.
+func namespaceAdvice(root bool) string {
+	if root {
+		return "this root lacks the capability SYS_ADMIN, as in most containers; run it on the host or with --privileged"
+	}
+	return "run this as root, or let users make namespaces: sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns"
+}
+
 func ignoreExit(err error) error {
 	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
 		return nil
@@ -132,5 +140,9 @@ func inside(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	return tell(ctx, args[0], args[1], verbose)
+	err = tell(ctx, args[0], args[1], verbose)
+	if errors.Is(err, errStage) && errors.Is(err, unix.EPERM) { // AppArmor lets users make namespaces and then do nothing in them
+		return fmt.Errorf("%w: %s", err, namespaceAdvice(false))
+	}
+	return err
 }

@@ -22,6 +22,9 @@ const (
 	clock     = "15:04:05"
 )
 
+// errStage means that the machine could not be made at all.
+var errStage = errors.New("no machine")
+
 // play is the stage: who takes part, and what earlier scenes left for later ones.
 type play struct {
 	*story
@@ -39,7 +42,7 @@ type play struct {
 func tell(ctx context.Context, place, wingman string, verbose bool) (err error) {
 	p := &play{story: &story{out: os.Stdout, begun: time.Now()}}
 	if p.vm, err = newMachine(place, wingman); err != nil {
-		return err
+		return fmt.Errorf("%w: %w", errStage, err)
 	}
 	defer p.vm.off()
 	if p.log, err = os.Create(filepath.Join(place, "wingman.log")); err != nil {

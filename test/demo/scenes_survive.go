@@ -126,29 +126,31 @@ func (p *play) planeBack(ctx context.Context) (string, error) {
 	return fmt.Sprintf("connected after %.1f s by the certificate, health reported again", time.Since(begun).Seconds()), nil
 }
 
-// renewed waits for the next certificate, which can only be had with the one before.
+// renewed waits until another certificate is on disk, which could only be had with the one before.
 func (p *play) renewed(ctx context.Context) (string, error) {
-	e, err := p.awaitEvent(ctx, 0, func(e controlplane.Event) bool {
-		return e.Kind == controlplane.CertificateIssued && e.Serial != p.serial
-	})
-	if err != nil {
-		return "", err
-	}
-	if e.By != controlplane.ByCertificate {
-		return "", fmt.Errorf("renewed by %s, want the certificate", e.By)
-	}
-	if e.At.Before(p.expires) {
-		return "", errors.New("renewed before the token expired: this shows nothing")
-	}
+	ctx, cancel := p.whileDaemon(ctx)
+	defer cancel()
 	for {
 		leaf, err := p.certificateOnDisk()
-		if err == nil && leaf.SerialNumber.Text(16) == e.Serial {
-			return fmt.Sprintf("by the certificate, %.1f s after the token expired; good until %s", e.At.Sub(p.expires).Seconds(), leaf.NotAfter.Local().Format(clock)), nil
+		if err == nil && leaf.SerialNumber.Text(16) != p.serial {
+			e, err := p.awaitEvent(ctx, 0, func(e controlplane.Event) bool {
+				return e.Kind == controlplane.CertificateIssued && e.Serial == leaf.SerialNumber.Text(16)
+			})
+			switch {
+			case err != nil:
+				return "", err
+			case e.By != controlplane.ByCertificate:
+				return "", fmt.Errorf("renewed by %s, want the certificate", e.By)
+			case e.At.Before(p.expires):
+				return "", errors.New("renewed before the token expired: this shows nothing")
+			}
+			return fmt.Sprintf("by the certificate, %.1f s after the token expired; good until %s",
+				e.At.Sub(p.expires).Seconds(), leaf.NotAfter.Local().Format(clock)), nil
 		}
-		select { // the daemon writes a moment after the control plane has answered
-		case <-time.After(5 * time.Millisecond):
+		select {
+		case <-time.After(10 * time.Millisecond):
 		case <-ctx.Done():
-			return "", fmt.Errorf("the new certificate is not in /etc/certs: %w", errors.Join(err, context.Cause(ctx)))
+			return "", fmt.Errorf("no new certificate in /etc/certs: %w", errors.Join(err, context.Cause(ctx)))
 		}
 	}
 }
