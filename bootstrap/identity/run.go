@@ -31,6 +31,8 @@ type runner struct {
 	key       crypto.Signer // of a round that failed, for the next one
 	outcomes  chan outcome  // holds one: a request never waits for us
 	waiting   []renewal
+	answered  func() // tells those who waited for the last request; nil: nobody
+	untold    bool   // OnChange does not know yet what is in use
 	lastFail  failure
 	lastWall  time.Time // the wall clock at the last turn
 	lastTimer time.Time // the same moment as timers see it
@@ -110,6 +112,23 @@ func (r *runner) turn(ctx context.Context, now time.Time, ev event) {
 	}
 	r.step(ctx, now, ev)
 	r.publishState(now)
+	r.tell(now)
+}
+
+// tell lets others know what this turn has changed, when State knows it too.
+func (r *runner) tell(now time.Time) {
+	c := r.Current()
+	if c.usable(now) {
+		r.readyOnce.Do(func() { close(r.ready) })
+	}
+	if r.untold {
+		r.untold = false
+		r.cfg.OnChange(c)
+	}
+	if r.answered != nil {
+		r.answered()
+		r.answered = nil
+	}
 }
 
 // inputs are the files that others write.
@@ -140,12 +159,13 @@ func (r *runner) step(ctx context.Context, now time.Time, ev event) {
 
 // settle takes in the outcome of a request.
 func (r *runner) settle(out outcome, now time.Time) event {
-	defer func() {
-		for _, w := range r.waiting {
+	waiting := r.waiting
+	r.waiting = nil
+	r.answered = func() {
+		for _, w := range waiting {
 			w.done <- out.err
 		}
-		r.waiting = nil
-	}()
+	}
 	r.key = out.key
 	if out.err != nil {
 		log := r.cfg.Log.Debug
@@ -220,14 +240,8 @@ func (r *runner) publish(c *Certificate, roots anchors, now time.Time) {
 		c = c.withRoots(encodeCertificates(trusted.certs()))
 	}
 	r.live.Store(&live{cert: c, roots: trusted, pool: trusted.pool()})
-	if c == nil {
-		return
-	}
-	if c.usable(now) {
-		r.readyOnce.Do(func() { close(r.ready) })
-	}
-	if before == nil || before.pair.reveal() != c.pair.reveal() || !bytes.Equal(before.rootsPEM, c.rootsPEM) {
-		r.cfg.OnChange(c)
+	if c != nil && (before == nil || before.pair.reveal() != c.pair.reveal() || !bytes.Equal(before.rootsPEM, c.rootsPEM)) {
+		r.untold = true
 	}
 }
 

@@ -1,0 +1,140 @@
+package identity
+
+import (
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// realWatch is an inotify watch for the test's life.
+func realWatch(t *testing.T) watch {
+	t.Helper()
+	w := newWatch(slog.New(slog.DiscardHandler))
+	if _, blind := w.(blindWatch); blind {
+		t.Skip("needs an inotify instance")
+	}
+	t.Cleanup(w.stop)
+	return w
+}
+
+// drain takes what is pending, so that only what follows counts.
+func drain(w watch) {
+	for {
+		select {
+		case <-w.changed():
+		default:
+			return
+		}
+	}
+}
+
+func TestWatchTellsOfEveryWayAFileChanges(t *testing.T) {
+	must := func(t *testing.T, err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	tests := []struct {
+		name   string
+		before func(t *testing.T, dir string) // dir holds secrets/token in the end
+		change func(t *testing.T, dir string)
+	}{
+		{"it appears", func(t *testing.T, dir string) { must(t, os.MkdirAll(dir+"/secrets", 0o755)) },
+			func(t *testing.T, dir string) { putFile(t, dir+"/secrets/token", "x") }},
+		{"it is written in place", func(t *testing.T, dir string) { putFile(t, dir+"/secrets/token", "x") },
+			func(t *testing.T, dir string) { must(t, os.WriteFile(dir+"/secrets/token", []byte("y"), 0o600)) }},
+		{"it is replaced by rename", func(t *testing.T, dir string) { putFile(t, dir+"/secrets/token", "x") },
+			func(t *testing.T, dir string) { putFile(t, dir+"/secrets/token", "y") }},
+		{"it becomes readable", func(t *testing.T, dir string) { putFile(t, dir+"/secrets/token", "x") },
+			func(t *testing.T, dir string) { must(t, os.Chmod(dir+"/secrets/token", 0o644)) }},
+		{"it goes", func(t *testing.T, dir string) { putFile(t, dir+"/secrets/token", "x") },
+			func(t *testing.T, dir string) { must(t, os.Remove(dir+"/secrets/token")) }},
+		{"the file behind a link changes", func(t *testing.T, dir string) {
+			putFile(t, dir+"/elsewhere/real", "x")
+			must(t, os.Mkdir(dir+"/secrets", 0o755))
+			must(t, os.Symlink("../elsewhere/real", dir+"/secrets/token"))
+		}, func(t *testing.T, dir string) { putFile(t, dir+"/elsewhere/real", "y") }},
+		{"a ..data link is switched, as kubelet does", func(t *testing.T, dir string) {
+			putFile(t, dir+"/secrets/..1/token", "x")
+			putFile(t, dir+"/secrets/..2/token", "y")
+			must(t, os.Symlink("..1", dir+"/secrets/..data"))
+			must(t, os.Symlink("..data/token", dir+"/secrets/token"))
+		}, func(t *testing.T, dir string) {
+			must(t, os.Symlink("..2", dir+"/secrets/..tmp"))
+			must(t, os.Rename(dir+"/secrets/..tmp", dir+"/secrets/..data"))
+		}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			dir := t.TempDir()
+			tt.before(t, dir)
+			w := realWatch(t)
+			w.arm([]string{dir + "/secrets/token"})
+			drain(w)
+			tt.change(t, dir)
+			within(t, 5*time.Second, w.changed(), "word of the change")
+		})
+	}
+}
+
+func TestWatchFollowsFoldersThatAppearAndComeBack(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "run", "secrets", "tokens", "istio-token")
+	w := realWatch(t)
+	// As the manager does: armed again after each word, until the file is there.
+	follow := func() {
+		t.Helper()
+		for {
+			w.arm([]string{file})
+			if _, err := os.Stat(file); err == nil {
+				drain(w)
+				return
+			}
+			within(t, 5*time.Second, w.changed(), "word of the next folder")
+		}
+	}
+	w.arm([]string{file})
+	for range 2 { // the second time the tmpfs was emptied, and all folders are new ones
+		go func() {
+			os.MkdirAll(filepath.Dir(file), 0o755)
+			os.WriteFile(file, []byte("x"), 0o600)
+		}()
+		follow()
+		if err := os.RemoveAll(filepath.Join(dir, "run")); err != nil {
+			t.Fatal(err)
+		}
+		within(t, 5*time.Second, w.changed(), "word of the end")
+		w.arm([]string{file})
+	}
+}
+
+func TestWatchIsSilentAboutOthersFiles(t *testing.T) {
+	w := &fsWatch{files: []string{"/etc/certs/root-cert.pem", "/run/secrets/tokens/istio-token"}}
+	for _, tt := range []struct {
+		name string
+		want bool
+	}{
+		{"/etc/certs/root-cert.pem", true}, {"/etc/certs/..data", true}, {"/run/secrets", true}, {"/run/secrets/tokens", true},
+		{"/run/systemd", false}, {"/run/sec", false}, {"/etc/passwd", false}, {"/etc/certs", true},
+	} {
+		if got := w.concerns(tt.name); got != tt.want {
+			t.Errorf("an event at %s counts: %v, want %v", tt.name, got, tt.want)
+		}
+	}
+}
+
+func TestWatchedFoldersAreTheNearestThatExist(t *testing.T) {
+	dir := t.TempDir()
+	putFile(t, dir+"/a/real", "x")
+	if err := os.Symlink("a/real", dir+"/link"); err != nil {
+		t.Fatal(err)
+	}
+	got := strings.Join(folders([]string{dir + "/link", dir + "/a/b/c/file", "/no/such/place"}), " ")
+	if want := dir + " " + dir + "/a /"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
