@@ -9,7 +9,7 @@
 //	     │ a cable (veth)
 //	the machine forum-vm, 10.99.0.2: wingman (uid of istio-proxy), an application on :8080 (uid 1000), queries (uid 1000)
 //
-// Files: enter.go and subids.go (namespaces, as root or not), install.go (iptables), world.go (cable, control plane,
+// Files: enter.go and subids.go (namespaces, as root or not), world.go (cable, control plane,
 // resolver), machine.go and files.go (the VM), roles.go (the application and the asker, which are this program too),
 // kernel.go (rules and counters), story.go (lines and checks), scenes*.go (what happens, in order).
 package main
