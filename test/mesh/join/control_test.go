@@ -161,6 +161,26 @@ func TestConnectionAgeIsNoEvent(t *testing.T) {
 	}
 }
 
+// A machine that was away for longer than the grace period has lost its entry. The new one must be healthy again by itself:
+// istiod remembers nothing of the old one.
+func TestMachineThatWasAwayComesBackHealthy(t *testing.T) {
+	bed := testbed.New(t, mesh.Options{IstiodEnv: shortGrace})
+	vm := bed.VM(t, testbed.Forum)
+	vm.App(t, 8080)
+	vm.StartAgent(t)
+	vm.AwaitStatus(t, "the agent joins", joined)
+	vm.Healthy(t, "True")
+	webapp := clusterIP(t, bed, "istioinaction", "webapp")
+
+	reconnect := bed.Reject(t, vm.IP(), vm.Gateway())
+	bed.Service(t, "istioinaction", "new-one") // its push runs into the firewall, so that both ends notice
+	bed.Entries(t, "forum-services", "the entry goes", func(all []kube.Object) bool { return len(all) == 0 })
+	checkNames(t, vm, map[string]string{"webapp.istioinaction": webapp, "www.example.com": "192.0.2.80"})
+	reconnect()
+	vm.AwaitStatus(t, "the agent is back", joined)
+	vm.Healthy(t, "True")
+}
+
 // An istiod that hangs keeps its sockets open and says nothing. DNS must not care, and the agent must find out by itself.
 func TestFrozenControlPlane(t *testing.T) {
 	bed := testbed.New(t, mesh.Options{IstiodEnv: shortGrace})

@@ -186,16 +186,22 @@ func (b *Bed) WatchEntries(t testing.TB, namespace string, bad func([]kube.Objec
 	}
 }
 
-// Reject makes every connection from one address to another one fail at once, as a firewall between networks does.
-func (b *Bed) Reject(t testing.TB, from, to netip.Addr) {
+// Reject makes every TCP connection from one address to another one fail at once, as a firewall between networks does, those
+// that stand included. The function that it returns lets them through again.
+func (b *Bed) Reject(t testing.TB, from, to netip.Addr) (undo func()) {
 	t.Helper()
-	for _, chain := range []string{"INPUT", "FORWARD"} {
-		cmd := exec.CommandContext(t.Context(), "/usr/sbin/iptables", "-A", chain, "-s", from.String(), "-d", to.String(),
-			"-p", "tcp", "-j", "REJECT", "--reject-with", "tcp-reset")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("%v: %v: %s", cmd, err, out)
+	rules := func(action string) {
+		t.Helper()
+		for _, chain := range []string{"INPUT", "FORWARD"} {
+			cmd := exec.Command("/usr/sbin/iptables", action, chain, "-s", from.String(), "-d", to.String(),
+				"-p", "tcp", "-j", "REJECT", "--reject-with", "tcp-reset")
+			if out, err := cmd.CombinedOutput(); err != nil {
+				t.Fatalf("%v: %v: %s", cmd, err, out)
+			}
 		}
 	}
+	rules("-A")
+	return func() { rules("-D") }
 }
 
 // step is a context for one step of a test.
