@@ -227,7 +227,7 @@ func FuzzTableNames(f *testing.F) {
 			return
 		}
 		names := append([]string{host}, name.AltHosts...)
-		if s := table.services[0]; s.forms {
+		if full, err := (&build{Table: table}).fullKey(table.services[0]); err == nil && full != nil {
 			d := strings.TrimPrefix(strings.TrimSuffix(domain, "."), namespace+".")
 			names = append(names, fmt.Sprintf("%s.%s", short, namespace), fmt.Sprintf("%s.%s.%s", short, namespace, d))
 		}

@@ -31,22 +31,28 @@ func appendKey(key []byte, host string) ([]byte, error) {
 	if len(host)+2 > maxName {
 		return nil, fmt.Errorf("name of %d octets, at most %d", len(host)+2, maxName)
 	}
-	for rest, more := host, true; more; {
-		var label string
-		label, rest, more = strings.Cut(rest, ".")
-		if label == "" {
-			return nil, errors.New("empty label")
-		}
-		if len(label) > maxLabel {
-			return nil, fmt.Errorf("label of %d octets, at most %d", len(label), maxLabel)
-		}
-		key = append(key, byte(len(label)))
-		for i := range len(label) {
-			c := label[i]
+	length := len(key) // where the length of the label goes
+	key = append(key, 0)
+	for i := 0; i <= len(host); i++ {
+		if i < len(host) && host[i] != '.' {
+			c := host[i]
 			if c <= ' ' || c >= 0x7f || c == '\\' {
 				return nil, fmt.Errorf("character %q", c)
 			}
 			key = append(key, lower(c))
+			continue
+		}
+		switch n := len(key) - length - 1; {
+		case n == 0:
+			return nil, errors.New("empty label")
+		case n > maxLabel:
+			return nil, fmt.Errorf("label of %d octets, at most %d", n, maxLabel)
+		default:
+			key[length] = byte(n)
+		}
+		if i < len(host) {
+			length = len(key)
+			key = append(key, 0)
 		}
 	}
 	return key, nil
@@ -81,19 +87,19 @@ func lower(c byte) byte {
 }
 
 // parent is the key without its first label; empty at the root.
-func parent(key []byte) []byte {
+func parent[K string | []byte](key K) K {
 	if len(key) == 0 {
-		return nil
+		return key
 	}
 	return key[1+int(key[0]):]
 }
 
 // isBelow reports whether key is a name under ancestor (or ancestor itself).
-func isBelow(key, ancestor []byte) bool {
+func isBelow[K, A string | []byte](key K, ancestor A) bool {
 	for len(key) > len(ancestor) {
 		key = parent(key)
 	}
-	return bytes.Equal(key, ancestor)
+	return string(key) == string(ancestor)
 }
 
 // nameOf is the presentation form of a key, with the final dot.

@@ -20,7 +20,7 @@ const kubernetesRegistry = "Kubernetes"
 // Name is one entry of Istio's NameTable (pkg/dns/proto/nds.proto).
 type Name struct {
 	Host      string       // fully qualified, final dot optional, any letter case; "*." in front makes a wildcard
-	Addrs     []netip.Addr // answers; a name without any is not the mesh's and is asked upstream, as Istio does
+	Addrs     []netip.Addr // answers, not to be changed any more; a name without any is not the mesh's and is asked upstream, as Istio does
 	Registry  string       // "Kubernetes" has short forms; any other value is stored and shown only
 	ShortName string       // "webapp", or "mysql-0.mysql" for a stateful pod
 	Namespace string
@@ -51,8 +51,8 @@ type Table struct {
 // service is a Name with its answers in wire form, each record's owner being a pointer to the question's name.
 type service struct {
 	Name
+	key     string
 	a, aaaa []byte // whole resource records of aSize and aaaaSize octets
-	forms   bool   // answers to its short forms too
 }
 
 // node is a place in the tree of names. A node without an owner is an empty non-terminal: it exists because of the

@@ -1,7 +1,6 @@
 package dnsproxy
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"hash/maphash"
@@ -36,6 +35,12 @@ type build struct {
 	number   uint64
 	ownNames [shardCount]bool // this part of names is ours to change
 	ownAddrs [shardCount]bool
+
+	// room for what many names need one of: a table is made of few allocations
+	nodeRoom    []node
+	claimRoom   []claim
+	serviceRoom []*service
+	key         []byte // scratch
 }
 
 // Update builds the table of names, like NewTable, but shares with t whatever has not changed: the cost is a look at
@@ -48,26 +53,25 @@ func (t *Table) Update(cfg TableConfig, names []Name) (*Table, error) {
 	var (
 		bad     []error
 		changed []*service // replaced or new
-		kept    = make(map[*service]struct{}, len(names))
-		key     []byte
+		kept    = make(map[*service]struct{}, len(b.services))
 	)
 	for i := range names {
 		name := &names[i]
 		if name.Host == "*" || name.Host == "*." || len(name.Addrs) == 0 {
 			continue
 		}
-		if key, err = appendKey(key[:0], name.Host); err != nil {
+		if b.key, err = appendKey(b.key[:0], name.Host); err != nil {
 			bad = append(bad, fmt.Errorf("%s: %w", quoted(name.Host), err))
 			continue
 		}
-		if old := b.ownedBy(key, name.Host); old != nil && sameName(&old.Name, name) {
+		if old := b.ownedBy(b.key, name.Host); old != nil && sameName(&old.Name, name) {
 			if _, twice := kept[old]; twice {
 				bad = append(bad, fmt.Errorf("%s: given twice", quoted(name.Host)))
 			}
 			kept[old] = struct{}{}
 			continue
 		}
-		s, err := newService(name, b.domain)
+		s, err := newService(name, string(b.key))
 		if err != nil {
 			bad = append(bad, fmt.Errorf("%s: %w", quoted(name.Host), err))
 			continue
@@ -86,6 +90,7 @@ func (t *Table) Update(cfg TableConfig, names []Name) (*Table, error) {
 			return nil, err
 		}
 	}
+	b.reserve(len(changed))
 	for _, s := range changed {
 		if err := b.add(s); err != nil {
 			bad = append(bad, fmt.Errorf("%s: %w", quoted(s.Host), err))
@@ -124,145 +129,182 @@ func newBuild(former *Table, cfg TableConfig) (*build, error) {
 	return b, nil
 }
 
+// reserve makes room for n more services. An empty table gets its maps in the size they will have.
+func (b *build) reserve(n int) {
+	b.nodeRoom, b.claimRoom, b.serviceRoom = make([]node, 0, n), make([]claim, 0, n), make([]*service, 0, n)
+	if len(b.services) > 0 || n < shardCount {
+		return
+	}
+	for i := range shardCount {
+		b.names[i], b.ownNames[i] = make(map[string]*node, n/shardCount), true
+		b.addrs[i], b.ownAddrs[i] = make(map[netip.Addr][]*service, n/shardCount), true
+	}
+}
+
+// alone is a list of one, in room as long as there is any. Appending to it copies it.
+func alone[T any](room *[]T, v T) []T {
+	if len(*room) == cap(*room) {
+		return []T{v}
+	}
+	*room = append(*room, v)
+	n := len(*room)
+	return (*room)[n-1 : n : n]
+}
+
 // newService prepares the answers of a name.
-func newService(name *Name, domain []byte) (*service, error) {
-	s := &service{Name: *name}
-	s.Addrs = slices.Clone(name.Addrs)
+func newService(name *Name, key string) (*service, error) {
+	s := &service{Name: *name, key: key}
 	for i, addr := range s.Addrs {
-		if !addr.IsValid() {
+		switch {
+		case !addr.IsValid():
 			return nil, fmt.Errorf("address %d is none", i+1)
-		}
-		if addr.Zone() != "" {
+		case addr.Zone() != "":
 			return nil, fmt.Errorf("address %s has a zone", addr)
+		case addr.Is4In6():
+			s.Addrs = slices.Clone(s.Addrs) // the caller's stay
+			s.Addrs[i] = addr.Unmap()
 		}
-		s.Addrs[i] = addr.Unmap()
 	}
 	s.a, s.aaaa = addressRecords(s.Addrs)
-	s.forms = domain != nil && s.Registry == kubernetesRegistry && s.ShortName != "" && s.Namespace != ""
-	if s.forms {
-		key, err := appendKey(nil, s.Host)
-		s.forms = err == nil && isBelow(key, domain)
-	}
 	return s, nil
 }
 
-// keysOf lists the names s wants, each once: its host first, then its aliases. A service whose host is not its short
-// name, namespace and domain joined gets that name as an alias, because short forms are completed to it; full is its place
-// in the list, -1 if s has no short forms.
-func (b *build) keysOf(s *service) (keys [][]byte, full int, err error) {
-	host, err := appendKey(nil, s.Host)
+// wants visits the names s wants, each once: its host first, then its aliases. A Kubernetes service within the domain whose
+// host is not its short name, namespace and domain joined gets that name as an alias, because short forms are completed to it.
+func (b *build) wants(s *service, visit func(key string, c claim) error) error {
+	full, err := b.fullKey(s)
 	if err != nil {
-		return nil, -1, err
+		return err
 	}
-	keys = [][]byte{host}
-	want := func(key []byte) (at int) {
-		if at = slices.IndexFunc(keys, func(k []byte) bool { return slices.Equal(k, key) }); at < 0 {
-			at, keys = len(keys), append(keys, key)
-		}
-		return at
+	if err := visit(s.key, claim{service: s, full: string(full) == s.key}); err != nil {
+		return err
+	}
+	if len(s.AltHosts) == 0 && (full == nil || string(full) == s.key) {
+		return nil
+	}
+	aliases := make([]string, 0, len(s.AltHosts)+1)
+	if full != nil {
+		aliases = append(aliases, string(full))
 	}
 	for _, alt := range s.AltHosts {
 		key, err := appendKey(nil, alt)
 		if err != nil {
-			return nil, -1, fmt.Errorf("alternative host %s: %w", quoted(alt), err)
+			return fmt.Errorf("alternative host %s: %w", quoted(alt), err)
 		}
-		want(key)
+		aliases = append(aliases, string(key))
 	}
-	if !s.forms {
-		return keys, -1, nil
+	for i, key := range aliases {
+		if key == s.key || slices.Contains(aliases[:i], key) {
+			continue
+		}
+		if err := visit(key, claim{service: s, alias: true, full: full != nil && i == 0}); err != nil {
+			return err
+		}
 	}
-	key, err := appendKey(nil, s.ShortName+"."+s.Namespace)
+	return nil
+}
+
+// fullKey is the key of the name that the short forms of s are short for, in scratch room; nil if s has no such forms.
+func (b *build) fullKey(s *service) ([]byte, error) {
+	if b.domain == nil || s.Registry != kubernetesRegistry || s.ShortName == "" || s.Namespace == "" || !isBelow(s.key, b.domain) {
+		return nil, nil
+	}
+	key, err := appendKey(b.key[:0], s.ShortName)
 	if err != nil {
-		return nil, -1, fmt.Errorf("short name %s: %w", quoted(s.ShortName), err)
+		return nil, fmt.Errorf("short name %s: %w", quoted(s.ShortName), err)
 	}
-	if key = append(key, b.domain...); len(key) >= maxName {
-		return nil, -1, fmt.Errorf("short name %s: name of %d octets, at most %d", quoted(s.ShortName), len(key)+1, maxName)
+	rest, err := appendKey(key[len(key):], s.Namespace)
+	if err != nil {
+		return nil, fmt.Errorf("namespace %s: %w", quoted(s.Namespace), err)
 	}
-	return keys, want(key), nil
+	if key = append(append(key, rest...), b.domain...); len(key) >= maxName {
+		return nil, fmt.Errorf("short name %s: name of %d octets, at most %d", quoted(s.ShortName), len(key)+1, maxName)
+	}
+	b.key = key
+	return key, nil
 }
 
 func (b *build) add(s *service) error {
-	keys, full, err := b.keysOf(s)
-	if err != nil {
-		return err
-	}
-	for i, key := range keys {
+	err := b.wants(s, func(key string, c claim) error {
 		n := b.mutable(key)
-		c := claim{service: s, alias: i > 0, full: i == full}
-		at, taken := slices.BinarySearchFunc(n.owners, c, compareClaims)
-		if taken {
-			return errors.New("given twice")
+		if len(n.owners) == 0 {
+			n.owners = alone(&b.claimRoom, c)
+		} else {
+			at, taken := slices.BinarySearchFunc(n.owners, c, compareClaims)
+			if taken {
+				return errors.New("given twice")
+			}
+			n.owners = slices.Insert(n.owners, at, c)
 		}
-		n.owners = slices.Insert(n.owners, at, c)
 		if isWildcard(key) {
 			b.wildcards++
 		}
-	}
-	if isWildcard(keys[0]) {
-		return nil // no one name to answer a PTR with
+		return nil
+	})
+	if err != nil || isWildcard(s.key) {
+		return err // a wildcard is no one name to answer a PTR with
 	}
 	for _, addr := range s.Addrs {
 		list := b.addrsOf(addr)
-		at, taken := slices.BinarySearchFunc(list, s, comparePTR)
-		if !taken {
-			list = slices.Insert(slices.Clone(list), at, s)
+		if len(list) == 0 {
+			b.addrs[shardOf(addr)][addr] = alone(&b.serviceRoom, s)
+			continue
 		}
-		b.addrs[shardOf(addr)][addr] = list
+		if at, taken := slices.BinarySearchFunc(list, s, comparePTR); !taken {
+			b.addrs[shardOf(addr)][addr] = slices.Insert(slices.Clone(list), at, s)
+		}
 	}
 	return nil
 }
 
 func (b *build) remove(s *service) error {
-	keys, _, err := b.keysOf(s)
-	if err != nil {
-		return err
-	}
-	for _, key := range keys {
+	err := b.wants(s, func(key string, _ claim) error {
 		n := b.mutable(key)
 		n.owners = slices.DeleteFunc(n.owners, func(c claim) bool { return c.service == s })
 		if isWildcard(key) {
 			b.wildcards--
 		}
 		b.prune(key)
-	}
+		return nil
+	})
 	for _, addr := range s.Addrs {
 		list := slices.DeleteFunc(slices.Clone(b.addrsOf(addr)), func(o *service) bool { return o == s })
 		if b.addrs[shardOf(addr)][addr] = list; len(list) == 0 {
 			delete(b.addrs[shardOf(addr)], addr)
 		}
 	}
-	return nil
+	return err
 }
 
 // mutable returns the node of key for changing, and makes it and its ancestors if they are not there.
-func (b *build) mutable(key []byte) *node {
-	at := maphash.Bytes(hashSeed, key) % shardCount
+func (b *build) mutable(key string) *node {
+	at := maphash.String(hashSeed, key) % shardCount
 	if !b.ownNames[at] {
 		b.names[at] = cloned(b.names[at])
 		b.ownNames[at] = true
 	}
-	n := b.names[at][string(key)]
+	n := b.names[at][key]
 	if n != nil && n.build == b.number {
 		return n
 	}
-	fresh := &node{build: b.number}
+	fresh := &alone(&b.nodeRoom, node{build: b.number})[0]
 	if n != nil {
 		fresh.owners, fresh.children = slices.Clone(n.owners), n.children
 	} else if len(key) > 0 {
 		b.mutable(parent(key)).children++
 	}
-	b.names[at][string(key)] = fresh
+	b.names[at][key] = fresh
 	return fresh
 }
 
 // prune takes out the node of key, and then its ancestors, while nothing needs them.
-func (b *build) prune(key []byte) {
+func (b *build) prune(key string) {
 	for {
 		n := b.mutable(key)
 		if len(n.owners) > 0 || n.children > 0 {
 			return
 		}
-		delete(b.names[maphash.Bytes(hashSeed, key)%shardCount], string(key))
+		delete(b.names[maphash.String(hashSeed, key)%shardCount], key)
 		if len(key) == 0 {
 			return
 		}
@@ -304,68 +346,4 @@ func cloned[K comparable, V any](m map[K]V) map[K]V {
 	return maps.Clone(m)
 }
 
-func isWildcard(key []byte) bool { return strings.HasPrefix(string(key), wildcardLabel) }
-
-func sameName(a, b *Name) bool {
-	return a.Registry == b.Registry && a.ShortName == b.ShortName && a.Namespace == b.Namespace &&
-		slices.EqualFunc(a.Addrs, b.Addrs, func(x, y netip.Addr) bool { return x == y.Unmap() }) && slices.Equal(a.AltHosts, b.AltHosts)
-}
-
-// compareClaims puts first who gets a name that several want: a host before an alias, Kubernetes before other registries,
-// then by host name, so that every agent decides alike. Istio pkg/dns/client/name_index.go, preferredTo.
-func compareClaims(a, b claim) int {
-	return cmp.Or(
-		compareBool(a.alias, b.alias),
-		compareBool(a.service.Registry != kubernetesRegistry, b.service.Registry != kubernetesRegistry),
-		strings.Compare(a.service.Host, b.service.Host),
-	)
-}
-
-// comparePTR puts first the service that an address is best called by: one with few addresses (the pod before its
-// headless service), Kubernetes before others, then by host name.
-func comparePTR(a, b *service) int {
-	return cmp.Or(
-		cmp.Compare(len(a.Addrs), len(b.Addrs)),
-		compareBool(a.Registry != kubernetesRegistry, b.Registry != kubernetesRegistry),
-		strings.Compare(a.Host, b.Host),
-	)
-}
-
-func compareBool(a, b bool) int {
-	switch {
-	case a == b:
-		return 0
-	case b:
-		return -1
-	}
-	return 1
-}
-
-// maxBadNames bounds the error of a table: enough to mend what is wrong, short enough for a NACK.
-const maxBadNames = 10
-
-func joinBad(bad []error) error {
-	if len(bad) == 0 {
-		return nil
-	}
-	slices.SortFunc(bad, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
-	more := ""
-	if len(bad) > maxBadNames {
-		more = fmt.Sprintf("; and %d more", len(bad)-maxBadNames)
-		bad = bad[:maxBadNames]
-	}
-	texts := make([]string, len(bad))
-	for i, err := range bad {
-		texts[i] = err.Error()
-	}
-	return fmt.Errorf("name table: %s%s", strings.Join(texts, "; "), more)
-}
-
-// quoted shortens a name that is too long to show.
-func quoted(host string) string {
-	const most = 80
-	if len(host) > most {
-		return fmt.Sprintf("%q… (%d octets)", host[:most], len(host))
-	}
-	return fmt.Sprintf("%q", host)
-}
+func isWildcard(key string) bool { return strings.HasPrefix(key, wildcardLabel) }
