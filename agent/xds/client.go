@@ -82,6 +82,7 @@ type State struct {
 	Address   string    `json:"address"`
 	Since     time.Time `json:"since"`                // when Phase began
 	Answered  bool      `json:"answered"`             // istiod answered on this stream
+	Envoy     bool      `json:"envoy"`                // the stream is Envoy's, the agent's types go along with it
 	Streams   int       `json:"streams"`              // streams opened so far
 	LastError string    `json:"last_error,omitempty"` // why the last attempt or stream ended, if not gracefully; empty once istiod answered
 	NACKs     int       `json:"nacks"`                // pushes refused so far
@@ -96,9 +97,14 @@ type Client struct {
 	health  outbox
 	wake    chan struct{} // buffered 1: skip the current wait
 
-	mu    sync.Mutex // guards everything below
-	state State
-	inUse map[string]string // type → version of the push taken in last
+	mu        sync.Mutex // guards everything below
+	state     State
+	inUse     map[string]string // type → version of the push taken in last
+	primary   *session          // the newest that istiod has answered; nil: none stands
+	turn      chan struct{}     // closed and replaced when primary ends
+	envoyLeft time.Time         // when Envoy's last stream ended
+	downAt    time.Time         // when the outage began; zero while a stream stands
+	said      string            // cause of the outage that was logged last
 }
 
 // New checks cfg. It opens nothing.
@@ -121,6 +127,7 @@ func New(cfg Config) (*Client, error) {
 		wake:    make(chan struct{}, 1),
 		state:   State{Phase: PhaseIdle, Address: cfg.Address, Since: time.Now()},
 		inUse:   map[string]string{},
+		turn:    make(chan struct{}),
 	}, nil
 }
 
@@ -146,61 +153,43 @@ func (c *Client) Retry() {
 	}
 }
 
-// Run keeps the stream until ctx ends, and returns nil then. What ends a stream is never final.
+// Run keeps the agent's own stream until ctx ends, and returns nil then. What ends a stream is never final. While Envoy's stream carries the
+// agent's types, Run waits.
 func (c *Client) Run(ctx context.Context) error {
 	defer c.setPhase(PhaseIdle, nil)
-	var (
-		b       backoff
-		told    string    // cause that was logged last; the same cause again is not news
-		downAt  time.Time // when the outage began; zero while a stream stands
-		onReady = func() {
-			if !downAt.IsZero() {
-				c.log.Info("istiod is back", "address", c.cfg.Address, "after", time.Since(downAt).Round(time.Millisecond))
-			}
-			downAt, told = time.Time{}, ""
-		}
-	)
-	for ctx.Err() == nil {
+	var b backoff
+	for c.waitTurn(ctx) {
 		began := time.Now()
-		err := c.attempt(ctx, onReady)
+		err := c.attempt(ctx, nil)
 		if ctx.Err() != nil {
 			break
 		}
+		if errors.Is(err, errSuperseded) {
+			continue
+		}
 		end, lived := classify(err), time.Since(began)
-		wait := b.next(end, lived, jitter())
-		c.metrics.ends.WithLabelValues(end.String()).Inc()
-		if downAt.IsZero() {
-			downAt = time.Now()
-		}
-		if end == endGraceful {
-			c.setPhase(PhaseWaiting, nil)
-			c.log.Debug("stream ended gracefully", "address", c.cfg.Address, "lived", lived.Round(time.Millisecond), "next", wait)
-		} else {
-			c.setPhase(PhaseWaiting, err)
-			level := slog.LevelWarn
-			if told == end.String()+err.Error() {
-				level = slog.LevelDebug
-			}
-			told = end.String() + err.Error()
-			c.log.Log(ctx, level, "no stream to istiod", "address", c.cfg.Address, "cause", err, "kind", end.String(), "next", wait.Round(time.Millisecond))
-		}
+		c.failed(end, err)
 		select {
 		case <-ctx.Done():
 		case <-c.wake:
-		case <-time.After(wait):
+		case <-time.After(b.next(end, lived, jitter())):
 		}
 	}
 	return nil
 }
 
-// attempt opens one stream and serves it to its end. up is called when istiod has answered on it.
-func (c *Client) attempt(ctx context.Context, up func()) (err error) {
+// errSuperseded ends a session whose successor has been answered.
+var errSuperseded = errors.New("a newer stream has taken over")
+
+// attempt opens one stream and serves it to its end: for Envoy, or for the agent alone when e is nil.
+func (c *Client) attempt(parent context.Context, e *envoy) (err error) {
+	ctx, cut := context.WithCancel(parent)
+	defer cut()
 	c.setPhase(PhaseConnecting, nil)
 	node, err := c.cfg.Node(ctx)
 	if err != nil {
 		return fmt.Errorf("make the node: %w", err)
 	}
-	facts := factsOf(node)
 	var dialErr lastError // grpc-go flattens the dialler's error into text; the cause is needed to tell refused from broken
 	conn, err := grpc.NewClient("passthrough:///"+c.cfg.Address,
 		grpc.WithTransportCredentials(credentials.NewTLS(c.cfg.TLS())),
@@ -219,6 +208,36 @@ func (c *Client) attempt(ctx context.Context, up func()) (err error) {
 	}
 	defer conn.Close()
 
+	// The stream outlives ctx for a moment, so that the last words of a stop are still sent; conn.Close ends it in any case.
+	streamCtx, cancel := context.WithCancel(metadata.NewOutgoingContext(context.WithoutCancel(ctx), c.callMetadata()))
+	defer cancel()
+	stopConnecting := context.AfterFunc(ctx, cancel)
+	w := wire{delta: c.cfg.Delta}
+	if e != nil {
+		w.delta = e.delta
+	}
+	method := sotwMethod
+	if w.delta {
+		method = deltaMethod
+	}
+	w.stream, err = conn.NewStream(streamCtx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, method)
+	if err == nil {
+		stopConnecting()
+		err = newSession(c, w, e, cut).serve(ctx, node)
+	}
+	switch cause := dialErr.get(); {
+	case ctx.Err() != nil && parent.Err() == nil:
+		return errSuperseded
+	case err == nil:
+		return nil
+	case cause != nil:
+		err = cause
+	}
+	return explain(err, c.cfg.Address, factsOf(node))
+}
+
+// callMetadata is what istiod reads beside the messages.
+func (c *Client) callMetadata() metadata.MD {
 	md := metadata.MD{}
 	if c.cfg.ClusterID != "" {
 		md.Set("ClusterID", c.cfg.ClusterID)
@@ -228,105 +247,5 @@ func (c *Client) attempt(ctx context.Context, up func()) (err error) {
 			md.Set("authorization", "Bearer "+token)
 		}
 	}
-	// The stream outlives ctx for a moment, so that the last words of a stop are still sent; conn.Close ends it in any case.
-	streamCtx, cancel := context.WithCancel(metadata.NewOutgoingContext(context.WithoutCancel(ctx), md))
-	defer cancel()
-	stopConnecting := context.AfterFunc(ctx, cancel)
-	w, err := c.open(streamCtx, conn)
-	if err == nil {
-		stopConnecting()
-		err = c.serve(ctx, w, node, up)
-	}
-	if err == nil {
-		return nil
-	}
-	if cause := dialErr.get(); cause != nil {
-		err = cause
-	}
-	return explain(err, c.cfg.Address, facts)
-}
-
-func (c *Client) open(ctx context.Context, conn *grpc.ClientConn) (wire, error) {
-	method := sotwMethod
-	if c.cfg.Delta {
-		method = deltaMethod
-	}
-	s, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, method)
-	return wire{stream: s, delta: c.cfg.Delta}, err
-}
-
-func (c *Client) setPhase(p Phase, cause error) {
-	c.mu.Lock()
-	if c.state.Phase != p {
-		c.state.Since = time.Now()
-	}
-	c.state.Phase = p
-	switch p {
-	case PhaseConnected:
-		c.state.Streams++
-	case PhaseWaiting, PhaseIdle:
-		c.state.Answered = false
-	}
-	if cause != nil {
-		c.state.LastError = cause.Error()
-	} else if p == PhaseWaiting {
-		c.state.LastError = ""
-	}
-	s := c.state
-	c.mu.Unlock()
-	connected := 0.0
-	if p == PhaseConnected {
-		connected = 1
-	}
-	c.metrics.connected.Set(connected)
-	if c.cfg.OnState != nil {
-		c.cfg.OnState(s)
-	}
-}
-
-// lastError keeps the outcome of the newest dial.
-type lastError struct {
-	mu  sync.Mutex
-	err error
-}
-
-func (l *lastError) set(err error) { l.mu.Lock(); l.err = err; l.mu.Unlock() }
-func (l *lastError) get() error    { l.mu.Lock(); defer l.mu.Unlock(); return l.err }
-
-// setAnswered notes that istiod answered on the present stream.
-func (c *Client) setAnswered() {
-	c.mu.Lock()
-	c.state.Answered, c.state.LastError = true, ""
-	s := c.state
-	c.mu.Unlock()
-	if c.cfg.OnState != nil {
-		c.cfg.OnState(s)
-	}
-}
-
-// refused notes a NACK and returns the version of that type that stays in use.
-func (c *Client) refused(typeURL string, reason error) (inUse string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.state.NACKs++
-	c.state.LastNACK = reason.Error()
-	return c.inUse[typeURL]
-}
-
-// accepted notes an ACK.
-func (c *Client) accepted(typeURL, version string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.state.LastNACK = ""
-	c.inUse[typeURL] = version
-}
-
-// factsOf reads back from a node what error messages name.
-func factsOf(n *corev3.Node) nodeFacts {
-	f := n.GetMetadata().GetFields()
-	return nodeFacts{
-		id:        f["SERVICE_ACCOUNT"].GetStringValue(),
-		namespace: f["NAMESPACE"].GetStringValue(),
-		group:     f["AUTO_REGISTER_GROUP"].GetStringValue(),
-	}
+	return md
 }

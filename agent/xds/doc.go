@@ -10,8 +10,13 @@
 //	  ▲                                                                                      │
 //	  └────────── wait: none after a graceful close, else back-off with jitter ◄─────────────┘
 //
-// Goroutines: the caller of Run, and one reader per stream. Delta and state-of-the-world are two implementations of wire; all
-// that is above them is the same.
+// Envoy speaks through the same Client (ServeEnvoy): each stream that it opens gets a fresh one to istiod, which carries Envoy's messages as
+// bytes and the agent's types beside them; the agent's own stream ends once that one is answered, and is opened again when Envoy stays away.
+//
+// Files: client.go (attempts), session.go (one stream), envoy.go (Envoy's side), state.go (which session counts), wire.go and frame.go (messages),
+// outbox.go (the verdict), ending.go (how streams end, when to try again).
+//
+// Goroutines: the caller of Run, one reader for each stream to istiod; gRPC's and two more for each of Envoy's.
 //
 // To match: Istio pkg/istio-agent/xds_proxy.go and xds_proxy_delta.go (what the agent sends), pilot/pkg/xds/ads.go and
 // delta.go (what istiod does with it).

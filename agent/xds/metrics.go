@@ -12,6 +12,7 @@ const (
 	metricPushes    = "wingman_xds_pushes_total"
 	metricEnds      = "wingman_xds_stream_ends_total"
 	metricHealth    = "wingman_xds_health_reports_total"
+	metricEnvoyNACK = "wingman_xds_envoy_nacks_total"
 )
 
 type metrics struct {
@@ -19,6 +20,8 @@ type metrics struct {
 	pushes    *prometheus.CounterVec // type, answer
 	ends      *prometheus.CounterVec // kind
 	health    prometheus.Counter
+	// envoyNACKs counts by type.
+	envoyNACKs *prometheus.CounterVec
 }
 
 func newMetrics(r prometheus.Registerer) metrics {
@@ -31,9 +34,11 @@ func newMetrics(r prometheus.Registerer) metrics {
 			Help: "Streams and attempts that ended, by kind (graceful, refused, broken, rejected). Istio: istio_agent_istiod_connection_terminations, istio_agent_istiod_connection_failures."}, []string{"kind"}),
 		health: prometheus.NewCounter(prometheus.CounterOpts{Name: metricHealth,
 			Help: "Health verdicts sent to istiod."}),
+		envoyNACKs: prometheus.NewCounterVec(prometheus.CounterOpts{Name: metricEnvoyNACK,
+			Help: "Pushes that Envoy refused, by type."}, []string{"type"}),
 	}
 	if r != nil {
-		r.MustRegister(m.connected, m.pushes, m.ends, m.health)
+		r.MustRegister(m.connected, m.pushes, m.ends, m.health, m.envoyNACKs)
 	}
 	return m
 }

@@ -5,83 +5,63 @@ import (
 	"sync"
 )
 
-// outbox holds the one verdict that istiod has to know: the latest. What is put while another waits replaces it.
+// outbox holds the one verdict that istiod has to know: the latest. What is put while another waits replaces it. Each session remembers by
+// its count what it has told, so a new stream, which has told nothing, is always due.
 type outbox struct {
-	news chan struct{} // buffered 1: take may have something
-
 	mu     sync.Mutex // guards everything below
 	latest Health
-	put1st bool          // there is a verdict at all
-	want   uint64        // counts the verdicts put
-	sent   uint64        // the count of the one sent last; sent <= want
-	owed   bool          // a new stream has not been told yet
-	change chan struct{} // closed and replaced when sent moves
+	count  uint64        // of the verdicts put; 0: there is none
+	sent   uint64        // the count told on the newest stream
+	news   chan struct{} // closed and replaced whenever something above changes
 }
 
-func newOutbox() outbox {
-	return outbox{news: make(chan struct{}, 1), change: make(chan struct{})}
-}
+func newOutbox() outbox { return outbox{news: make(chan struct{})} }
 
-func (o *outbox) ring() {
-	select {
-	case o.news <- struct{}{}:
-	default:
-	}
+func (o *outbox) changedLocked() {
+	close(o.news)
+	o.news = make(chan struct{})
 }
 
 // put makes h the verdict to know. The same verdict again is no news: each report rewrites the entry in the API server.
 func (o *outbox) put(h Health) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.put1st && o.latest == h {
+	if o.count > 0 && o.latest == h {
 		return
 	}
-	o.latest, o.put1st = h, true
-	o.want++
-	o.ring()
+	o.latest = h
+	o.count++
+	o.changedLocked()
 }
 
-// newStream makes the latest verdict due again: istiod forgets it with the stream.
-func (o *outbox) newStream() {
+// due returns the verdict that a session which has told up to count has to tell, and what to wait for when there is none.
+func (o *outbox) due(told uint64) (h Health, count uint64, due bool, news <-chan struct{}) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.owed = true
-	o.ring()
+	return o.latest, o.count, told < o.count, o.news
 }
 
-// take returns the verdict that is due, if one is, with its count for done.
-func (o *outbox) take() (h Health, count uint64, due bool) {
+// told notes what the newest stream has been told.
+func (o *outbox) told(count uint64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return o.latest, o.want, o.put1st && (o.owed || o.sent < o.want)
-}
-
-// done notes that the verdict with that count was sent on the present stream.
-func (o *outbox) done(count uint64) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.owed = false
 	o.sent = count
-	close(o.change)
-	o.change = make(chan struct{})
-	if o.sent < o.want {
-		o.ring()
-	}
+	o.changedLocked()
 }
 
 // wait returns true once the verdict that is the latest now, or a later one, was sent; false when ctx ends first.
 func (o *outbox) wait(ctx context.Context) bool {
 	o.mu.Lock()
-	count := o.want
+	want := o.count
 	for {
-		if o.sent >= count && !o.owed {
+		if o.sent >= want {
 			o.mu.Unlock()
 			return true
 		}
-		change := o.change
+		news := o.news
 		o.mu.Unlock()
 		select {
-		case <-change:
+		case <-news:
 		case <-ctx.Done():
 			return false
 		}

@@ -1,0 +1,232 @@
+package xds
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// Limits of Envoy's side.
+const (
+	// mostUnread is how many bytes of istiod's pushes wait for an Envoy that does not read; one that lets more pile up is cut off,
+	// so that it cannot stop the agent's own types. It holds the largest push of a large mesh.
+	mostUnread = 128 << 20
+	// mostRequests is how many requests of Envoy wait for a stream to istiod that is still being opened.
+	mostRequests = 256
+	// envoyGap is how long an Envoy may be away before the agent opens a stream of its own: a restart takes less.
+	envoyGap = time.Second
+)
+
+// errEnvoyStalled ends a stream whose Envoy has stopped reading.
+var errEnvoyStalled = fmt.Errorf("Envoy left more than %d MB unread", mostUnread>>20) //nolint:staticcheck // a name
+
+// errEnvoyLeft ends a stream to istiod whose Envoy is gone.
+var errEnvoyLeft = errors.New("Envoy ended its stream") //nolint:staticcheck // a name
+
+// An envoy is one ADS stream that Envoy opened to the agent.
+type envoy struct {
+	stream   grpc.ServerStream
+	delta    bool
+	requests chan *frame // as Envoy sends them; closed when it ends the stream
+	first    *frame      // Envoy's first request, which names its node; nil once it was passed on
+	asked    map[string]bool
+	queue    *queue
+}
+
+// ServeEnvoy serves ADS to Envoy on l until ctx ends. Each stream that Envoy opens gets a fresh stream to istiod, because on a living
+// delta stream istiod leaves a repeated first request without an answer (pilot/pkg/xds/delta.go). Messages pass as bytes; the
+// types that the agent owns are added to the stream and kept from Envoy.
+func (c *Client) ServeEnvoy(ctx context.Context, l net.Listener) error {
+	s := grpc.NewServer(
+		grpc.ForceServerCodecV2(codec{}),
+		grpc.MaxRecvMsgSize(math.MaxInt32),
+		grpc.UnknownServiceHandler(func(_ any, stream grpc.ServerStream) error { return c.handleEnvoy(stream) }),
+	)
+	stop := context.AfterFunc(ctx, s.Stop)
+	defer stop()
+	if err := s.Serve(l); ctx.Err() == nil {
+		return err
+	}
+	return nil
+}
+
+// handleEnvoy lives as long as one stream of Envoy.
+func (c *Client) handleEnvoy(stream grpc.ServerStream) error {
+	method, _ := grpc.MethodFromServerStream(stream)
+	if method != deltaMethod && method != sotwMethod {
+		return status.Errorf(codes.Unimplemented, "this socket serves ADS, not %s", method)
+	}
+	e := &envoy{
+		stream:   stream,
+		delta:    method == deltaMethod,
+		requests: make(chan *frame, mostRequests),
+		asked:    map[string]bool{},
+		queue:    newQueue(mostUnread),
+	}
+	ctx, cancel := context.WithCancelCause(stream.Context())
+	defer cancel(nil)
+	defer e.queue.close()
+	// Both end when this handler has returned: gRPC ends their calls then.
+	go func() { e.read(ctx); cancel(errEnvoyLeft) }()
+	go func() { cancel(e.write()) }()
+
+	select {
+	case f, open := <-e.requests:
+		if !open {
+			return nil
+		}
+		e.first = f
+	case <-ctx.Done():
+		return nil
+	}
+	// Until a stream to istiod stands Envoy just waits: its own back-off would be slower than ours.
+	var b backoff
+	for {
+		began := time.Now()
+		err := c.attempt(ctx, e)
+		switch {
+		case ctx.Err() != nil:
+			return nil // Envoy is gone
+		case e.first == nil:
+			// istiod's answers are of a stream that is gone: Envoy comes back and starts afresh.
+			return endOf(err)
+		}
+		end := classify(err)
+		c.failed(end, err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(b.next(end, time.Since(began), jitter())):
+		}
+	}
+}
+
+// endOf is the status Envoy sees when istiod's stream ended.
+func endOf(err error) error {
+	if err == nil || errors.Is(err, io.EOF) {
+		return nil
+	}
+	return status.Error(codes.Unavailable, err.Error())
+}
+
+// read moves Envoy's requests into the channel.
+func (e *envoy) read(ctx context.Context) {
+	defer close(e.requests)
+	for {
+		f := &frame{}
+		if err := e.stream.RecvMsg(f); err != nil {
+			return
+		}
+		select {
+		case e.requests <- f:
+		case <-ctx.Done():
+			f.free()
+			return
+		}
+	}
+}
+
+// write sends what is in the queue until that is closed; its error is why Envoy could not be written to.
+func (e *envoy) write() error {
+	for {
+		f, ok := e.queue.pop()
+		if !ok {
+			return nil
+		}
+		err := e.stream.SendMsg(f)
+		f.free()
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// passes decides whether a request of Envoy goes on to istiod. An ACK or NACK of a type that this stream never asked for belongs to an
+// older one, and has crashed istiod (nil pointer in delta.go); the agent's own types are none of Envoy's business.
+func (e *envoy) passes(h header) bool {
+	if h.typeURL == TypeNameTable || h.typeURL == TypeHealth {
+		return false
+	}
+	if h.nonce == "" && !h.refusal {
+		e.asked[h.typeURL] = true
+	}
+	return e.asked[h.typeURL]
+}
+
+// layout is that of Envoy's requests.
+func (e *envoy) layout() layout {
+	if e.delta {
+		return deltaRequest
+	}
+	return sotwRequest
+}
+
+// queue holds frames for Envoy, bounded in bytes.
+type queue struct {
+	limit int
+
+	mu     sync.Mutex // guards everything below
+	filled sync.Cond
+	frames []*frame
+	bytes  int
+	closed bool
+}
+
+func newQueue(limit int) *queue {
+	q := &queue{limit: limit}
+	q.filled.L = &q.mu
+	return q
+}
+
+// push adds f, which is the queue's from then on. It reports false when too much waits already: f is freed.
+func (q *queue) push(f *frame) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	n := f.data.Len()
+	// One push is always taken, however large: the limit is for what piles up.
+	if q.closed || q.bytes > 0 && q.bytes+n > q.limit {
+		f.free()
+		return false
+	}
+	q.frames = append(q.frames, f)
+	q.bytes += n
+	q.filled.Signal()
+	return true
+}
+
+// pop waits for a frame; ok is false once the queue is closed.
+func (q *queue) pop() (f *frame, ok bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for len(q.frames) == 0 && !q.closed {
+		q.filled.Wait()
+	}
+	if q.closed {
+		return nil, false
+	}
+	f = q.frames[0]
+	q.frames[0] = nil
+	q.frames = q.frames[1:]
+	q.bytes -= f.data.Len()
+	return f, true
+}
+
+// close ends pop and frees what waits.
+func (q *queue) close() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.closed = true
+	for _, f := range q.frames {
+		f.free()
+	}
+	q.frames, q.bytes = nil, 0
+	q.filled.Broadcast()
+}

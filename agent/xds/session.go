@@ -1,0 +1,215 @@
+package xds
+
+import (
+	"context"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+)
+
+// A session is one stream to istiod: the agent's own, or one that carries Envoy's requests and pushes beside the agent's.
+type session struct {
+	c     *Client
+	w     wire
+	envoy *envoy // nil: the agent's own
+	told  uint64 // count of the verdict that istiod was told here
+	// cut ends the session because a newer one has taken over.
+	cut context.CancelFunc
+
+	answers chan answer
+	ended   chan error // buffered 1: why istiod's side ended
+}
+
+func newSession(c *Client, w wire, e *envoy, cut context.CancelFunc) *session {
+	return &session{c: c, w: w, envoy: e, cut: cut, answers: make(chan answer), ended: make(chan error, 1)}
+}
+
+// serve speaks on the stream until it ends or ctx does (nil then).
+func (s *session) serve(ctx context.Context, node *corev3.Node) error {
+	done := make(chan struct{})
+	defer close(done)
+	go s.read(done)
+	defer s.c.over(s)
+
+	if s.open(node) != nil {
+		return s.cause()
+	}
+	s.c.setPhase(PhaseConnected, nil)
+
+	var requests <-chan *frame
+	if s.envoy != nil {
+		requests = s.envoy.requests
+	}
+	// Health must not be the first message, and before the node is accepted nobody would note it: it waits for the first answer,
+	// and for a control plane that never answers a NameTable, firstAnswerWait.
+	patience := time.NewTimer(firstAnswerWait)
+	defer patience.Stop()
+	for answered, mayTell := false, false; ; {
+		var news <-chan struct{}
+		if mayTell {
+			var err error
+			if news, err = s.tellHealth(); err != nil {
+				return s.cause()
+			}
+		}
+		select {
+		case <-ctx.Done():
+			s.goodbye()
+			return nil
+		case err := <-s.ended:
+			return err
+		case a := <-s.answers:
+			if !answered {
+				answered, mayTell = true, true
+				s.c.promote(s)
+			}
+			if err := s.take(a); err == errEnvoyStalled {
+				return err
+			} else if err != nil {
+				return s.cause()
+			}
+		case f, open := <-requests:
+			if !open { // Envoy is gone; its handler ends ctx
+				requests = nil
+				continue
+			}
+			if s.forward(f) != nil {
+				return s.cause()
+			}
+		case <-patience.C:
+			mayTell = true
+		case <-news:
+		}
+	}
+}
+
+// read moves istiod's answers into the channel until the stream ends.
+func (s *session) read(done <-chan struct{}) {
+	for {
+		a, err := s.w.recv()
+		if err != nil {
+			s.ended <- err
+			return
+		}
+		select {
+		case s.answers <- a:
+		case <-done:
+			a.frame.free()
+			return
+		}
+	}
+}
+
+// cause waits for the reason why the stream ended: gRPC's Send fails with io.EOF alone, the reader has the cause.
+func (s *session) cause() error {
+	for {
+		select {
+		case a := <-s.answers:
+			a.frame.free()
+		case err := <-s.ended:
+			return err
+		}
+	}
+}
+
+// open sends what a stream begins with: the node, in Envoy's first request or in ours, and the agent's subscriptions.
+func (s *session) open(node *corev3.Node) error {
+	if e := s.envoy; e != nil {
+		first := e.first
+		e.first, node = nil, nil
+		if err := s.forward(first); err != nil {
+			return err
+		}
+	}
+	for _, sub := range s.c.cfg.Subscriptions {
+		if err := s.w.send(request{typeURL: sub.TypeURL, node: node}); err != nil {
+			return err
+		}
+		node = nil
+	}
+	return nil
+}
+
+// forward passes a request of Envoy on. Its error is a failed send.
+func (s *session) forward(f *frame) error {
+	h, err := f.header(s.envoy.layout())
+	if err != nil || !s.envoy.passes(h) {
+		s.c.log.Debug("request of Envoy not passed on", "type", h.typeURL, "nonce", h.nonce, "cause", err)
+		f.free()
+		return nil
+	}
+	if h.refusal {
+		s.c.metrics.envoyNACKs.WithLabelValues(shortType(h.typeURL)).Inc()
+	}
+	return s.w.pass(f)
+}
+
+// take hands an answer to whom it is for. Its error is errEnvoyStalled or a failed send.
+func (s *session) take(a answer) error {
+	handle := s.c.handler(a.typeURL)
+	if handle == nil {
+		if s.envoy == nil {
+			// Never asked for: an answer of ours would be for a type that istiod does not watch on this stream.
+			s.c.log.Debug("push of a type nobody asked for", "type", a.typeURL)
+			a.frame.free()
+			return nil
+		}
+		if !s.envoy.queue.push(a.frame) {
+			return errEnvoyStalled
+		}
+		return nil
+	}
+	defer a.frame.free()
+	began, name := time.Now(), shortType(a.typeURL)
+	p, err := s.w.push(a)
+	if err == nil {
+		err = handle(p)
+	}
+	if err != nil {
+		inUse := s.c.refused(a.typeURL, err)
+		s.c.metrics.pushes.WithLabelValues(name, "nack").Inc()
+		s.c.log.Warn("push refused; what was in use stays", "type", name, "version", a.version, "cause", err)
+		return s.w.send(request{typeURL: a.typeURL, version: inUse, nonce: a.nonce, detail: refusal(err)})
+	}
+	s.c.accepted(a.typeURL, a.version)
+	s.c.metrics.pushes.WithLabelValues(name, "ack").Inc()
+	s.c.log.Debug("push taken in", "type", name, "version", a.version, "resources", len(p.Resources), "seconds", time.Since(began).Seconds())
+	return s.w.send(request{typeURL: a.typeURL, version: a.version, nonce: a.nonce})
+}
+
+// tellHealth sends the verdict that is due, if one is, and returns what to wait for.
+func (s *session) tellHealth() (news <-chan struct{}, err error) {
+	h, count, due, news := s.c.health.due(s.told)
+	if !due {
+		return news, nil
+	}
+	if err := s.w.send(request{typeURL: TypeHealth, detail: verdict(h)}); err != nil {
+		return nil, err
+	}
+	s.told = count
+	s.c.health.told(count)
+	s.c.metrics.health.Inc()
+	s.c.log.Debug("health sent", "healthy", h.Healthy, "reason", h.Reason)
+	_, _, _, news = s.c.health.due(count)
+	return news, nil
+}
+
+// goodbye sends a verdict still due, ends our side and gives istiod a moment to read it all. Only then may the connection go:
+// closing it at once throws away what is still in the send buffer.
+func (s *session) goodbye() {
+	if _, err := s.tellHealth(); err != nil || s.w.closeSend() != nil {
+		return
+	}
+	limit := time.NewTimer(goodbyeWait)
+	defer limit.Stop()
+	for {
+		select {
+		case a := <-s.answers: // too late to matter
+			a.frame.free()
+		case <-s.ended:
+			return
+		case <-limit.C:
+			return
+		}
+	}
+}

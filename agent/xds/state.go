@@ -1,0 +1,187 @@
+package xds
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+)
+
+// This file keeps the books of a Client: which session is the one that counts, and what status shows of it.
+
+// promote makes s, which istiod has answered, the session that counts, and cuts the one before: istiod now has the newer stream, so the
+// registration survives.
+func (c *Client) promote(s *session) {
+	c.mu.Lock()
+	former := c.primary
+	if s.envoy == nil && former != nil && former.envoy != nil {
+		// Both were opened at once, and Envoy's was answered first: the agent's own is not needed.
+		c.mu.Unlock()
+		s.cut()
+		return
+	}
+	c.primary = s
+	c.state.Answered, c.state.LastError = true, ""
+	c.state.Envoy = s.envoy != nil
+	back := time.Duration(0)
+	if !c.downAt.IsZero() {
+		back = time.Since(c.downAt)
+	}
+	c.downAt, c.said = time.Time{}, ""
+	st := c.state
+	c.mu.Unlock()
+	c.health.told(s.told)
+	if former != nil {
+		former.cut()
+	}
+	if back > 0 {
+		c.log.Info("istiod is back", "address", c.cfg.Address, "after", back.Round(time.Millisecond))
+	}
+	c.tell(st)
+}
+
+// over notes that s has ended.
+func (c *Client) over(s *session) {
+	c.mu.Lock()
+	if c.primary != s {
+		c.mu.Unlock()
+		return
+	}
+	c.primary = nil
+	c.state.Answered, c.state.Envoy = false, false
+	if s.envoy != nil {
+		c.envoyLeft = time.Now()
+	}
+	close(c.turn)
+	c.turn = make(chan struct{})
+	c.mu.Unlock()
+}
+
+// waitTurn waits while Envoy's stream carries the agent's types, and a moment longer: an Envoy that restarts is back in no time. It returns false
+// when ctx ends.
+func (c *Client) waitTurn(ctx context.Context) bool {
+	for ctx.Err() == nil {
+		c.mu.Lock()
+		taken, left, turn := c.primary != nil, c.envoyLeft, c.turn
+		c.mu.Unlock()
+		gap := envoyGap - time.Since(left)
+		switch {
+		case taken:
+			select {
+			case <-turn:
+			case <-ctx.Done():
+			}
+		case gap > 0:
+			select {
+			case <-time.After(gap):
+			case <-ctx.Done():
+			}
+		default:
+			return true
+		}
+	}
+	return false
+}
+
+// failed notes how a stream or an attempt ended. The same cause again is not news.
+func (c *Client) failed(end ending, err error) {
+	c.metrics.ends.WithLabelValues(end.String()).Inc()
+	c.mu.Lock()
+	if c.downAt.IsZero() {
+		c.downAt = time.Now()
+	}
+	level := slog.LevelDebug
+	if end != endGraceful && c.said != err.Error() {
+		c.said = err.Error()
+		level = slog.LevelWarn
+	}
+	c.mu.Unlock()
+	if end == endGraceful {
+		err = nil
+	}
+	c.setPhase(PhaseWaiting, err)
+	c.log.Log(context.Background(), level, "no stream to istiod", "address", c.cfg.Address, "kind", end.String(), "cause", err)
+}
+
+// setPhase moves State.Phase. While a session counts, what others attempt does not show.
+func (c *Client) setPhase(p Phase, cause error) {
+	c.mu.Lock()
+	if c.primary != nil && p != PhaseConnected {
+		c.mu.Unlock()
+		return
+	}
+	if c.state.Phase != p {
+		c.state.Since = time.Now()
+	}
+	c.state.Phase = p
+	switch {
+	case p == PhaseConnected:
+		c.state.Streams++
+	case cause != nil:
+		c.state.LastError = cause.Error()
+	case p == PhaseWaiting:
+		c.state.LastError = ""
+	}
+	s := c.state
+	c.mu.Unlock()
+	connected := 0.0
+	if s.Phase == PhaseConnected {
+		connected = 1
+	}
+	c.metrics.connected.Set(connected)
+	c.tell(s)
+}
+
+func (c *Client) tell(s State) {
+	if c.cfg.OnState != nil {
+		c.cfg.OnState(s)
+	}
+}
+
+// refused notes a NACK and returns the version of that type that stays in use.
+func (c *Client) refused(typeURL string, reason error) (inUse string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.state.NACKs++
+	c.state.LastNACK = reason.Error()
+	return c.inUse[typeURL]
+}
+
+// accepted notes an ACK.
+func (c *Client) accepted(typeURL, version string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.state.LastNACK = ""
+	c.inUse[typeURL] = version
+}
+
+// handler returns who takes pushes of a type in; nil: not one of the agent's own.
+func (c *Client) handler(typeURL string) func(Push) error {
+	for _, s := range c.cfg.Subscriptions {
+		if s.TypeURL == typeURL {
+			return s.Handle
+		}
+	}
+	return nil
+}
+
+// lastError keeps the outcome of the newest dial.
+type lastError struct {
+	mu  sync.Mutex
+	err error
+}
+
+func (l *lastError) set(err error) { l.mu.Lock(); l.err = err; l.mu.Unlock() }
+func (l *lastError) get() error    { l.mu.Lock(); defer l.mu.Unlock(); return l.err }
+
+// factsOf reads back from a node what error messages name.
+func factsOf(n *corev3.Node) nodeFacts {
+	f := n.GetMetadata().GetFields()
+	return nodeFacts{
+		id:        f["SERVICE_ACCOUNT"].GetStringValue(),
+		namespace: f["NAMESPACE"].GetStringValue(),
+		group:     f["AUTO_REGISTER_GROUP"].GetStringValue(),
+	}
+}
