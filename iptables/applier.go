@@ -127,7 +127,7 @@ func (a *Applier) apply(ctx context.Context, rules *Rules) error {
 	if err != nil {
 		return err
 	}
-	undo, err := applyRoutes(rules)
+	undo, err := applyRoutes(rules, needsPassthroughV6(rules))
 	if err != nil {
 		return errors.Join(err, undo())
 	}

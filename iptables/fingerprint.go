@@ -1,7 +1,6 @@
 package iptables
 
 import (
-	"encoding/binary"
 	"fmt"
 	"hash"
 	"hash/fnv"
@@ -60,7 +59,7 @@ func fingerprintNFT(h hash.Hash, s *nftSeen) error {
 			}
 			fmt.Fprintf(h, "%d %s;", family, name)
 			if err := hashHandles(h, conn, family, name); err != nil {
-				return kernelError(fmt.Sprintf("list the rules of table %s", name), err)
+				return err
 			}
 		}
 	}
@@ -75,38 +74,15 @@ func isOurTable(t *nftables.Table) bool {
 	return (t.Family == nftables.TableFamilyIPv4 || t.Family == nftables.TableFamilyIPv6) && slices.Contains(ourTables, t.Name)
 }
 
-// hashHandles dumps the rules of a table and adds chain and handle of each, in order.
+// hashHandles adds chain and handle of each rule of a table, in order.
 func hashHandles(h hash.Hash, conn *netlink.Conn, family nftables.TableFamily, table string) error {
-	attrs, err := netlink.MarshalAttributes([]netlink.Attribute{{Type: unix.NFTA_RULE_TABLE, Data: []byte(table + "\x00")}})
+	rules, err := dumpRaw(conn, unix.NFT_MSG_GETRULE, family, table)
 	if err != nil {
 		return err
 	}
-	messages, err := conn.Execute(netlink.Message{
-		Header: netlink.Header{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETRULE, Flags: netlink.Request | netlink.Dump},
-		Data:   append([]byte{byte(family), unix.NFNETLINK_V0, 0, 0}, attrs...), // struct nfgenmsg
-	})
-	if err != nil {
-		return err
-	}
-	for _, m := range messages {
-		if len(m.Data) < 4 {
-			continue
-		}
-		ad, err := netlink.NewAttributeDecoder(m.Data[4:])
-		if err != nil {
-			return err
-		}
-		ad.ByteOrder = binary.BigEndian
-		for ad.Next() {
-			switch ad.Type() {
-			case unix.NFTA_RULE_CHAIN:
-				fmt.Fprintf(h, "%s ", ad.String())
-			case unix.NFTA_RULE_HANDLE:
-				fmt.Fprintf(h, "%d;", ad.Uint64())
-			}
-		}
-		if err := ad.Err(); err != nil {
-			return err
+	for _, m := range rules {
+		for _, a := range keepAttrs(rawAttrs(m), unix.NFTA_RULE_CHAIN, unix.NFTA_RULE_HANDLE) {
+			h.Write(a.Data)
 		}
 	}
 	return nil

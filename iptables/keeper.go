@@ -30,6 +30,7 @@ type KeeperConfig struct {
 type KeeperState struct {
 	Level     Level        `json:"level"`
 	InPlace   bool         `json:"inPlace"`   // the kernel is as planned
+	Trial     bool         `json:"trial"`     // other rules are on trial: nothing is changed meanwhile
 	Contested bool         `json:"contested"` // somebody keeps taking rules out: left alone until RetryAt
 	RetryAt   time.Time    `json:"retryAt,omitzero"`
 	Repairs   int          `json:"repairs"` // since the start
@@ -81,6 +82,7 @@ const (
 	settle     = 50 * time.Millisecond  // changes come in bursts: look when they are over
 	legacyPoll = 500 * time.Millisecond // legacy tells nobody
 	slowPoll   = 30 * time.Second       // in case that a notification was lost
+	trialPoll  = time.Second
 	firstRetry = time.Second
 	lastRetry  = 30 * time.Second
 )
@@ -166,6 +168,18 @@ func (k *Keeper) Run(ctx context.Context) error {
 	}
 }
 
+// onTrial reports whether somebody tries other rules out now. What comes after that is planned anew: they may have been
+// confirmed, and their configuration is then the one to keep.
+func (k *Keeper) onTrial(ctx context.Context) bool {
+	_, err := TrialUntil(ctx)
+	trial := err == nil
+	if was := k.State().Trial; was != trial {
+		k.update(func(s *KeeperState) { s.Trial, s.InPlace = trial, false })
+		k.stale = k.stale || was
+	}
+	return trial
+}
+
 // pollEvery is how often to look though nothing was heard: often where nothing can be.
 func (k *Keeper) pollEvery() time.Duration {
 	if k.legacy {
@@ -177,6 +191,9 @@ func (k *Keeper) pollEvery() time.Duration {
 // look plans again if the plan is stale, puts it in if it is not, compares the kernel with it and repairs what others did.
 // It returns when to look again though nothing tells to, zero for never.
 func (k *Keeper) look(ctx context.Context, now time.Time) time.Duration {
+	if k.onTrial(ctx) {
+		return trialPoll
+	}
 	if k.stale {
 		rules, err := k.plan(ctx)
 		if err != nil {

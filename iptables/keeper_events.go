@@ -100,7 +100,7 @@ func (k *Keeper) follow(ctx context.Context, g *errgroup.Group, conn *netlink.Co
 // nftEvent wants the end of a transaction, which names the process.
 func nftEvent(messages []netlink.Message) (event, bool) {
 	for _, m := range messages {
-		if m.Header.Type == unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWGEN {
+		if m.Header.Type == nftType(unix.NFT_MSG_NEWGEN) {
 			return parseGeneration(m.Data), true
 		}
 	}
@@ -144,8 +144,8 @@ func nftGeneration() uint32 {
 	}
 	defer conn.Close()
 	messages, err := conn.Execute(netlink.Message{
-		Header: netlink.Header{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETGEN, Flags: netlink.Request},
-		Data:   []byte{unix.AF_UNSPEC, unix.NFNETLINK_V0, 0, 0},
+		Header: netlink.Header{Type: nftType(unix.NFT_MSG_GETGEN), Flags: netlink.Request},
+		Data:   nfgenmsg(unix.AF_UNSPEC, 0, nil),
 	})
 	if err != nil || len(messages) == 0 {
 		return 0

@@ -67,6 +67,11 @@ func socketHolder() *unix.Ucred {
 		return nil
 	}
 	defer conn.Close()
+	return peer(conn)
+}
+
+// peer returns the process at the other end of a unix socket; for a connection that was dialled, whoever listens.
+func peer(conn net.Conn) *unix.Ucred {
 	raw, err := conn.(*net.UnixConn).SyscallConn()
 	if err != nil {
 		return nil

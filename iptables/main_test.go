@@ -8,6 +8,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // childVar makes the test binary act as a second process: "apply NAME BACKEND STEP" applies a fixture and dies by SIGKILL at
@@ -26,7 +27,7 @@ func TestMain(m *testing.M) {
 }
 
 func child(args []string) error {
-	name, backend, dieAt := args[1], args[2], strings.Join(args[3:], " ")
+	dieAt := strings.Join(args[min(3, len(args)):], " ")
 	a, err := NewApplier(ApplierConfig{})
 	if err != nil {
 		return err
@@ -36,14 +37,32 @@ func child(args []string) error {
 			_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
 		}
 	}
-	if args[0] == "remove" {
+	switch args[0] {
+	case "remove":
 		return a.Remove(context.Background())
+	case "guardian":
+		d, err := time.ParseDuration(args[1])
+		if err != nil {
+			return err
+		}
+		return a.Guardian(context.Background(), d, os.Stdout)
+	case "try":
+		rules, err := Plan(childConfig(args[1], args[2]))
+		if err != nil {
+			return err
+		}
+		return a.Try(context.Background(), rules, guardianCommand(args[3]))
 	}
-	rules, err := Plan(childConfig(name, backend))
+	rules, err := Plan(childConfig(args[1], args[2]))
 	if err != nil {
 		return err
 	}
 	return a.Apply(context.Background(), rules)
+}
+
+// guardianCommand runs Guardian in the test binary.
+func guardianCommand(d string) []string {
+	return []string{"env", childVar + "=guardian " + d, testBinary()}
 }
 
 // childConfig is what child processes apply: everything that has more than one step.
@@ -64,7 +83,7 @@ func startChild(t *testing.T, change func(*exec.Cmd), args ...string) error {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(self)
-	cmd.Env = append(os.Environ(), childVar+"="+strings.Join(args, " "))
+	cmd.Env = append(os.Environ(), childVar+"="+strings.Join(args, " "), "GORACE=atexit_sleep_ms=0")
 	if change != nil {
 		change(cmd)
 	}
@@ -73,4 +92,12 @@ func startChild(t *testing.T, change func(*exec.Cmd), args ...string) error {
 		return fmt.Errorf("%w: %s", err, out)
 	}
 	return nil
+}
+
+func testBinary() string {
+	self, err := os.Executable()
+	if err != nil {
+		return "/proc/self/exe"
+	}
+	return self
 }

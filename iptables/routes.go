@@ -18,9 +18,9 @@ const protoKernel = unix.RTPROT_KERNEL
 // passthroughV6 is the source address of Envoy towards the application. IPv4 has all of 127/8 on lo, IPv6 needs it added.
 var passthroughV6 = &net.IPNet{IP: net.ParseIP("::6"), Mask: net.CIDRMask(128, 128)}
 
-// applyRoutes makes the policy routes of the plan, and ::6 where IPv6 is captured; what is there already is left alone.
+// applyRoutes makes the policy routes of the plan, and ::6 on lo where wanted; what is there already is left alone.
 // It returns what undoes the changes that it made.
-func applyRoutes(rules *Rules) (undo func() error, err error) {
+func applyRoutes(rules *Rules, passthrough bool) (undo func() error, err error) {
 	var undos []func() error
 	undo = func() error {
 		var errs []error
@@ -33,10 +33,7 @@ func applyRoutes(rules *Rules) (undo func() error, err error) {
 	if err != nil {
 		return undo, fmt.Errorf("find lo: %w", err)
 	}
-	if len(rules.Routes) == 0 && !needsPassthroughV6(rules) {
-		return undo, nil
-	}
-	if needsPassthroughV6(rules) {
+	if passthrough {
 		err := netlink.AddrAdd(lo, &netlink.Addr{IPNet: passthroughV6})
 		if err == nil {
 			undos = append(undos, func() error { return netlink.AddrDel(lo, &netlink.Addr{IPNet: passthroughV6}) })
