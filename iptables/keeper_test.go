@@ -45,9 +45,12 @@ func keep(t *testing.T, ns *netns.NS, cfg KeeperConfig) *kept {
 	return k
 }
 
-// until returns the first state that fits.
+// until returns the first state from now on that fits.
 func (k *kept) until(t *testing.T, what string, fits func(KeeperState) bool) KeeperState {
 	t.Helper()
+	for len(k.states) > 0 { // of the past
+		<-k.states
+	}
 	if s := k.State(); fits(s) {
 		return s
 	}
