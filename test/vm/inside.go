@@ -76,27 +76,40 @@ func (m *Machine) Do(f func() error) error {
 	return <-done
 }
 
-// Path is where this machine's file lies on the computer that runs the test. Only files of the disk are there: not those of
-// /run, /tmp, /proc and /dev.
-func (m *Machine) Path(file string) string { return filepath.Join(m.root, file) }
-
-// Write puts a file onto the machine's disk, whole at once, and makes its folder. It belongs to root.
+// Write puts a file onto the machine, whole at once, and makes its folders. It belongs to root. On a machine that is off
+// only the disk can be written: what lies in /run or /tmp is gone with the next boot.
 func (m *Machine) Write(file, content string, mode os.FileMode) {
 	m.t.Helper()
-	to := m.Path(file)
-	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+	if m.power != nil {
+		cmd := m.Command("sh", "-euc", `mkdir -p "$(dirname "$1")"; install -m "$2" /dev/stdin "$1.new"; mv -f "$1.new" "$1"`, "sh", file, fmt.Sprintf("%o", mode))
+		cmd.Stdin = strings.NewReader(content)
+		must(m.t, cmd)
+		return
+	}
+	disk := m.disk()
+	defer disk.Close()
+	name := strings.TrimPrefix(file, "/")
+	for _, do := range []func() error{
+		func() error { return disk.MkdirAll(filepath.Dir(name), 0o755) },
+		func() error { return disk.WriteFile(name+".new", []byte(content), mode) },
+		func() error { return disk.Chmod(name+".new", mode) }, // whatever the umask took
+		func() error { return disk.Rename(name+".new", name) },
+	} {
+		if err := do(); err != nil {
+			m.t.Fatalf("machine %s: write %s: %v", m.name, file, err)
+		}
+	}
+}
+
+// disk opens the machine's files. Its links cannot lead out of them: /var/run is one to /run, and must not become this
+// computer's.
+func (m *Machine) disk() *os.Root {
+	m.t.Helper()
+	disk, err := os.OpenRoot(m.root)
+	if err != nil {
 		m.t.Fatal(err)
 	}
-	temp := to + ".new"
-	if err := os.WriteFile(temp, []byte(content), 0o600); err != nil {
-		m.t.Fatal(err)
-	}
-	if err := os.Chmod(temp, mode); err != nil {
-		m.t.Fatal(err)
-	}
-	if err := os.Rename(temp, to); err != nil {
-		m.t.Fatal(err)
-	}
+	return disk
 }
 
 // CopyIn copies a file of this computer to the machine, as Write does.
@@ -109,10 +122,12 @@ func (m *Machine) CopyIn(from, to string, mode os.FileMode) {
 	m.Write(to, string(content), mode)
 }
 
-// Read returns a file of the machine's disk.
+// Read returns a file of the machine's disk, also while it is off.
 func (m *Machine) Read(file string) string {
 	m.t.Helper()
-	content, err := os.ReadFile(m.Path(file))
+	disk := m.disk()
+	defer disk.Close()
+	content, err := disk.ReadFile(strings.TrimPrefix(file, "/"))
 	if err != nil {
 		m.t.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package vm
 
 import (
+	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
@@ -33,4 +34,14 @@ func (m *Machine) Install(program string) {
 func (m *Machine) Enable(unit string) {
 	m.t.Helper()
 	must(m.t, exec.Command("systemctl", "--root="+m.root, "--quiet", "enable", unit))
+}
+
+// Wingman returns the program to test: WINGMAN_BIN, or one built from this checkout.
+func Wingman(t testing.TB) string {
+	t.Helper()
+	Require(t)
+	if path := os.Getenv("WINGMAN_BIN"); path != "" {
+		return path
+	}
+	return Build(t, "wingman/cmd/wingman")
 }

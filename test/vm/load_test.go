@@ -10,25 +10,61 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/miekg/dns"
 )
 
-// queries sends 200 packets a second to a UDP port of a machine, and counts which come back.
+// queries sends 200 packets a second to a UDP port of a machine, and counts which are answered.
 type queries struct {
 	t        *testing.T
 	conn     net.Conn
+	exchange exchange
 	stop     chan struct{}
 	finished chan struct{}
 
 	mu       sync.Mutex // guards everything below
-	sent     uint32
-	answered map[uint32]bool
+	sent     uint16
+	answered map[uint16]bool
 	errs     []error
 	news     *sync.Cond // of answered
 }
 
-func startQueries(t *testing.T, m *Machine, address string) *queries {
+// exchange makes the packet with a number, and finds the number in its answer; false means that this is not an answer.
+type exchange struct {
+	ask    func(id uint16) []byte
+	answer func(packet []byte) (id uint16, ok bool)
+}
+
+// bounce is the exchange with a server that sends back what it gets.
+var bounce = exchange{
+	ask:    func(id uint16) []byte { return binary.BigEndian.AppendUint16(nil, id) },
+	answer: func(packet []byte) (uint16, bool) { return binary.BigEndian.Uint16(packet), len(packet) == 2 },
+}
+
+// lookUp is the exchange with a DNS server that knows an address of name.
+func lookUp(name string) exchange {
+	return exchange{
+		ask: func(id uint16) []byte {
+			q := new(dns.Msg)
+			q.SetQuestion(name, dns.TypeA)
+			q.Id = id
+			packet, err := q.Pack()
+			if err != nil {
+				panic(err) // of a name in this test
+			}
+			return packet
+		},
+		answer: func(packet []byte) (uint16, bool) {
+			a := new(dns.Msg)
+			err := a.Unpack(packet)
+			return a.Id, err == nil && a.Rcode == dns.RcodeSuccess && len(a.Answer) > 0
+		},
+	}
+}
+
+func startQueries(t *testing.T, m *Machine, address string, x exchange) *queries {
 	t.Helper()
-	q := &queries{t: t, stop: make(chan struct{}), finished: make(chan struct{}), answered: map[uint32]bool{}}
+	q := &queries{t: t, exchange: x, stop: make(chan struct{}), finished: make(chan struct{}), answered: map[uint16]bool{}}
 	q.news = sync.NewCond(&q.mu)
 	if err := m.Do(func() (err error) { q.conn, err = net.Dial("udp", address); return err }); err != nil {
 		t.Fatal(err)
@@ -53,7 +89,7 @@ func (q *queries) send() {
 		id := q.sent
 		q.sent++
 		q.mu.Unlock()
-		if _, err := q.conn.Write(binary.BigEndian.AppendUint32(nil, id)); err != nil {
+		if _, err := q.conn.Write(q.exchange.ask(id)); err != nil {
 			q.fail(fmt.Errorf("send %d: %w", id, err))
 		}
 	}
@@ -69,9 +105,9 @@ func (q *queries) receive() {
 			q.fail(fmt.Errorf("receive: %w", err))
 			continue
 		}
-		if n == 4 {
+		if id, ok := q.exchange.answer(buf[:n]); ok {
 			q.mu.Lock()
-			q.answered[binary.BigEndian.Uint32(buf)] = true
+			q.answered[id] = true
 			q.news.Broadcast()
 			q.mu.Unlock()
 		}

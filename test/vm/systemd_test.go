@@ -83,7 +83,7 @@ func (m *Machine) kill(unit, signal string) {
 // Promise 2: a restart loses nothing.
 func TestRestartsLoseNoPacket(t *testing.T) {
 	m := withDaemon(t)
-	load := startQueries(t, m, echoAddress)
+	load := startQueries(t, m, echoAddress, bounce)
 	for range 20 {
 		m.Run("systemctl", "restart", "wingman")
 	}
@@ -176,7 +176,7 @@ func TestAHangingDaemonIsReplacedAndLosesNothing(t *testing.T) {
 	m.Write("/etc/systemd/system/wingman.service.d/test.conf", "[Service]\nWatchdogSec=1\n", 0o644)
 	m.Run("systemctl", "daemon-reload")
 	m.Run("systemctl", "restart", "wingman")
-	load := startQueries(t, m, echoAddress)
+	load := startQueries(t, m, echoAddress, bounce)
 	m.kill("wingman", "USR1")
 	if sent, lost := load.end(); lost > 0 {
 		t.Errorf("%d of %d packets were lost, want none", lost, sent)
@@ -281,9 +281,7 @@ func TestACrashLoopGivesDNSBack(t *testing.T) {
 		t.Errorf("the rules were out %s after the fifth bad end, want at most 1 s\n%s", guard.Sub(fifth), m.lastWords())
 	}
 
-	if err := os.Remove(m.Path("/var/lib/wingman/crash")); err != nil {
-		t.Fatal(err)
-	}
+	m.Run("rm", "/var/lib/wingman/crash")
 	m.waitActive("wingman.service") // systemd went on trying
 	m.Run("systemctl", "restart", "wingman")
 	if open, err := m.Try("test", "-e", "/run/wingman-guard/open"); err == nil {

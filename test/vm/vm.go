@@ -23,6 +23,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -88,8 +89,8 @@ func (s *Segment) AddAddress(t testing.TB, prefix string) {
 }
 
 // Machine unpacks a machine that is switched off. name is its host name, at most 11 letters; prefix its address on the
-// segment, which it has from systemd-networkd.
-func (s *Segment) Machine(t testing.TB, name, prefix string) *Machine {
+// segment, which it has from systemd-networkd. Its resolver is systemd-resolved, which asks resolvers on the segment.
+func (s *Segment) Machine(t testing.TB, name, prefix string, resolvers ...string) *Machine {
 	t.Helper()
 	if len(name) > 11 {
 		t.Fatalf("machine %s: found a name of %d letters, expected at most 11 (it names a network interface)", name, len(name))
@@ -102,6 +103,7 @@ func (s *Segment) Machine(t testing.TB, name, prefix string) *Machine {
 	unpack(t, image(t), m.root)
 	m.Write("/etc/hostname", name+"\n", 0o644)
 	m.Write("/etc/hosts", fmt.Sprintf("127.0.0.1 localhost\n::1 localhost\n%s %s\n", address.Addr(), name), 0o644)
-	m.Write("/etc/systemd/network/10-host0.network", fmt.Sprintf("[Match]\nName=host0\n[Network]\nAddress=%s\nIPv6AcceptRA=no\n", prefix), 0o644)
+	m.Write("/etc/systemd/network/10-host0.network", fmt.Sprintf(
+		"[Match]\nName=host0\n[Network]\nAddress=%s\nDNS=%s\nIPv6AcceptRA=no\n", prefix, strings.Join(resolvers, " ")), 0o644)
 	return m
 }

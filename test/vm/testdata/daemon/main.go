@@ -3,7 +3,8 @@
 //
 //	run     echoes UDP packets on 127.0.0.1:15053, on sockets that systemd keeps
 //	proxy   sleeps, like Envoy's supervisor
-//	status  succeeds once /var/lib/wingman/joined is there
+//	status  says that it is ready once /var/lib/wingman/joined is there
+//	app     is the workload: it answers every HTTP request on port 8080
 //	watch   prints each verdict on the systemd unit named by its argument
 //
 // While /var/lib/wingman/crash is there, run ends with status 1 at once. SIGUSR1 makes it hang.
@@ -16,6 +17,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"os/signal"
 	"syscall"
@@ -42,7 +44,10 @@ func main() {
 		signal.Notify(stop, syscall.SIGTERM)
 		<-stop
 	case "status":
-		_, err = os.Stat(state + "joined")
+		_, missing := os.Stat(state + "joined")
+		fmt.Printf("{\n  \"ready\": %v\n}\n", missing == nil)
+	case "app":
+		err = http.ListenAndServe(":8080", http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 	case "watch":
 		err = watch(os.Args[2], log)
 	}
