@@ -1,0 +1,188 @@
+package envoy
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strconv"
+	"strings"
+)
+
+// Admin asks an Envoy on its admin port. Every call is bounded by its context alone: a main thread that is busy with a large push
+// answers late. Make it with NewAdmin; safe for concurrent use.
+type Admin struct {
+	base   string
+	own    []string // ends of the names of listeners that carry no traffic of the workload
+	client *http.Client
+}
+
+// NewAdmin makes a client for the Envoy that was started with in. It opens nothing.
+func NewAdmin(in Input) *Admin {
+	return &Admin{
+		base: "http://" + in.AdminAddr().String(),
+		own:  []string{portEnd(in.ReadinessPort), portEnd(in.PrometheusPort)},
+		// A connection for each call: one kept open would outlive the Envoy it leads to, and count as active in Connections.
+		client: &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DisableCompression: true}},
+	}
+}
+
+// AdminOf is NewAdmin for a machine of which only its settings and addresses matter.
+func AdminOf(adminAddr netip.AddrPort, readinessPort, prometheusPort uint16) *Admin {
+	in := Input{AdminPort: adminAddr.Port(), ReadinessPort: readinessPort, PrometheusPort: prometheusPort, Addrs: []netip.Addr{adminAddr.Addr()}}
+	return NewAdmin(in)
+}
+
+func portEnd(port uint16) string { return "_" + strconv.Itoa(int(port)) }
+
+// Ready reports whether Envoy serves: its clusters and listeners have arrived and are warm. state is Envoy's own word (LIVE,
+// PRE_INITIALIZING, INITIALIZING, DRAINING). An error means that it did not answer.
+func (a *Admin) Ready(ctx context.Context) (live bool, state string, err error) {
+	res, err := a.do(ctx, http.MethodGet, "/ready", nil)
+	if err != nil {
+		return false, "", err
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(res.Body, 64))
+	if err != nil {
+		return false, "", err
+	}
+	return res.StatusCode == http.StatusOK, strings.TrimSpace(string(body)), nil
+}
+
+// Drain makes Envoy shed its inbound connections: peers are told with each answer to go elsewhere, and Envoy takes no new
+// connections after its drain time. Outbound listeners go on, for what the workload still has to say. Envoy does not end.
+func (a *Admin) Drain(ctx context.Context) error {
+	if err := a.post(ctx, "/healthcheck/fail", nil); err != nil {
+		return err
+	}
+	return a.post(ctx, "/drain_listeners", url.Values{"graceful": {""}, "inboundonly": {""}, "skip_exit": {""}})
+}
+
+// connectionsStat ends the names of the statistics that count a listener's connections.
+const connectionsStat = "downstream_cx_active"
+
+// Connections counts the connections that peers and the workload have to Envoy now; those to its own listeners and between
+// its listeners do not count. known is false when Envoy does not count them, because another bootstrap file keeps it from it.
+func (a *Admin) Connections(ctx context.Context) (n int, known bool, err error) {
+	err = a.stats(ctx, `^listener\..*`+connectionsStat+`$`, func(name string, value int) {
+		known = true
+		if a.isTraffic(name) {
+			n += value
+		}
+	})
+	return n, known, err
+}
+
+// isTraffic tells the workload's listeners from Envoy's own. The statistics of a listener are called listener.ADDRESS_PORT; each
+// worker has its share of them again.
+func (a *Admin) isTraffic(name string) bool {
+	listener := strings.TrimSuffix(strings.TrimPrefix(name, "listener."), "."+connectionsStat)
+	if strings.HasPrefix(listener, "admin") || strings.HasPrefix(listener, "envoy_internal_") || strings.Contains(listener, ".worker_") {
+		return false
+	}
+	for _, end := range a.own {
+		if strings.HasSuffix(listener, end) {
+			return false
+		}
+	}
+	return true
+}
+
+// Overview is what an Envoy says of its configuration.
+type Overview struct {
+	WorkersStarted bool // it accepts connections
+	Listeners      int  // active, those of the bootstrap file included
+	Clusters       int  // active
+	// Pushes taken in and refused, of clusters and of listeners.
+	CDSAccepted, CDSRejected, LDSAccepted, LDSRejected int
+}
+
+// Configured reports whether Envoy has clusters and listeners from istiod and serves them (Istio: pilot/cmd/pilot-agent/status/ready).
+func (o Overview) Configured() bool {
+	return o.WorkersStarted && o.CDSAccepted > 0 && o.LDSAccepted > 0
+}
+
+// Overview asks for the few statistics that it consists of.
+func (a *Admin) Overview(ctx context.Context) (Overview, error) {
+	var o Overview
+	started := 0
+	into := map[string]*int{
+		"listener_manager.workers_started":        &started,
+		"listener_manager.total_listeners_active": &o.Listeners,
+		"cluster_manager.active_clusters":         &o.Clusters,
+		"cluster_manager.cds.update_success":      &o.CDSAccepted,
+		"cluster_manager.cds.update_rejected":     &o.CDSRejected,
+		"listener_manager.lds.update_success":     &o.LDSAccepted,
+		"listener_manager.lds.update_rejected":    &o.LDSRejected,
+	}
+	err := a.stats(ctx, `^(listener_manager|cluster_manager)\.(workers_started|total_listeners_active|active_clusters|.ds\.update_(success|rejected))$`,
+		func(name string, value int) {
+			if p := into[name]; p != nil {
+				*p = value
+			}
+		})
+	o.WorkersStarted = started > 0
+	return o, err
+}
+
+// stats calls each with the counters and gauges whose names match filter.
+func (a *Admin) stats(ctx context.Context, filter string, each func(name string, value int)) error {
+	res, err := a.do(ctx, http.MethodGet, "/stats", url.Values{"usedonly": {""}, "filter": {filter}})
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		return fmt.Errorf("envoy's admin port answers /stats with %s", res.Status)
+	}
+	return parseStats(res.Body, each)
+}
+
+// parseStats reads Envoy's text form: a line "NAME: NUMBER" for each. Lines of another form, as histograms, are passed over.
+func parseStats(r io.Reader, each func(name string, value int)) error {
+	lines := bufio.NewScanner(r)
+	for lines.Scan() {
+		name, text, ok := strings.Cut(lines.Text(), ": ")
+		value, err := strconv.ParseInt(strings.TrimSpace(text), 10, 63)
+		if ok && err == nil && value >= 0 {
+			each(name, int(value))
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return fmt.Errorf("read envoy's statistics: %w", err)
+	}
+	return nil
+}
+
+func (a *Admin) post(ctx context.Context, path string, query url.Values) error {
+	res, err := a.do(ctx, http.MethodPost, path, query)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		text, _ := io.ReadAll(io.LimitReader(res.Body, 200))
+		return fmt.Errorf("envoy's admin port answers %s with %s: %s", path, res.Status, strings.TrimSpace(string(text)))
+	}
+	return nil
+}
+
+func (a *Admin) do(ctx context.Context, method, path string, query url.Values) (*http.Response, error) {
+	u := a.base + path
+	if len(query) > 0 {
+		u += "?" + query.Encode()
+	}
+	req, err := http.NewRequestWithContext(ctx, method, u, nil)
+	if err != nil {
+		return nil, err
+	}
+	res, err := a.client.Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("envoy's admin port: %w", err)
+	}
+	return res, nil
+}
