@@ -79,9 +79,26 @@ func unsettled(info fs.FileInfo, now time.Time) bool {
 	return age >= 0 && age < settleTime
 }
 
+// target is what our link of that name says: the way from the folder it really lies in to the current generation. Relative, so that it also holds for
+// who sees the machine's files below another root.
+func (o output) target(name string) (string, error) {
+	dir, err := filepath.EvalSymlinks(o.dir)
+	if err != nil {
+		return "", err
+	}
+	store, err := filepath.EvalSymlinks(o.store)
+	if err != nil {
+		store = o.store // it comes later
+	}
+	return filepath.Rel(dir, filepath.Join(store, currentLink, name))
+}
+
 // link makes path our link. A plain file that is there must have the content taken, and is kept.
 func (o output) link(path string, taken []byte, now time.Time) error {
-	target := filepath.Join(o.store, currentLink, filepath.Base(path))
+	target, err := o.target(filepath.Base(path))
+	if err != nil {
+		return err
+	}
 	tmp := filepath.Join(o.dir, "."+filepath.Base(path)+".wingman")
 	if err := o.recover(tmp, path, taken); err != nil {
 		return err
