@@ -127,7 +127,7 @@ func portRanges(in []bootstrap.PortRange) []iptables.PortRange {
 
 // proxyUser is the user whose own traffic is never captured: agent and Envoy run as it.
 func proxyUser(c *bootstrap.Config) (uid, gid uint32, err error) {
-	if c.Capture.ProxyUID != 0 {
+	if c.Capture.UserKnown {
 		return c.Capture.ProxyUID, c.Capture.ProxyGID, nil
 	}
 	uid, gid, err = bootstrap.LookupUser(c.Root, c.Capture.User)

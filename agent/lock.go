@@ -8,12 +8,16 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 // lockFile is below the run folder; the daemon that holds its lock is the only one of its root.
 const lockFile = "wingman.lock"
+
+// lockPatience is how long the lock of a process that was killed may outlive it: a child between fork and exec still holds its copy.
+const lockPatience = 2 * time.Second
 
 // takeLock makes this process the only daemon of runDir until the returned file is closed. The error names the process that is it.
 func takeLock(runDir string) (*os.File, error) {
@@ -24,7 +28,12 @@ func takeLock(runDir string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("lock: %w", err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	for began := time.Now(); errors.Is(err, unix.EWOULDBLOCK) && time.Since(began) < lockPatience; {
+		<-time.After(10 * time.Millisecond)
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	}
+	if err != nil {
 		defer f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			pid, _ := io.ReadAll(io.LimitReader(f, 32))

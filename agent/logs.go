@@ -27,7 +27,8 @@ type logs struct {
 	level slog.LevelVar // of parts without a level of their own
 }
 
-// newLogs makes loggers that write to stderr, and to the file that the settings name.
+// newLogs makes loggers that write to stderr, and to the file that the settings name. A file that cannot be opened is said, and is no reason
+// not to run.
 func newLogs(c bootstrap.Log, stderr *os.File, getenv func(string) string) (*logs, error) {
 	l := &logs{}
 	l.configure(c)
@@ -35,18 +36,26 @@ func newLogs(c bootstrap.Log, stderr *os.File, getenv func(string) string) (*log
 	for scope, name := range c.Scopes {
 		scopes[scope] = levelNames[name]
 	}
-	h, err := systemd.NewLogHandler(systemd.LogConfig{
+	lc := systemd.LogConfig{
 		Stream: stderr,
 		Getenv: getenv,
 		JSON:   c.Format == "json",
 		Level:  &l.level,
 		Scopes: scopes,
 		File:   c.File,
-	})
-	if err != nil {
-		return nil, err
+	}
+	h, fileErr := systemd.NewLogHandler(lc)
+	if fileErr != nil {
+		lc.File = ""
+		var err error
+		if h, err = systemd.NewLogHandler(lc); err != nil {
+			return nil, err
+		}
 	}
 	l.root = slog.New(h)
+	if fileErr != nil {
+		l.part("agent").Error("log file is not written to", "cause", fileErr)
+	}
 	return l, nil
 }
 

@@ -18,7 +18,9 @@ import (
 // Rules makes and unmakes capture rules by hand, from the same files as the daemon and without a control plane.
 type Rules struct {
 	cfg     *bootstrap.Config
+	facts   iptables.Facts
 	plan    iptables.Rules
+	auto    bool // the settings leave the level to the facts
 	applier *iptables.Applier
 }
 
@@ -31,19 +33,7 @@ func OpenRules(ctx context.Context, root string) (*Rules, error) {
 	if cfg == nil {
 		return nil, problems.Err()
 	}
-	level, known := captureLevels[cfg.Capture.Level]
-	if !known {
-		level = iptables.LevelAll
-	}
-	ic, err := CaptureConfig(cfg, level)
-	if err != nil {
-		return nil, err
-	}
 	facts, err := captureFactsOf(ctx, cfg)
-	if err != nil {
-		return nil, err
-	}
-	plan, err := iptables.Plan(ic, facts)
 	if err != nil {
 		return nil, err
 	}
@@ -51,7 +41,21 @@ func OpenRules(ctx context.Context, root string) (*Rules, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Rules{cfg: cfg, plan: plan, applier: applier}, nil
+	level, known := captureLevels[cfg.Capture.Level]
+	if !known {
+		level = iptables.LevelAll
+	}
+	r := &Rules{cfg: cfg, facts: facts, auto: !known, applier: applier}
+	r.plan, err = r.planAt(level)
+	return r, err
+}
+
+func (r *Rules) planAt(level iptables.Level) (iptables.Rules, error) {
+	c, err := CaptureConfig(r.cfg, level)
+	if err != nil {
+		return iptables.Rules{}, err
+	}
+	return iptables.Plan(c, r.facts)
 }
 
 // Plan returns what should be in the kernel.
@@ -73,12 +77,34 @@ func (r *Rules) Apply(ctx context.Context) (warnings []string, err error) {
 
 // Status reads the kernel back and compares it with the plan.
 func (r *Rules) Status(ctx context.Context) (iptables.Status, error) {
-	return r.applier.Status(ctx, r.plan)
+	s, _, err := r.compare(ctx)
+	return s, err
 }
 
 // Diff lists what differs between the kernel and the plan.
 func (r *Rules) Diff(ctx context.Context) ([]iptables.Difference, error) {
-	return r.applier.Diff(ctx, r.plan)
+	_, plan, err := r.compare(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return r.applier.Diff(ctx, plan)
+}
+
+// compare finds the plan that the kernel is to be compared with. Where the settings leave the level to the facts, a daemon without Envoy has put in
+// the rules for DNS alone: they are it when the kernel is nearer to them.
+func (r *Rules) compare(ctx context.Context) (iptables.Status, iptables.Rules, error) {
+	s, err := r.applier.Status(ctx, r.plan)
+	if err != nil || !r.auto || s.State != iptables.Partial {
+		return s, r.plan, err
+	}
+	dns, err := r.planAt(iptables.LevelDNS)
+	if err != nil {
+		return s, r.plan, err
+	}
+	if lesser, err := r.applier.Status(ctx, dns); err == nil && len(lesser.Diff) < len(s.Diff) {
+		return lesser, dns, nil
+	}
+	return s, r.plan, nil
 }
 
 // RemoveRules takes everything of ours, and what Istio's own tool left, out of the kernel. It needs no settings: on a machine whose files are

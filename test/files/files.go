@@ -26,7 +26,7 @@ var hosts string
 const (
 	ClusterEnv = "var/lib/istio/envoy/cluster.env"
 	MeshConfig = "etc/istio/config/mesh"
-	Hosts      = "var/lib/istio/hosts"
+	Hosts      = "var/lib/istio/envoy/hosts"
 	Token      = "var/run/secrets/tokens/istio-token"
 	RootCert   = "etc/certs/root-cert.pem"
 	ResolvConf = "etc/resolv.conf"
