@@ -134,8 +134,17 @@ func configFromEnv(t testing.TB, env map[string]string) Config {
 	} else {
 		cfg.OwnerGroups = list("ISTIO_OUTBOUND_OWNER_GROUPS")
 	}
-	for _, n := range portList("ISTIO_LOCAL_OUTBOUND_PORTS_EXCLUDE") {
-		cfg.OutboundExcludePorts = append(cfg.OutboundExcludePorts, PortRange{n, n})
+	for _, s := range list("ISTIO_LOCAL_OUTBOUND_PORTS_EXCLUDE") {
+		first, last, isRange := strings.Cut(s, ":")
+		if !isRange {
+			last = first
+		}
+		a, aerr := strconv.ParseUint(first, 10, 16)
+		b, berr := strconv.ParseUint(last, 10, 16)
+		if aerr != nil || berr != nil {
+			t.Fatalf("ISTIO_LOCAL_OUTBOUND_PORTS_EXCLUDE: %s", s)
+		}
+		cfg.OutboundExcludePorts = append(cfg.OutboundExcludePorts, PortRange{uint16(a), uint16(b)})
 	}
 	return cfg
 }
