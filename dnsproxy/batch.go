@@ -9,7 +9,8 @@ import (
 )
 
 // batch holds packets for recvmmsg(2) and sendmmsg(2): system calls are what an answer costs, and these carry many packets
-// each. The kernel keeps no pointer into it between calls. It belongs to one goroutine at a time.
+// each. They never wait, so the runtime is not told of them, which would cost as much again. The kernel keeps no pointer into
+// it between calls. It belongs to one goroutine at a time.
 type batch struct {
 	in   []unix.Mmsghdr
 	out  []unix.Mmsghdr // headers of the packets to send, first to last
@@ -58,7 +59,7 @@ func (b *batch) receive(fd uintptr) error {
 	}
 	b.out = b.out[:0]
 	for {
-		n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&b.in[0])), uintptr(len(b.in)), unix.MSG_DONTWAIT, 0, 0)
+		n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&b.in[0])), uintptr(len(b.in)), unix.MSG_DONTWAIT, 0, 0)
 		if errno == 0 {
 			b.n = int(n)
 			return nil
@@ -87,7 +88,7 @@ func (b *batch) answer(i, length int) {
 // send sends the answers. A packet that the kernel will not take is given up: its client asks again.
 func (b *batch) send(fd uintptr) {
 	for rest := b.out; len(rest) > 0; {
-		n, _, errno := unix.Syscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&rest[0])), uintptr(len(rest)), unix.MSG_DONTWAIT, 0, 0)
+		n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&rest[0])), uintptr(len(rest)), unix.MSG_DONTWAIT, 0, 0)
 		switch errno {
 		case 0:
 			rest = rest[n:]
@@ -110,9 +111,6 @@ func waitWritable(fd uintptr) bool {
 	n, err := unix.Poll(fds, patience)
 	return err == nil && n > 0
 }
-
-// sender is the address packet i came from.
-func (b *batch) sender(i int) netip.AddrPort { return addrOf(&b.from[i]) }
 
 func addrOf(sa *unix.RawSockaddrInet6) netip.AddrPort {
 	switch sa.Family {

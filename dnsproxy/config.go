@@ -11,8 +11,9 @@ import (
 
 // Config says what a Server works with. Sockets and upstreams may be on any address.
 type Config struct {
-	// UDP and TCP are where questions come in. They stay the caller's: Run stops using them when it ends and does not close
-	// them, so that a copy kept in systemd's FD store goes on queueing questions for the next process.
+	// UDP and TCP are where questions come in. TCP stays the caller's; Run stops using it when it ends. UDP is Run's: it takes
+	// a duplicate of each socket, out of the care of Go's poller, closes the one given, and closes its own when it ends.
+	// A duplicate held elsewhere, as in systemd's FD store, goes on queueing questions for the next process.
 	UDP []*net.UDPConn
 	TCP []*net.TCPListener
 

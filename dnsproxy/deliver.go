@@ -13,29 +13,30 @@ func (f *forwarder) deliver(fl *flight) {
 		f.s.cache.put(fl.cacheKey, fl.fallback, now())
 	}
 	for _, w := range fl.waiters {
-		f.conclude(w, fl, fromUpstream)
-	}
-}
-
-// deliverStale answers clients from what was true once.
-func (f *forwarder) deliverStale(fl *flight, waiters []waiter) {
-	for _, w := range waiters {
-		f.conclude(w, fl, fromStale)
-	}
-}
-
-// conclude turns the flight's answer into that of one client.
-func (f *forwarder) conclude(w waiter, fl *flight, from source) {
-	t := f.s.Table()
-	if w.trace != nil {
-		w.trace.server = fl.by
-		if w.trace.raw {
-			t = nil
+		if w.trace != nil {
+			w.trace.server = fl.by
+		}
+		if fl.stale != nil && !useful(fl.fallback) {
+			f.conclude(w, fl, fl.stale.message(w.msg, now()), fromStale)
+		} else {
+			f.conclude(w, fl, fl.fallback, fromUpstream)
 		}
 	}
-	answer := fl.fallback
-	if from == fromStale || fl.stale != nil && !useful(answer) {
-		answer, from = fl.stale.message(w.msg, now()), fromStale
+}
+
+// deliverStale answers clients who left a flight with what was true once. The flight goes on meanwhile: only what does not
+// change of it is looked at.
+func (f *forwarder) deliverStale(fl *flight, waiters []waiter) {
+	for _, w := range waiters {
+		f.conclude(w, fl, fl.stale.message(w.msg, now()), fromStale)
+	}
+}
+
+// conclude turns the flight's answer, nil if there is none, into that of one client.
+func (f *forwarder) conclude(w waiter, fl *flight, answer []byte, from source) {
+	t := f.s.Table()
+	if w.trace != nil && w.trace.raw {
+		t = nil
 	}
 	if answer != nil {
 		reply, from := f.compose(t, w, answer, from)

@@ -308,13 +308,19 @@ func TestSourcePortsAndIDsVary(t *testing.T) {
 	}
 }
 
-// TestARestartLosesNothing hands the same sockets from one server to the next while questions keep coming: promise 2.
+// TestARestartLosesNothing hands the same sockets from one server to the next while questions keep coming, as systemd's FD
+// store does: promise 2.
 func TestARestartLosesNothing(t *testing.T) {
 	udp, tcp, err := Listen(loopback)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer udp.Close()
+	store, err := udp.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	udp.Close()
+	defer store.Close()
 	defer tcp.Close()
 	up := newUpstream(t, zone(t, example))
 	ctx, cancel := context.WithCancel(context.Background())
@@ -323,7 +329,7 @@ func TestARestartLosesNothing(t *testing.T) {
 	var wg sync.WaitGroup
 	started := make(chan struct{})
 	wg.Go(func() {
-		conn, err := net.Dial("udp", udp.LocalAddr().String())
+		conn, err := net.Dial("udp", tcp.Addr().String())
 		if err != nil {
 			t.Error(err)
 			return
@@ -355,7 +361,11 @@ func TestARestartLosesNothing(t *testing.T) {
 		}
 	})
 	for i := range 10 {
-		s := serve(t, Config{UDP: []*net.UDPConn{udp}, TCP: []*net.TCPListener{tcp}, Upstreams: []netip.AddrPort{up.addr}}, forum(t))
+		handed, err := net.FilePacketConn(store)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := serve(t, Config{UDP: []*net.UDPConn{handed.(*net.UDPConn)}, TCP: []*net.TCPListener{tcp}, Upstreams: []netip.AddrPort{up.addr}}, forum(t))
 		if i == 0 {
 			<-started
 		}

@@ -48,7 +48,7 @@ func (f *forwarder) loopLocked(w waiter, q *upstreamQuery) bool {
 	if !ok {
 		return false
 	}
-	sock := f.ports[c.addr.Port()]
+	sock := f.ports[networkOrder(&c.to.Port)]
 	if sock == nil {
 		return false
 	}

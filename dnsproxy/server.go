@@ -89,20 +89,20 @@ func (s *Server) Table() *Table { return s.table.Load().Table }
 func (s *Server) Ready() <-chan struct{} { return s.ready }
 
 // Run answers until ctx ends, then what is in flight for at most a second, and returns nil. It returns an error only if a
-// socket can no longer be read. The sockets stay open; questions that come later wait in them.
+// socket can no longer be read. See Config.UDP and Config.TCP for what becomes of the sockets.
 func (s *Server) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	workers, err := s.udpWorkers()
+	if err != nil {
+		return err
+	}
 	resolvers := s.forward.start()
 	var (
 		wg     sync.WaitGroup
 		failed = make(chan error, len(s.cfg.UDP)+len(s.cfg.TCP))
 	)
-	for _, conn := range s.cfg.UDP {
-		w, err := newUDPWorker(s, conn)
-		if err != nil {
-			return err
-		}
+	for _, w := range workers {
 		wg.Go(func() { failed <- w.run(ctx) })
 	}
 	tcp := newTCPServer(s)
@@ -112,7 +112,6 @@ func (s *Server) Run(ctx context.Context) error {
 	wg.Go(func() { s.forward.watch().run(ctx, resolvers, s.forward.reconfigure) })
 	close(s.ready)
 
-	var err error
 	select {
 	case <-ctx.Done():
 	case err = <-failed:
@@ -120,8 +119,8 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	// readers first: what they have read already is answered or in flight when they end
 	deadline := time.Now().Add(stopGrace)
-	for _, conn := range s.cfg.UDP {
-		_ = conn.SetReadDeadline(time.Unix(1, 0))
+	for _, w := range workers {
+		w.sock.stopReading()
 	}
 	for _, l := range s.cfg.TCP {
 		_ = l.SetDeadline(time.Unix(1, 0))
@@ -130,7 +129,29 @@ func (s *Server) Run(ctx context.Context) error {
 	wg.Wait()
 	s.forward.stop(deadline)
 	tcp.close()
+	for _, w := range workers {
+		w.sock.close()
+	}
 	return err
+}
+
+// udpWorkers takes the UDP sockets over; on error they are closed.
+func (s *Server) udpWorkers() (workers []*udpWorker, err error) {
+	for _, conn := range s.cfg.UDP {
+		var w *udpWorker
+		sock, err := takeOver(conn)
+		if err == nil {
+			w, err = newUDPWorker(s, sock)
+		}
+		if err != nil {
+			for _, w := range workers {
+				w.sock.close()
+			}
+			return nil, err
+		}
+		workers = append(workers, w)
+	}
+	return workers, nil
 }
 
 // isTimeout reports a deadline that has passed: the way Run wakes readers.

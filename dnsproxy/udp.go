@@ -5,10 +5,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"net"
-	"net/netip"
 	"slices"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -21,54 +18,39 @@ const (
 // udpWorker serves one UDP socket from one goroutine: a second one would halve the batches and cost more than it brings.
 type udpWorker struct {
 	s       *Server
-	conn    *net.UDPConn
-	raw     syscall.RawConn
+	sock    *udpSocket
 	batch   *batch
 	query   query
 	now     instant // of the batch
 	pktinfo bool    // the socket is bound to no address: replies must say which one they come from
 }
 
-func newUDPWorker(s *Server, conn *net.UDPConn) (*udpWorker, error) {
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return nil, fmt.Errorf("DNS socket %v: %w", conn.LocalAddr(), err)
-	}
-	w := &udpWorker{s: s, conn: conn, raw: raw}
-	if w.pktinfo = conn.LocalAddr().(*net.UDPAddr).IP.IsUnspecified(); w.pktinfo {
-		var failed error
-		err := raw.Control(func(fd uintptr) {
-			// a dual-stack socket reports IPv4 destinations by the IPv6 option, mapped; an IPv4 socket knows only the other
-			if failed = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1); failed != nil {
-				failed = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_PKTINFO, 1)
+func newUDPWorker(s *Server, sock *udpSocket) (*udpWorker, error) {
+	w := &udpWorker{s: s, sock: sock, pktinfo: sock.local.Addr().IsUnspecified()}
+	if w.pktinfo {
+		// a dual-stack socket reports IPv4 destinations by the IPv6 option, mapped; an IPv4 socket knows only the other
+		if unix.SetsockoptInt(sock.fd, unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1) != nil {
+			if err := unix.SetsockoptInt(sock.fd, unix.IPPROTO_IP, unix.IP_PKTINFO, 1); err != nil {
+				return nil, fmt.Errorf("DNS socket %v: learn destination addresses: %w", sock.local, err)
 			}
-		})
-		if err != nil || failed != nil {
-			return nil, fmt.Errorf("DNS socket %v: learn destination addresses: %w", conn.LocalAddr(), failed)
 		}
 	}
 	w.batch = newBatch(udpBatch, udpPacket, w.pktinfo)
 	return w, nil
 }
 
-// run answers until the read deadline is set into the past.
+// run answers until ctx has ended and the socket's reading is stopped.
 func (w *udpWorker) run(ctx context.Context) error {
-	if err := w.conn.SetReadDeadline(noDeadline); err != nil {
-		return fmt.Errorf("DNS socket %v: %w", w.conn.LocalAddr(), err)
-	}
-	if ctx.Err() != nil {
-		return nil
-	}
 	var failed error
-	err := w.raw.Read(func(fd uintptr) bool {
+	err := w.sock.read(func(fd uintptr) bool {
 		var idle bool
 		idle, failed = w.serve(ctx, fd)
-		return !idle
+		return idle
 	})
-	if err = cmp.Or(failed, err); ctx.Err() != nil || isTimeout(err) {
+	if err = cmp.Or(failed, err); ctx.Err() != nil {
 		return nil
 	}
-	return fmt.Errorf("read DNS socket %v: %w", w.conn.LocalAddr(), err)
+	return fmt.Errorf("read DNS socket %v: %w", w.sock.local, err)
 }
 
 // maxReadErrors in a row mean that the socket is broken, not that some client went away.
@@ -132,7 +114,7 @@ func (w *udpWorker) answer(t *Table, i int) int {
 
 // client remembers who sent packet i.
 func (w *udpWorker) client(i int) replier {
-	c := &udpClient{conn: w.conn, addr: w.batch.sender(i), log: w.s.log}
+	c := &udpClient{sock: w.sock, to: w.batch.from[i], log: w.s.log}
 	if w.pktinfo {
 		ctrl := slices.Clone(w.batch.ctrl[i][:w.batch.in[i].Hdr.Controllen])
 		c.control = ctrl[:min(len(ctrl), replyControl(ctrl))]
@@ -142,17 +124,17 @@ func (w *udpWorker) client(i int) replier {
 
 // udpClient is where a later answer goes.
 type udpClient struct {
-	conn    *net.UDPConn
-	addr    netip.AddrPort
+	sock    *udpSocket
+	to      unix.RawSockaddrInet6
 	control []byte // source address, for sockets bound to none
 	log     *slog.Logger
 }
 
 func (c *udpClient) reply(msg []byte) {
-	if _, _, err := c.conn.WriteMsgUDPAddrPort(msg, c.control, c.addr); err != nil {
-		c.log.Debug("dns answer not sent", "client", c.addr, "cause", err)
+	if err := c.sock.sendTo(msg, &c.to, c.control); err != nil {
+		c.log.Debug("dns answer not sent", "client", addrOf(&c.to), "cause", err)
 	}
 }
 
-// yield lets another thread run.
-func yield() { _, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0) }
+// yield lets other threads run, other goroutines too.
+func yield() { _, _, _ = unix.Syscall(unix.SYS_SCHED_YIELD, 0, 0, 0) }
