@@ -36,7 +36,8 @@ type Set struct {
 	CRDs           string // Istio's CustomResourceDefinitions, one YAML stream (manifests/charts/base/files)
 	EnvoyBootstrap string // pilot-agent's template (tools/packaging/common/envoy_bootstrap.json), for ISTIO_BOOTSTRAP
 	StartScript    string // what Istio's package runs on a VM (tools/packaging/common/istio-start.sh)
-	Versions       string // what was built: a line "name version" each
+
+	Versions []string // what was built and fetched: "module version" each
 }
 
 // Get returns the cached binaries, building and fetching what is missing: minutes when the Go build cache is cold. What it
@@ -76,6 +77,14 @@ func Get(ctx context.Context, out io.Writer) (Set, error) {
 	if err != nil {
 		return Set{}, fmt.Errorf("fetch Envoy: %w", err)
 	}
+	versions, err := os.ReadFile(filepath.Join(mesh, "versions"))
+	if err != nil {
+		return Set{}, err
+	}
+	pinned, err := os.ReadFile(filepath.Join(src, envoyPin))
+	if err != nil {
+		return Set{}, err
+	}
 	return Set{
 		APIServer:      filepath.Join(mesh, "kube-apiserver"),
 		Istiod:         filepath.Join(mesh, "istiod"),
@@ -85,8 +94,18 @@ func Get(ctx context.Context, out io.Writer) (Set, error) {
 		CRDs:           filepath.Join(mesh, "crds.yaml"),
 		EnvoyBootstrap: filepath.Join(mesh, "envoy_bootstrap.json"),
 		StartScript:    filepath.Join(mesh, "istio-start.sh"),
-		Versions:       filepath.Join(mesh, "versions"),
+		Versions:       append(strings.Split(strings.TrimSpace(string(versions)), "\n"), pin(string(pinned))),
 	}, nil
+}
+
+// pin reads the one requirement of a file in pip's format, as "package version".
+func pin(requirements string) string {
+	for line := range strings.Lines(requirements) {
+		if name, rest, ok := strings.Cut(line, "=="); ok && !strings.HasPrefix(line, "#") {
+			return name + " " + strings.Fields(rest)[0]
+		}
+	}
+	return "no version in " + envoyPin
 }
 
 // Root is the cache: $WINGMAN_CACHE, or wingman in the user's cache folder ($XDG_CACHE_HOME, ~/.cache).

