@@ -120,7 +120,7 @@ func newAgent(o Options) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	a.capture = newCapture(logs.part("capture"), applier, captureFactsOf, a.metrics)
+	a.capture = newCapture(logs.part("capture"), applier, a.metrics, a.captureWish, a.poke)
 	a.services = newGroup(context.Background(), a.log)
 	for _, p := range problems {
 		a.log.Warn("settings", "problem", p.String())
@@ -171,8 +171,12 @@ func (a *Agent) live(ctx context.Context) error {
 	if a.joined != nil {
 		a.keepSettings()
 	}
-	a.settleCapture(ctx)
-	a.services.start(task{name: "capture", run: a.followCapture})
+	a.services.start(task{name: "capture", run: a.capture.run})
+	if a.joined != nil {
+		// Rules first: a machine that joined before must have no moment of plaintext, nor of names that do not resolve.
+		a.capture.look(ctx)
+		a.capture.ready(ctx)
+	}
 
 	members := newGroup(context.Background(), a.log)
 	members.start(task{name: "member", run: a.keepMember})
@@ -206,7 +210,7 @@ func (a *Agent) shutDown(members *group, failed bool) error {
 		if m != nil {
 			m.leave(context.Background(), "wingman on this machine stops")
 		}
-		a.settleCapture(context.Background())
+		a.capture.look(context.Background())
 	} else {
 		a.log.Info("making way for the next process; rules and sockets stay")
 	}
@@ -302,7 +306,7 @@ func (a *Agent) reload() {
 	if m != nil {
 		m.replace(errReloaded)
 	}
-	a.settleCapture(context.Background())
+	a.capture.look(context.Background())
 }
 
 // takeNames takes a NameTable in; see xds.Subscription.
@@ -332,7 +336,7 @@ func (a *Agent) noteJoined() {
 		a.log.Error("the join is not remembered; after a reboot rules come only after the next one", "cause", err)
 	}
 	a.log.Info("joined the mesh", "node", j.NodeID)
-	a.settleCapture(context.Background())
+	a.capture.look(context.Background())
 }
 
 // keepSettings notes that the settings in force work: they are what a later start falls back to when the files are broken then.

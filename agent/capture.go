@@ -1,13 +1,12 @@
 package agent
 
 import (
-	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
-	"reflect"
 	"sync"
 	"time"
 
@@ -18,14 +17,8 @@ import (
 	"wingman/iptables"
 )
 
-// Timings of capture.
-const (
-	// captureLimit bounds one change of the rules: a lock held by a stranger must not hang the daemon.
-	captureLimit = 20 * time.Second
-	// captureCheck is how often resolv.conf is looked at, captureReview how often all facts are: that may start a process or two.
-	captureCheck  = 2 * time.Second
-	captureReview = 5 * time.Minute
-)
+// captureLimit bounds how long the daemon waits for rules to come in or go out: a lock held by a stranger must not hang it.
+const captureLimit = 20 * time.Second
 
 // captureFacts are what the level of capture depends on beside the settings.
 type captureFacts struct {
@@ -81,169 +74,215 @@ func decideCapture(c bootstrap.Capture, f captureFacts) decision {
 	return d
 }
 
-// kernel is what capture asks of package iptables; iptables.Applier is one.
-type kernel interface {
-	Apply(ctx context.Context, r iptables.Rules) error
-	Remove(ctx context.Context) error
-}
-
-// capture keeps the rules as the settings and the facts want them.
+// capture keeps the rules as the settings and the facts want them. Where there are any, iptables.Keeper does: it follows resolv.conf and the machine's
+// addresses, and puts back what others take out. Where there are none, nothing of this machine is touched.
 type capture struct {
-	log    *slog.Logger
-	kernel kernel
-	facts  func(ctx context.Context, cfg *bootstrap.Config) (iptables.Facts, error)
-	gauge  prometheus.Gauge
-	errors prometheus.Counter
+	log     *slog.Logger
+	applier *iptables.Applier
+	decide  func() captureWish
+	plan    func(ctx context.Context, cfg *bootstrap.Config, level iptables.Level) (iptables.Rules, error)
+	changed func()             // status shows something new
+	news    chan chan struct{} // ask for another look; the channel is closed once it was acted on
 
-	mu      sync.Mutex // guards everything below; held while rules change, so that changes do not overtake each other
-	decided decision
-	rules   *iptables.Rules // in the kernel, by this process; nil: none put in by it
-	broken  string          // why the last change failed
+	mu     sync.Mutex // guards everything below
+	wish   captureWish
+	keeper *iptables.Keeper // nil while nothing is kept
+	broken string           // why rules could not be taken out
 }
 
-// Metric names.
-const (
-	metricCaptureLevel  = "wingman_capture_level"
-	metricCaptureErrors = "wingman_capture_errors_total"
-)
+// captureWish is a decision with what it was made from.
+type captureWish struct {
+	decision
+	cfg    *bootstrap.Config
+	joined bool
+}
 
-func newCapture(log *slog.Logger, k kernel, facts func(context.Context, *bootstrap.Config) (iptables.Facts, error), r prometheus.Registerer) *capture {
-	c := &capture{
-		log:    log,
-		kernel: k,
-		facts:  facts,
-		gauge: prometheus.NewGauge(prometheus.GaugeOpts{Name: metricCaptureLevel,
-			Help: "What is captured: 0 nothing, 1 DNS, 2 all."}),
-		errors: prometheus.NewCounter(prometheus.CounterOpts{Name: metricCaptureErrors,
-			Help: "Changes of the capture rules that failed."}),
-	}
-	r.MustRegister(c.gauge, c.errors)
+func newCapture(log *slog.Logger, applier *iptables.Applier, r prometheus.Registerer, decide func() captureWish, changed func()) *capture {
+	c := &capture{log: log, applier: applier, decide: decide, plan: planCapture, changed: changed, news: make(chan chan struct{})}
+	r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: metricCaptureLevel,
+		Help: "What is captured now: 0 nothing, 1 DNS, 2 all."}, func() float64 { return float64(c.level()) }))
 	return c
 }
 
-// settle makes the kernel hold what d decides. Doing it again changes nothing.
-func (c *capture) settle(ctx context.Context, cfg *bootstrap.Config, d decision, joined bool) {
-	ctx, cancel := context.WithTimeout(ctx, captureLimit)
-	defer cancel()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	changed := c.decided != d
-	c.decided = d
-	var err error
-	switch {
-	case !d.hands:
-	case d.level == iptables.LevelNone:
-		// A machine that never joined has nothing of ours; what others put there is none of our business.
-		if joined && (changed || c.rules != nil || c.broken != "") {
-			if err = c.kernel.Remove(ctx); err == nil {
-				c.rules = nil
-				c.log.Info("capture rules are out")
+// metricCaptureLevel is what is captured now.
+const metricCaptureLevel = "wingman_capture_level"
+
+// run keeps the rules until ctx ends, and leaves them as they are then: the next process takes over.
+func (c *capture) run(ctx context.Context) error {
+	var (
+		keeping = newGroup(ctx, c.log)
+		clean   bool // nothing of ours is in the kernel, as far as this process knows
+		asked   chan struct{}
+	)
+	defer func() { c.halt(keeping) }()
+	for {
+		w := c.decide()
+		c.mu.Lock()
+		c.wish = w
+		c.mu.Unlock()
+		switch {
+		case w.level != iptables.LevelNone && c.kept() == nil:
+			clean = false
+			if err := c.keep(keeping); err != nil {
+				return err
+			}
+		case w.level != iptables.LevelNone:
+			c.kept().Refresh()
+		default:
+			// A machine that never joined has nothing of ours; what others put there is none of our business.
+			c.halt(keeping)
+			keeping = newGroup(ctx, c.log)
+			if w.hands && w.joined && !clean {
+				clean = c.takeOut(ctx)
 			}
 		}
-	default:
-		err = c.putIn(ctx, cfg, d.level)
-	}
-	if err != nil {
-		c.errors.Inc()
-		if c.broken != err.Error() {
-			c.log.Error("capture rules could not be changed", "level", d.level.String(), "cause", err)
+		c.changed()
+		if asked != nil {
+			close(asked)
+			asked = nil
 		}
-		c.broken = err.Error()
-		return
+		select {
+		case <-ctx.Done():
+			return nil
+		case asked = <-c.news:
+		}
 	}
-	c.broken = ""
-	c.gauge.Set(float64(d.level))
 }
 
-// putIn plans and applies rules of that level. The kernel is only touched when the plan is another one than what is in.
-func (c *capture) putIn(ctx context.Context, cfg *bootstrap.Config, level iptables.Level) error {
-	ic, err := CaptureConfig(cfg, level)
+// keep starts a Keeper.
+func (c *capture) keep(g *group) error {
+	k, err := iptables.NewKeeper(iptables.KeeperConfig{
+		Applier: c.applier,
+		Plan: func(ctx context.Context) (iptables.Rules, error) {
+			w := c.wished()
+			return c.plan(ctx, w.cfg, w.level)
+		},
+		Files:    []string{c.wished().cfg.Paths.ResolvConf},
+		Log:      c.log,
+		OnChange: func(iptables.KeeperState) { c.changed() },
+	})
 	if err != nil {
 		return err
 	}
-	facts, err := c.facts(ctx, cfg)
-	if err != nil {
-		return err
-	}
-	rules, err := iptables.Plan(ic, facts)
-	if err != nil {
-		return err
-	}
-	if c.rules != nil && c.broken == "" && reflect.DeepEqual(*c.rules, rules) {
-		return nil
-	}
-	began := time.Now()
-	if err := c.kernel.Apply(ctx, rules); err != nil {
-		return err
-	}
-	c.log.Info("capture rules are in", "level", level.String(), "seconds", time.Since(began).Seconds())
-	c.rules = &rules
+	c.mu.Lock()
+	c.keeper = k
+	c.mu.Unlock()
+	g.start(task{name: "rules", run: k.Run})
 	return nil
 }
 
-// failing reports whether the last change went wrong.
-func (c *capture) failing() bool {
+// halt ends the Keeper, if there is one; its rules stay.
+func (c *capture) halt(g *group) {
+	if err := g.stop(captureLimit); err != nil {
+		c.log.Warn("the keeper of the rules does not stop", "cause", err)
+	}
+	c.mu.Lock()
+	c.keeper = nil
+	c.mu.Unlock()
+}
+
+// takeOut removes every rule of ours; it reports whether that went well.
+func (c *capture) takeOut(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, captureLimit)
+	defer cancel()
+	err := c.applier.Remove(ctx)
+	c.mu.Lock()
+	c.broken = ""
+	if err != nil {
+		c.broken = err.Error()
+	}
+	c.mu.Unlock()
+	if err != nil {
+		c.log.Error("capture rules could not be taken out", "cause", err)
+		return false
+	}
+	c.log.Info("capture rules are out")
+	return true
+}
+
+// look has the decision made again and waits, within limits, until it was acted on.
+func (c *capture) look(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, captureLimit)
+	defer cancel()
+	done := make(chan struct{})
+	select {
+	case c.news <- done:
+	case <-ctx.Done():
+		return
+	}
+	select {
+	case <-done:
+	case <-ctx.Done():
+	}
+}
+
+// ready waits, within limits, until rules that are wanted now are in place.
+func (c *capture) ready(ctx context.Context) {
+	k := c.kept()
+	if k == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, captureLimit)
+	defer cancel()
+	select {
+	case <-k.Ready():
+	case <-ctx.Done():
+	}
+}
+
+func (c *capture) kept() *iptables.Keeper {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.broken != ""
+	return c.keeper
+}
+
+func (c *capture) wished() captureWish {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.wish
+}
+
+// level is what is captured now.
+func (c *capture) level() iptables.Level {
+	if k := c.kept(); k != nil {
+		return k.State().Level
+	}
+	return iptables.LevelNone
 }
 
 func (c *capture) report() status.CaptureReport {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	r := status.CaptureReport{Wanted: c.decided.wanted.String(), Level: iptables.LevelNone.String(), Why: c.decided.why}
-	if c.rules != nil {
-		r.Level, r.Backend = c.rules.Level.String(), c.rules.Backend
-	}
+	r := status.CaptureReport{Wanted: c.wish.wanted.String(), Level: iptables.LevelNone.String(), Why: c.wish.why}
+	k := c.keeper
 	if c.broken != "" {
 		r.Why = c.broken
+	}
+	c.mu.Unlock()
+	if k == nil {
+		return r
+	}
+	s := k.State()
+	r.Level, r.InPlace, r.Repairs, r.Trial = s.Level.String(), s.InPlace, s.Repairs, s.Trial
+	switch {
+	case s.Error != "":
+		r.Why = s.Error
+	case s.Contested:
+		r.Why = fmt.Sprintf("somebody keeps taking the rules out (%s): they are left alone until %s", cmp.Or(s.LostBy, "unknown"), s.RetryAt.Format(time.TimeOnly))
 	}
 	return r
 }
 
-// settleCapture decides again and makes it so.
-func (a *Agent) settleCapture(ctx context.Context) {
-	a.mu.Lock()
-	cfg, joined, leaving := a.cfg, a.joined != nil, a.leaving
-	a.mu.Unlock()
-	uid, gid, err := proxyUser(cfg)
-	d := decideCapture(cfg.Capture, captureFacts{
-		joined:  joined,
-		leaving: leaving,
-		envoy:   false, // this agent runs no Envoy yet
-		exempt:  err == nil && (int(uid) == os.Geteuid() || int(gid) == os.Getegid()),
-		user:    cfg.Capture.User,
-	})
-	a.capture.settle(ctx, cfg, d, joined)
-	a.poke()
-}
-
-// followCapture makes the rules follow the machine: at once when resolv.conf names other servers or a change had failed, and from time to
-// time for everything else.
-func (a *Agent) followCapture(ctx context.Context) error {
-	seen, last := readQuietly(a.config().Paths.ResolvConf), time.Now()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(captureCheck):
-		}
-		now := readQuietly(a.config().Paths.ResolvConf)
-		if bytes.Equal(now, seen) && time.Since(last) < captureReview && !a.capture.failing() {
-			continue
-		}
-		seen, last = now, time.Now()
-		a.settleCapture(ctx)
-	}
-}
-
-// readQuietly returns a file's content, nil when it cannot be read: whoever needs it says so.
-func readQuietly(path string) []byte {
-	b, err := os.ReadFile(path)
+// planCapture plans rules of that level for the machine as it is now.
+func planCapture(ctx context.Context, cfg *bootstrap.Config, level iptables.Level) (iptables.Rules, error) {
+	c, err := CaptureConfig(cfg, level)
 	if err != nil {
-		return nil
+		return iptables.Rules{}, err
 	}
-	return b
+	facts, err := captureFactsOf(ctx, cfg)
+	if err != nil {
+		return iptables.Rules{}, err
+	}
+	return iptables.Plan(c, facts)
 }
 
 // captureFactsOf reads what rules depend on from this machine.
@@ -253,4 +292,19 @@ func captureFactsOf(ctx context.Context, cfg *bootstrap.Config) (iptables.Facts,
 		Group:      cfg.Paths.Group,
 		SSHDConfig: filepath.Join(cfg.Root, "etc/ssh/sshd_config"),
 	})
+}
+
+// captureWish decides about capture from the daemon's state.
+func (a *Agent) captureWish() captureWish {
+	a.mu.Lock()
+	cfg, joined, leaving := a.cfg, a.joined != nil, a.leaving
+	a.mu.Unlock()
+	uid, gid, err := proxyUser(cfg)
+	return captureWish{cfg: cfg, joined: joined, decision: decideCapture(cfg.Capture, captureFacts{
+		joined:  joined,
+		leaving: leaving,
+		envoy:   false, // this agent runs no Envoy yet
+		exempt:  err == nil && (int(uid) == os.Geteuid() || int(gid) == os.Getegid()),
+		user:    cfg.Capture.User,
+	})}
 }

@@ -5,8 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -106,6 +108,31 @@ func (r *Rules) compare(ctx context.Context) (iptables.Status, iptables.Rules, e
 	}
 	return s, r.plan, nil
 }
+
+// Try puts the plan in for d and has the former rules put back then, unless ConfirmRules is called in the meantime. That happens even if this process, its
+// shell and its SSH session end: a process of its own waits for it.
+func (r *Rules) Try(ctx context.Context, d time.Duration) error {
+	if r.cfg.Capture.CustomTables {
+		return ErrCustomRules
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find this program: %w", err)
+	}
+	return r.applier.Try(ctx, r.plan, []string{self, "rules", "guardian", "--for", d.String()})
+}
+
+// GuardRules is the process that Try starts.
+func GuardRules(ctx context.Context, d time.Duration, out io.Writer) error {
+	applier, err := iptables.NewApplier(iptables.ApplierConfig{})
+	if err != nil {
+		return err
+	}
+	return applier.Guardian(ctx, d, out)
+}
+
+// ConfirmRules keeps the rules that are on trial.
+func ConfirmRules(ctx context.Context) error { return iptables.Confirm(ctx) }
 
 // RemoveRules takes everything of ours, and what Istio's own tool left, out of the kernel. It needs no settings: on a machine whose files are
 // broken or gone this must work too.

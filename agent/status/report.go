@@ -73,7 +73,9 @@ type CaptureReport struct {
 	Level  string `json:"level"`  // what is in place: "none", "dns" or "all"
 	// Why tells what keeps Level from Wanted.
 	Why     string `json:"why,omitempty"`
-	Backend string `json:"backend,omitempty"`
+	InPlace bool   `json:"in_place"`        // the kernel is as planned
+	Repairs int    `json:"repairs"`         // how often rules that others took out were put back since the start
+	Trial   bool   `json:"trial,omitempty"` // other rules are on trial (rules try)
 }
 
 // DNSAnswer is the answer to one question put to the daemon's own proxy.

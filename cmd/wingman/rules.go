@@ -1,9 +1,11 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -30,6 +32,14 @@ func newRules(o *options) *cobra.Command {
 				return err
 			},
 		},
+		newRulesTry(o),
+		&cobra.Command{
+			Use:   "confirm",
+			Short: "Keep the rules that are on trial",
+			Args:  cobra.NoArgs,
+			RunE:  func(cmd *cobra.Command, _ []string) error { return agent.ConfirmRules(cmd.Context()) },
+		},
+		newRulesGuardian(),
 		&cobra.Command{
 			Use:   "remove",
 			Short: "Take out every rule of ours, by whichever backend it was put in, and what istio-iptables left",
@@ -85,6 +95,46 @@ func newRules(o *options) *cobra.Command {
 			},
 		}, o),
 	)
+}
+
+func newRulesTry(o *options) *cobra.Command {
+	var d time.Duration
+	c := &cobra.Command{
+		Use:   "try",
+		Short: "Apply the planned rules, and put the former state back unless `wingman rules confirm` comes in time",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if d < time.Second || d > time.Hour {
+				return usageError{fmt.Errorf("--for %s: expected 1s to 1h", d)}
+			}
+			r, err := agent.OpenRules(cmd.Context(), o.root)
+			if err != nil {
+				return err
+			}
+			if err := r.Try(cmd.Context(), d); err != nil {
+				return err
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "the rules are in until %s; keep them with: wingman rules confirm\n", time.Now().Add(d).Format(time.TimeOnly))
+			return err
+		},
+	}
+	c.Flags().DurationVar(&d, "for", time.Minute, "how long to wait for the confirmation")
+	return c
+}
+
+// newRulesGuardian is the process behind newRulesTry.
+func newRulesGuardian() *cobra.Command {
+	var d time.Duration
+	c := &cobra.Command{
+		Use:    "guardian",
+		Hidden: true,
+		Args:   cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return agent.GuardRules(context.WithoutCancel(cmd.Context()), d, cmd.OutOrStdout())
+		},
+	}
+	c.Flags().DurationVar(&d, "for", time.Minute, "how long to wait for the confirmation")
+	return c
 }
 
 func newRulesPlan(o *options) *cobra.Command {
