@@ -151,7 +151,7 @@ func (a *Applier) apply(ctx context.Context, rules *Rules) error {
 	if err != nil {
 		return err
 	}
-	return removeRoutes(stale)
+	return removeRoutes(stale, rules.Routes)
 }
 
 // Remove takes out everything of ours, by whichever backend it was put in, and what Istio's own tool left: chains and
@@ -177,7 +177,7 @@ func (a *Applier) remove(ctx context.Context) error {
 	errs = append(errs, removeIstioTables(s))
 	stale, err := staleRoutes(nil, s.marks)
 	if err == nil {
-		err = removeRoutes(stale)
+		err = removeRoutes(stale, nil)
 	}
 	// Always looked for, because a remove that was killed has taken away whatever told that it was ours. Nobody but Istio
 	// puts this address on lo.

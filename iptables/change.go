@@ -20,7 +20,7 @@ type wantedRule struct {
 }
 
 // want turns the plan for one table into comparable text. have is that table in the kernel, nil when it does not exist;
-// mark says that a table which we make is to be marked as ours.
+// mark says that the table is to be marked as made by us or by others.
 func (t *Table) want(fam Family, have *savedTable, mark bool) wantedTable {
 	w := wantedTable{chains: map[string][]string{}, builtins: map[string][]wantedRule{}}
 	for _, c := range t.Chains {
@@ -39,8 +39,12 @@ func (t *Table) want(fam Family, have *savedTable, mark bool) wantedTable {
 			}
 		}
 	}
-	if mark && (have == nil || have.has(chainTable)) {
+	switch {
+	case !mark:
+	case have == nil || have.has(chainTable):
 		w.chains[chainTable] = []string{}
+	case len(t.Chains) > 0:
+		w.chains[chainGuest] = []string{}
 	}
 	return w
 }

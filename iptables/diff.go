@@ -191,7 +191,7 @@ func pairChains(where string, have *savedTable, want wantedTable) []section {
 		out = append(out, s)
 	}
 	for _, c := range sortedKeys(names) {
-		if !names[c] || builtins[c] || c == chainTable || strings.HasPrefix(c, chainOwn) {
+		if !names[c] || builtins[c] || c == chainTable || c == chainGuest || strings.HasPrefix(c, chainOwn) {
 			continue
 		}
 		s := section{where: where + c}

@@ -9,8 +9,9 @@ import (
 // Chains that hold nothing a packet sees. They are our memory, kept in the kernel beside what they speak of: a file would
 // outlive a reboot that the rules do not, or miss on another root.
 const (
-	// chainTable marks a table that did not exist before us, to be removed with the rules.
+	// chainTable marks a table that did not exist before us, to be removed with the rules; chainGuest one that did.
 	chainTable = "WINGMAN_TABLE"
+	chainGuest = "WINGMAN_GUEST"
 	// chainOwn + the name of a built-in chain holds a copy of each rule of ours in that chain that does not jump to a chain
 	// of ours, and could as well be somebody else's.
 	chainOwn = "WINGMAN_OWN_"

@@ -179,8 +179,8 @@ func hasLocalDefault(r PolicyRoute) (bool, error) {
 	}), nil
 }
 
-// removeRoutes takes policy routes out; what is gone already is fine.
-func removeRoutes(list []PolicyRoute) error {
+// removeRoutes takes policy routes out; what is gone already is fine. A route table that is still wanted stays.
+func removeRoutes(list, want []PolicyRoute) error {
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
 		return fmt.Errorf("find lo: %w", err)
@@ -196,6 +196,9 @@ func removeRoutes(list []PolicyRoute) error {
 			if err := netlink.RuleDel(&rules[i]); err != nil && !errors.Is(err, unix.ENOENT) {
 				errs = append(errs, kernelError(fmt.Sprintf("remove %s rule fwmark %#x lookup %d", r.Family, r.Mark, r.Table), err))
 			}
+		}
+		if slices.ContainsFunc(want, func(w PolicyRoute) bool { return w.Family == r.Family && w.Table == r.Table }) {
+			continue
 		}
 		if err := netlink.RouteDel(localRoute(r, lo.Attrs().Index)); err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.ENOENT) {
 			errs = append(errs, kernelError(fmt.Sprintf("remove %s route local default dev lo from table %d", r.Family, r.Table), err))

@@ -83,6 +83,15 @@ func (s *Ruleset) table(name string) *Table {
 	return &s.Tables[i]
 }
 
+// names lists the tables.
+func (s *Ruleset) names() []string {
+	var out []string
+	for _, t := range s.Tables {
+		out = append(out, t.Name)
+	}
+	return out
+}
+
 // find returns the named chain of the named table, nil when the plan has none.
 func (s *Ruleset) find(table, chain string) *Chain {
 	for i := range s.Tables {

@@ -42,7 +42,7 @@ func (a *Applier) snapshot(ctx context.Context) (restore func(ctx context.Contex
 			errs = append(errs, part(ctx))
 		}
 		stale, err := staleRoutes(routes, s.marks)
-		errs = append(errs, err, removeRoutes(stale))
+		errs = append(errs, err, removeRoutes(stale, routes))
 		if !v6 {
 			errs = append(errs, removePassthroughV6())
 		}

@@ -29,16 +29,6 @@ func (t *savedTable) hasPrefix(prefix string) bool {
 	return slices.ContainsFunc(t.order, func(c string) bool { return strings.HasPrefix(c, prefix) })
 }
 
-// hasPrefix reports whether a chain's name in any table begins so.
-func (s state) hasPrefix(prefix string) bool {
-	for _, t := range s {
-		if t.hasPrefix(prefix) {
-			return true
-		}
-	}
-	return false
-}
-
 // parseSave reads the output of iptables-save or ip6tables-save, with or without counters.
 //
 // An error names the line that is not of that form; nothing is guessed, because what is not understood could be removed by

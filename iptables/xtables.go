@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -127,7 +128,11 @@ func (x *xtables) apply(ctx context.Context, rules *Rules, seen *seen) error {
 		}
 		x.host.step("rules " + fam.String())
 	}
-	return nil
+	var errs []error
+	for _, fam := range done { // tables that a former configuration needed and this one does not
+		errs = append(errs, x.dropMarked(fam, before[fam], rules.Families[fam].names()))
+	}
+	return errors.Join(errs...)
 }
 
 // marks reports whether tables that we make are marked, so that they can be removed: legacy tables cannot be.
@@ -156,7 +161,7 @@ func (x *xtables) rollBack(ctx context.Context, families []Family, before [2]sta
 			err = x.restore(ctx, fam, changeBack(now, before[fam]))
 		}
 		if err == nil {
-			err = x.dropMarked(fam, now, before[fam])
+			err = x.dropMarked(fam, now, slices.Collect(maps.Keys(before[fam])))
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("put the former %s rules back (see what is left with: wingman rules status): %w", fam, err))
@@ -177,7 +182,7 @@ func (x *xtables) remove(ctx context.Context, seen *seen) error {
 			err = x.restore(ctx, fam, changeAll(fam, have, &Ruleset{}, false))
 		}
 		if err == nil {
-			err = errors.Join(x.dropMarked(fam, have, state{}), x.dropIstios(fam, have))
+			err = errors.Join(x.dropMarked(fam, have, nil), x.dropIstios(fam, have))
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("remove the %s rules: %w", fam, err))
@@ -186,26 +191,26 @@ func (x *xtables) remove(ctx context.Context, seen *seen) error {
 	return errors.Join(errs...)
 }
 
-// dropMarked removes the tables that are marked as made by us in now, but were not in before, if nobody else has put anything
+// dropMarked removes the tables that are marked as made by us in have, except those to keep, if nobody else has put anything
 // into them meanwhile.
-func (x *xtables) dropMarked(fam Family, now, before state) error {
+func (x *xtables) dropMarked(fam Family, have state, keep []string) error {
 	var marked []string
-	for name, t := range now {
-		if b := before[name]; t.has(chainTable) && (b == nil || !b.has(chainTable)) {
+	for name, t := range have {
+		if t.has(chainTable) && !slices.Contains(keep, name) {
 			marked = append(marked, name)
 		}
 	}
 	return x.dropTables(fam, marked)
 }
 
-// dropIstios removes the tables that held chains of Istio's tool, which marks nothing, where we never were.
-func (x *xtables) dropIstios(fam Family, before state) error {
-	if !x.marks() || before.hasPrefix("WINGMAN_") {
+// dropIstios removes the tables that held chains of Istio's tool, which marks nothing, and none of ours.
+func (x *xtables) dropIstios(fam Family, have state) error {
+	if !x.marks() {
 		return nil
 	}
 	var held []string
-	for name, t := range before {
-		if t.hasPrefix("ISTIO_") {
+	for name, t := range have {
+		if t.hasPrefix("ISTIO_") && !t.hasPrefix("WINGMAN_") {
 			held = append(held, name)
 		}
 	}
