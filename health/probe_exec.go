@@ -73,8 +73,10 @@ func (c *execCheck) run(ctx context.Context) error {
 	case <-ctx.Done():
 		late = true
 	}
-	// Also after a proper exit: what a probe leaves running piles up, one per period. ESRCH means that nothing is left.
+	// Also after a proper exit: what a probe leaves running piles up, one per period. The command by itself too, in case it
+	// moved to another group. ESRCH means that nothing is left.
 	_ = unix.Kill(-cmd.Process.Pid, unix.SIGKILL)
+	_ = unix.Kill(cmd.Process.Pid, unix.SIGKILL)
 	<-exited
 	err := cmd.Wait()
 	if errors.Is(err, exec.ErrWaitDelay) { // exited with 0, and something that left the group holds the output
