@@ -84,6 +84,9 @@ func TestImportsPointOneWay(t *testing.T) {
 		}
 		for _, imp := range p.Imports {
 			to := layer(imp)
+			if strings.HasSuffix(p.ImportPath, "test") && imp == "wingman/test/netns" {
+				continue // a package of fakes for tests
+			}
 			if to != "" && !slices.Contains(allowed, to) && !strings.HasPrefix(imp, p.ImportPath+"/internal/") {
 				t.Errorf("%s imports %s: %s may import only %v of ours", p.ImportPath, imp, from, allowed)
 			}
