@@ -33,11 +33,13 @@ test-netns: setup
 	REQUIRE_NETNS=1 $(GO) test -race -tags $(TAGS) -timeout 8m ./iptables/... ./test/netns/...
 
 # The real istiod and kube-apiserver, built from Go modules into a cache (the first time takes a while).
-test-mesh: setup build
+test-mesh: build
+	@sh test/setup/setup.sh mesh
 	cd test/mesh && WINGMAN_MESH=1 WINGMAN_BIN=$(CURDIR)/bin/wingman $(GO) test -timeout 40m ./...
 
 # Real systemd machines.
-test-vm: setup build
+test-vm: build
+	@sh test/setup/setup.sh vm
 	WINGMAN_VM=1 WINGMAN_BIN=$(CURDIR)/bin/wingman $(GO) test -tags $(TAGS) -timeout 20m ./test/vm/...
 
 lint:

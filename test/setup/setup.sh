@@ -1,14 +1,29 @@
 #!/bin/sh
-# Installs what demo and tests need beside Go, where that is possible, else says what to install. Changes nothing when all is there.
+# Installs what a suite needs beside Go, where that is possible, else says what to install. Changes nothing when all is there.
+#
+#   setup.sh        what demo and `make test` need
+#   setup.sh vm     and what the suite with real systemd machines needs
+#   setup.sh mesh   and what the suite with the real control plane needs
 set -eu
 PATH=$PATH:/usr/sbin:/sbin
 
 missing=
+# need COMMAND PACKAGE
 need() { command -v "$1" >/dev/null 2>&1 || missing="$missing $2"; }
 need iptables iptables
 need ip6tables iptables
 need nft nftables
 need ip iproute2
+case ${1:-} in
+vm)
+	need debootstrap debootstrap
+	need systemd-nspawn systemd-container
+	;;
+mesh)
+	need python3 python3
+	need pip3 python3-pip
+	;;
+esac
 
 [ -z "$missing" ] && exit 0
 missing=$(printf '%s\n' $missing | sort -u | tr '\n' ' ')
@@ -28,5 +43,6 @@ if [ "$(id -u)" != 0 ]; then
 	exit 1
 fi
 echo "installing $missing" >&2
+export DEBIAN_FRONTEND=noninteractive
 # The package lists may be old or absent: try first, refresh once.
-DEBIAN_FRONTEND=noninteractive $install >/dev/null 2>&1 || { $update >&2; DEBIAN_FRONTEND=noninteractive $install >&2; }
+$install >/dev/null 2>&1 || { $update >&2; $install >&2; }
