@@ -87,29 +87,8 @@ func (b *batch) answer(i, length int) {
 
 // send sends the answers. A packet that the kernel will not take is given up: its client asks again.
 func (b *batch) send(fd uintptr) {
-	for rest := b.out; len(rest) > 0; {
-		n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&rest[0])), uintptr(len(rest)), unix.MSG_DONTWAIT, 0, 0)
-		switch errno {
-		case 0:
-			rest = rest[n:]
-		case unix.EINTR:
-		case unix.EAGAIN:
-			if !waitWritable(fd) {
-				rest = rest[1:]
-			}
-		default:
-			rest = rest[1:]
-		}
-	}
+	_ = sendAll(fd, b.out, waitWritable)
 	b.out = b.out[:0]
-}
-
-// waitWritable gives a full send buffer a moment to drain.
-func waitWritable(fd uintptr) bool {
-	const patience = 100 // milliseconds
-	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
-	n, err := unix.Poll(fds, patience)
-	return err == nil && n > 0
 }
 
 func addrOf(sa *unix.RawSockaddrInet6) netip.AddrPort {

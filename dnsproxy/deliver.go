@@ -4,8 +4,8 @@ import (
 	"github.com/miekg/dns"
 )
 
-// deliver answers everyone who waits for a finished flight.
-func (f *forwarder) deliver(fl *flight) {
+// deliver answers everyone who waits for a finished flight, by way of box if there is one.
+func (f *forwarder) deliver(fl *flight, box *outbox) {
 	if fl == nil {
 		return
 	}
@@ -17,9 +17,9 @@ func (f *forwarder) deliver(fl *flight) {
 			w.trace.server = fl.by
 		}
 		if fl.stale != nil && !useful(fl.fallback) {
-			f.conclude(w, fl, fl.stale.message(w.msg, now()), fromStale)
+			f.conclude(w, fl, fl.stale.message(w.msg, now()), fromStale, box)
 		} else {
-			f.conclude(w, fl, fl.fallback, fromUpstream)
+			f.conclude(w, fl, fl.fallback, fromUpstream, box)
 		}
 	}
 }
@@ -28,27 +28,27 @@ func (f *forwarder) deliver(fl *flight) {
 // change of it is looked at.
 func (f *forwarder) deliverStale(fl *flight, waiters []waiter) {
 	for _, w := range waiters {
-		f.conclude(w, fl, fl.stale.message(w.msg, now()), fromStale)
+		f.conclude(w, fl, fl.stale.message(w.msg, now()), fromStale, nil)
 	}
 }
 
 // conclude turns the flight's answer, nil if there is none, into that of one client.
-func (f *forwarder) conclude(w waiter, fl *flight, answer []byte, from source) {
+func (f *forwarder) conclude(w waiter, fl *flight, answer []byte, from source, box *outbox) {
 	t := f.s.Table()
 	if w.trace != nil && w.trace.raw {
 		t = nil
 	}
 	if answer != nil {
 		reply, from := f.compose(t, w, answer, from)
-		f.send(w, reply, from)
+		f.send(w, reply, from, box)
 		return
 	}
 	if reply := f.searchReply(t, w); reply != nil {
-		f.send(w, reply, fromMesh)
+		f.send(w, reply, fromMesh, box)
 		return
 	}
 	code, text := fl.route.why(f)
-	f.fail(w, code, text)
+	f.fail(w, code, text, box)
 }
 
 // useful reports whether an upstream's answer is one, not an excuse.
@@ -78,34 +78,34 @@ func (f *forwarder) compose(t *Table, w waiter, answer []byte, from source) ([]b
 }
 
 // fail answers SERVFAIL with the cause.
-func (f *forwarder) fail(w waiter, code uint16, text string) {
+func (f *forwarder) fail(w waiter, code uint16, text string, box *outbox) {
 	req := new(dns.Msg)
 	if req.Unpack(w.msg) != nil {
-		f.send(w, errorReply(w.msg, dns.RcodeServerFailure), fromRefused)
+		f.send(w, errorReply(w.msg, dns.RcodeServerFailure), fromRefused, box)
 		return
 	}
 	reply := newReply(req, dns.RcodeServerFailure)
 	explainWhy(reply, code, text)
-	f.send(w, pack(reply, w.limit), fromRefused)
+	f.send(w, pack(reply, w.limit), fromRefused, box)
 }
 
 // refuseLoop answers a question of our own that came back.
 func (f *forwarder) refuseLoop(w waiter) {
 	req := new(dns.Msg)
 	if req.Unpack(w.msg) != nil {
-		f.send(w, errorReply(w.msg, dns.RcodeRefused), fromRefused)
+		f.send(w, errorReply(w.msg, dns.RcodeRefused), fromRefused, nil)
 		return
 	}
 	reply := newReply(req, dns.RcodeRefused)
 	explainWhy(reply, dns.ExtendedErrorCodeOther, "this question came from the agent that answers it: a loop")
-	f.send(w, pack(reply, w.limit), fromRefused)
+	f.send(w, pack(reply, w.limit), fromRefused, nil)
 }
 
-func (f *forwarder) send(w waiter, msg []byte, from source) {
+func (f *forwarder) send(w waiter, msg []byte, from source, box *outbox) {
 	if w.trace != nil {
 		w.trace.from = from
 	} else {
 		f.s.metrics.add(w.via, questionType(w.msg), msg, from)
 	}
-	w.to.reply(msg)
+	box.send(w.to, msg)
 }

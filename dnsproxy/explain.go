@@ -99,6 +99,7 @@ func (s *Server) try(ctx context.Context, question *dns.Msg, t *Table, note trac
 		note.from = d.from
 		later <- d.reply
 	}
+	s.forward.flush()
 	select {
 	case <-ctx.Done():
 		return Outcome{}, ctx.Err()

@@ -50,6 +50,17 @@ func (f *forwarder) advanceLocked(fl *flight) *flight {
 	return f.finishLocked(fl, fl.fallback)
 }
 
+// attemptLocked notes an attempt that is being made; sock is nil for one over TCP.
+func (fl *flight) attemptLocked(server *server, sock *upSocket) *attempt {
+	a := &fl.first
+	if a.flight != nil {
+		a = new(attempt)
+	}
+	*a = attempt{flight: fl, server: server, sock: sock, id: randomID(), sent: time.Now()}
+	fl.attempts = append(fl.attempts, a)
+	return a
+}
+
 // sendLimit bounds the queries that one question causes.
 func (f *forwarder) sendLimit(fl *flight) int {
 	const attempts = 3 // glibc makes 2; ours are sooner
@@ -93,8 +104,9 @@ func (f *forwarder) tick(fl *flight) {
 		done = f.advanceLocked(fl)
 	}
 	f.mu.Unlock()
+	f.flush()
 	f.deliverStale(fl, late)
-	f.deliver(done)
+	f.deliver(done, nil)
 }
 
 // answered takes an upstream's answer to an attempt. msg is the caller's buffer and is copied if it is kept.
@@ -102,7 +114,8 @@ func (f *forwarder) answered(a *attempt, msg []byte) {
 	f.mu.Lock()
 	done := f.answeredLocked(a, msg)
 	f.mu.Unlock()
-	f.deliver(done)
+	f.flush()
+	f.deliver(done, nil)
 }
 
 func (f *forwarder) answeredLocked(a *attempt, msg []byte) *flight {
@@ -144,7 +157,8 @@ func (f *forwarder) lost(a *attempt, reason string, err error) {
 	f.mu.Lock()
 	done := f.lostLocked(a, reason, err)
 	f.mu.Unlock()
-	f.deliver(done)
+	f.flush()
+	f.deliver(done, nil)
 }
 
 func (f *forwarder) lostLocked(a *attempt, reason string, err error) *flight {

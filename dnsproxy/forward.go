@@ -1,12 +1,14 @@
 package dnsproxy
 
 import (
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"sync"
 	"time"
 
 	"github.com/miekg/dns"
+	"golang.org/x/sys/unix"
 )
 
 // waiter is a client whose question is upstream.
@@ -34,6 +36,7 @@ type flight struct {
 
 	sends    int // attempts made
 	attempts []*attempt
+	first    attempt // room for the one that most flights need
 	timer    *time.Timer
 	next     time.Time // of the next step
 	deadline time.Time
@@ -61,25 +64,33 @@ type forwarder struct {
 	s      *Server
 	log    *slog.Logger
 	routes []*route // split DNS, longest suffix first; the last is the default
+	epoll  int      // the set of all upstream sockets
+	gate   *gate    // of that set
 
-	mu      sync.Mutex // guards everything below, and every flight, route, server and socket
-	conf    resolvConf
-	flights map[string]*flight
-	ports   map[uint16]*upSocket // our sockets by their port
-	probes  map[string]*server   // loop probes under way, by the key of their name
-	waiting int                  // clients in all flights
-	tcp     int                  // streams open
-	closing bool
-	idle    chan struct{} // closed when closing and nothing is in flight
-	readers sync.WaitGroup
+	mu       sync.Mutex // guards everything below, and every flight, route, server and socket
+	conf     resolvConf
+	flights  map[string]*flight
+	sockets  map[int]*upSocket    // by descriptor
+	ports    map[uint16]*upSocket // by port
+	dirty    []*upSocket          // with something unsent
+	packets  packets
+	reading  bool               // the reader is at work
+	closable []int              // descriptors to close once it is not
+	probes   map[string]*server // loop probes under way, by the key of their name
+	waiting  int                // clients in all flights
+	tcp      int                // streams open
+	closing  bool
+	idle     chan struct{} // closed when closing and nothing is in flight
+	readers  sync.WaitGroup
 }
 
 func newForwarder(s *Server, routes []*route) *forwarder {
-	return &forwarder{s: s, log: s.log, routes: routes, flights: make(map[string]*flight), ports: make(map[uint16]*upSocket),
+	return &forwarder{s: s, log: s.log, routes: routes, flights: make(map[string]*flight), sockets: make(map[int]*upSocket), ports: make(map[uint16]*upSocket),
 		probes: make(map[string]*server), idle: make(chan struct{})}
 }
 
-// ask takes a question upstream; w.to gets exactly one answer, whatever happens. It does not block.
+// ask takes a question upstream; w.to gets exactly one answer, whatever happens. It does not block. The query leaves with
+// the next flush, which the caller owes.
 func (f *forwarder) ask(w waiter, q *upstreamQuery) {
 	f.mu.Lock()
 	if f.loopLocked(w, q) {
@@ -90,7 +101,7 @@ func (f *forwarder) ask(w waiter, q *upstreamQuery) {
 	if f.waiting >= f.s.cfg.MaxForwards || f.closing {
 		f.mu.Unlock()
 		f.s.metrics.overload.Inc()
-		f.fail(w, dns.ExtendedErrorCodeNotReady, "too many questions are waiting for upstream")
+		f.fail(w, dns.ExtendedErrorCodeNotReady, "too many questions are waiting for upstream", nil)
 		return
 	}
 	fl := f.flights[q.key]
@@ -109,10 +120,10 @@ func (f *forwarder) ask(w waiter, q *upstreamQuery) {
 	}
 	f.mu.Unlock()
 	f.deliverStale(fl, late)
-	f.deliver(done)
+	f.deliver(done, nil)
 }
 
-// prefetch asks upstream for the cache's sake. Nobody waits for the answer.
+// prefetch asks upstream for the cache's sake. Nobody waits for the answer. The caller owes a flush.
 func (f *forwarder) prefetch(q *upstreamQuery) {
 	f.mu.Lock()
 	var done *flight
@@ -120,7 +131,7 @@ func (f *forwarder) prefetch(q *upstreamQuery) {
 		done = f.advanceLocked(f.newFlightLocked(q))
 	}
 	f.mu.Unlock()
-	f.deliver(done)
+	f.deliver(done, nil)
 }
 
 func (f *forwarder) newFlightLocked(q *upstreamQuery) *flight {
@@ -143,8 +154,18 @@ const staleAfter = 1800 * time.Millisecond
 const hopelessPatience = 1500 * time.Millisecond
 
 // start lets the forwarder take questions: with the servers of the configuration, else of resolv.conf as it is now. It
-// returns what it read.
-func (f *forwarder) start() (read string) {
+// returns what it read of that.
+func (f *forwarder) start() (read string, err error) {
+	if f.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+		return "", fmt.Errorf("watch upstream sockets: %w", err)
+	}
+	if f.gate, err = newGate(f.epoll); err != nil {
+		unix.Close(f.epoll)
+		return "", fmt.Errorf("watch upstream sockets: %w", err)
+	}
+	r := &reader{f: f, batch: newBatch(udpBatch, udpPacket, false)}
+	f.readers.Go(func() { _ = f.gate.read(r.serve) })
+
 	f.mu.Lock()
 	f.routes[len(f.routes)-1].setLocked(f, f.s.cfg.Upstreams)
 	for _, r := range f.routes[:len(f.routes)-1] {
@@ -154,10 +175,10 @@ func (f *forwarder) start() (read string) {
 	text, err := f.watch().read()
 	if err != nil {
 		f.log.Warn("no upstream resolvers yet", "cause", err)
-		return ""
+		return "", nil
 	}
 	f.reconfigure(text)
-	return text
+	return text, nil
 }
 
 func (f *forwarder) watch() *resolvWatch { return &resolvWatch{path: f.s.cfg.ResolvConf, log: f.log} }
@@ -186,9 +207,12 @@ func (f *forwarder) stop(deadline time.Time) {
 	}
 	f.mu.Unlock()
 	for _, fl := range unanswered {
-		f.deliver(fl)
+		f.deliver(fl, nil)
 	}
+	f.gate.stop()
 	f.readers.Wait()
+	f.gate.close()
+	unix.Close(f.epoll)
 }
 
 // reconfigure takes over a new resolv.conf. One without a usable server is someone's half-written or emptied file: the last

@@ -102,7 +102,7 @@ func (f *forwarder) probeLocked(s *server) {
 	f.flights[fl.key] = fl
 	f.waiting++
 	if done := f.advanceLocked(fl); done != nil {
-		f.readers.Go(func() { f.deliver(done) })
+		f.readers.Go(func() { f.deliver(done, nil) })
 	}
 }
 

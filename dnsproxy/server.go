@@ -97,7 +97,13 @@ func (s *Server) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	resolvers := s.forward.start()
+	resolvers, err := s.forward.start()
+	if err != nil {
+		for _, w := range workers {
+			w.sock.close()
+		}
+		return err
+	}
 	var (
 		wg     sync.WaitGroup
 		failed = make(chan error, len(s.cfg.UDP)+len(s.cfg.TCP))
@@ -120,7 +126,7 @@ func (s *Server) Run(ctx context.Context) error {
 	// readers first: what they have read already is answered or in flight when they end
 	deadline := time.Now().Add(stopGrace)
 	for _, w := range workers {
-		w.sock.stopReading()
+		w.sock.gate.stop()
 	}
 	for _, l := range s.cfg.TCP {
 		_ = l.SetDeadline(time.Unix(1, 0))

@@ -202,6 +202,7 @@ func (c *tcpConn) answer(buf *[]byte, n int, q *query, pending *sync.WaitGroup) 
 			return reply
 		}
 	}
+	defer c.s.forward.flush()
 	return c.s.handle(t, (*buf)[:n], overTCP, func() replier {
 		c.slots <- struct{}{} // too many in flight: wait here, and thereby read no further
 		c.mu.Lock()

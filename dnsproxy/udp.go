@@ -42,9 +42,8 @@ func newUDPWorker(s *Server, sock *udpSocket) (*udpWorker, error) {
 // run answers until ctx has ended and the socket's reading is stopped.
 func (w *udpWorker) run(ctx context.Context) error {
 	var failed error
-	err := w.sock.read(func(fd uintptr) bool {
-		var idle bool
-		idle, failed = w.serve(ctx, fd)
+	err := w.sock.gate.read(func() (idle bool) {
+		idle, failed = w.serve(ctx, uintptr(w.sock.fd))
 		return idle
 	})
 	if err = cmp.Or(failed, err); ctx.Err() != nil {
@@ -87,6 +86,7 @@ func (w *udpWorker) serve(ctx context.Context, fd uintptr) (idle bool, err error
 			}
 		}
 		w.batch.send(fd)
+		w.s.forward.flush()
 	}
 	return false, nil
 }
@@ -135,6 +135,3 @@ func (c *udpClient) reply(msg []byte) {
 		c.log.Debug("dns answer not sent", "client", addrOf(&c.to), "cause", err)
 	}
 }
-
-// yield lets other threads run, other goroutines too.
-func yield() { _, _, _ = unix.Syscall(unix.SYS_SCHED_YIELD, 0, 0, 0) }

@@ -2,11 +2,13 @@ package dnsproxy
 
 import (
 	"encoding/binary"
-	"errors"
+	"fmt"
 	"net"
-	"sync"
-	"syscall"
+	"net/netip"
+	"os"
+	"strconv"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -19,48 +21,17 @@ const (
 // upSocket is a connected UDP socket to one server: the kernel drops datagrams from anyone else and tells when nobody listens
 // there. A new one, with a source port that the kernel draws at random, is opened after socketQuestions or socketAge, so
 // that who would forge an answer must guess port and id (RFC 5452 section 9.2), and a busy resolver need not pay for a
-// socket with every question.
+// socket with every question. It is guarded by forwarder.mu.
 type upSocket struct {
 	f       *forwarder
 	server  *server
-	conn    *net.UDPConn
-	raw     syscall.RawConn
+	fd      int
 	port    uint16
 	pending map[uint16]*attempt
 	born    time.Time
 	used    int
 	closed  bool
-}
-
-// sendLocked sends the flight's query to server, without waiting.
-func (f *forwarder) sendLocked(fl *flight, server *server) error {
-	sock, err := f.socketLocked(server)
-	if err != nil {
-		return err
-	}
-	a := &attempt{flight: fl, server: server, sock: sock, id: randomID(), sent: time.Now()}
-	for sock.pending[a.id] != nil {
-		a.id = randomID()
-	}
-	binary.BigEndian.PutUint16(fl.query, a.id)
-	var failed error
-	err = sock.raw.Control(func(fd uintptr) {
-		// an earlier error of the socket may be reported here: once more then
-		for range 2 {
-			if failed = unix.Send(int(fd), fl.query, unix.MSG_DONTWAIT); failed == nil || failed == unix.EAGAIN {
-				failed = nil // a full buffer is like a lost packet: the timer sends again
-				return
-			}
-		}
-	})
-	if err := errors.Join(err, failed); err != nil {
-		sock.retireLocked()
-		return err
-	}
-	sock.used++
-	sock.pending[a.id] = a
-	fl.attempts = append(fl.attempts, a)
-	return nil
+	unsent  []*attempt // see forwarder.flush
 }
 
 // socketLocked is the socket for the next question to server.
@@ -71,22 +42,48 @@ func (f *forwarder) socketLocked(server *server) (*upSocket, error) {
 		}
 		sock.retireLocked()
 	}
-	conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(server.addr))
+	fd, port, err := dialUDP(server.addr)
 	if err != nil {
 		return nil, err
 	}
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		conn.Close()
-		return nil, err
+	// edge-triggered: the reader takes all there is
+	if err := unix.EpollCtl(f.epoll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLET, Fd: int32(fd)}); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("watch socket: %w", err)
 	}
-	sock := &upSocket{f: f, server: server, conn: conn, raw: raw, pending: make(map[uint16]*attempt), born: time.Now(),
-		port: uint16(conn.LocalAddr().(*net.UDPAddr).Port)}
+	sock := &upSocket{f: f, server: server, fd: fd, port: port, pending: make(map[uint16]*attempt), born: time.Now()}
 	server.current = sock
 	server.sockets[sock] = struct{}{}
-	f.ports[sock.port] = sock
-	f.readers.Go(sock.read)
+	f.sockets[fd], f.ports[port] = sock, sock
 	return sock, nil
+}
+
+// dialUDP opens a connected socket. Neither Go's resolver nor its poller need know of it.
+func dialUDP(addr netip.AddrPort) (fd int, port uint16, err error) {
+	to, family, err := sockaddrOf(addr)
+	if err != nil {
+		return -1, 0, err
+	}
+	fd, err = unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return -1, 0, os.NewSyscallError("socket", err)
+	}
+	if err := unix.Connect(fd, to); err != nil {
+		unix.Close(fd)
+		return -1, 0, os.NewSyscallError("connect", err)
+	}
+	local, err := unix.Getsockname(fd)
+	if err != nil {
+		unix.Close(fd)
+		return -1, 0, os.NewSyscallError("getsockname", err)
+	}
+	switch local := local.(type) {
+	case *unix.SockaddrInet4:
+		port = uint16(local.Port)
+	case *unix.SockaddrInet6:
+		port = uint16(local.Port)
+	}
+	return fd, port, nil
 }
 
 // retireLocked keeps the socket from new questions and closes it when no answer is due.
@@ -116,78 +113,227 @@ func (s *upSocket) closeLocked() {
 		s.server.current = nil
 	}
 	delete(s.server.sockets, s)
+	delete(s.f.sockets, s.fd)
 	if s.f.ports[s.port] == s {
 		delete(s.f.ports, s.port)
 	}
-	// wakes read, which closes: Close waits for readers, and we may be called by one
-	_ = s.conn.SetReadDeadline(time.Unix(1, 0))
+	_ = unix.EpollCtl(s.f.epoll, unix.EPOLL_CTL_DEL, s.fd, nil)
+	if s.f.reading {
+		s.f.closable = append(s.f.closable, s.fd)
+	} else {
+		unix.Close(s.fd)
+	}
 }
 
-// upBatches are lent to sockets that have something to read.
-var upBatches = sync.Pool{New: func() any { return newBatch(8, udpPacket, false) }}
+// sendLocked puts the flight's query to server in the socket's hands; flush sends it.
+func (f *forwarder) sendLocked(fl *flight, server *server) error {
+	sock, err := f.socketLocked(server)
+	if err != nil {
+		return err
+	}
+	a := fl.attemptLocked(server, sock)
+	for sock.pending[a.id] != nil {
+		a.id = randomID()
+	}
+	sock.used++
+	sock.pending[a.id] = a
+	if sock.unsent = append(sock.unsent, a); len(sock.unsent) == 1 {
+		f.dirty = append(f.dirty, sock)
+	}
+	return nil
+}
 
-// read takes answers until the socket is closed.
-func (s *upSocket) read() {
-	defer s.conn.Close()
-	for {
-		var refused error
-		err := s.raw.Read(func(fd uintptr) bool {
-			b := upBatches.Get().(*batch)
-			defer upBatches.Put(b)
-			for {
-				if err := b.receive(fd); err == unix.EAGAIN {
-					return false
-				} else if err != nil {
-					refused = err
-					return true
-				}
-				for i := range b.n {
-					s.take(b.packet(i), b.cut(i))
-				}
+// flush sends the queries that have gathered, all those of a socket by one call. Who asks must call it soon.
+func (f *forwarder) flush() {
+	f.mu.Lock()
+	var lost []*flight
+	for len(f.dirty) > 0 {
+		dirty := f.dirty
+		f.dirty = nil
+		for _, sock := range dirty {
+			unsent := sock.unsent
+			sock.unsent = nil
+			if sock.closed {
+				continue
 			}
-		})
-		if err != nil {
-			return
+			if err := f.packets.send(sock.fd, unsent); err != nil {
+				// the socket tells of an earlier query or cannot send at all; either way its questions go elsewhere
+				lost = append(lost, sock.failLocked(os.NewSyscallError("send", err))...)
+			}
 		}
-		s.refuse(refused)
+	}
+	f.mu.Unlock()
+	for _, fl := range lost {
+		f.deliver(fl, nil)
 	}
 }
 
-// take is one datagram from the server's address.
-func (s *upSocket) take(msg []byte, cut bool) {
-	if len(msg) < headerSize {
-		s.f.s.metrics.bogus.Inc()
-		return
-	}
-	id := binary.BigEndian.Uint16(msg)
-	s.f.mu.Lock()
-	a := s.pending[id]
-	if cut {
-		msg = headOnly(msg) // what was cut off is to be had by TCP
-	}
-	if a == nil || !answers(msg, a.flight.query, id) {
-		s.f.mu.Unlock()
-		s.f.s.metrics.bogus.Inc()
-		return
-	}
-	s.forgetLocked(id)
-	done := s.f.answeredLocked(a, msg)
-	s.f.mu.Unlock()
-	s.f.deliver(done)
-}
-
-// refuse gives up every question of the socket: its host says that nobody listens, or that it cannot be reached.
-func (s *upSocket) refuse(cause error) {
-	s.f.mu.Lock()
+// failLocked gives up every question of the socket: its host says that nobody listens, or that it cannot be reached.
+func (s *upSocket) failLocked(cause error) (lost []*flight) {
 	pending := s.pending
 	s.pending = make(map[uint16]*attempt)
 	s.closeLocked()
-	var lost []*flight
 	for _, a := range pending {
 		lost = append(lost, s.f.lostLocked(a, reasonUnreachable, cause))
 	}
-	s.f.mu.Unlock()
-	for _, fl := range lost {
-		s.f.deliver(fl)
+	return lost
+}
+
+// packets is room for sending the queries of one socket at once: each is an id and the rest of its flight's query.
+type packets struct {
+	hdrs [socketQuestions]unix.Mmsghdr
+	iovs [socketQuestions][2]unix.Iovec
+	ids  [socketQuestions][2]byte
+}
+
+// send sends the attempts' queries by a connected socket. A full send buffer is like a lost packet: the timers send again.
+// An error may be that of an earlier query, whose host refused it; then the second try tells.
+func (p *packets) send(fd int, attempts []*attempt) error {
+	for i, a := range attempts {
+		binary.BigEndian.PutUint16(p.ids[i][:], a.id)
+		rest := a.flight.query[2:]
+		p.iovs[i][0].Base, p.iovs[i][1].Base = &p.ids[i][0], &rest[0]
+		p.iovs[i][0].SetLen(2)
+		p.iovs[i][1].SetLen(len(rest))
+		p.hdrs[i].Hdr.Iov = &p.iovs[i][0]
+		p.hdrs[i].Hdr.SetIovlen(2)
 	}
+	failures := 0
+	for rest := p.hdrs[:len(attempts)]; len(rest) > 0; {
+		n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(fd), uintptr(unsafe.Pointer(&rest[0])), uintptr(len(rest)), unix.MSG_DONTWAIT, 0, 0)
+		switch {
+		case errno == 0:
+			rest, failures = rest[n:], 0
+		case errno == unix.EAGAIN || errno == unix.ENOBUFS:
+			return nil
+		case errno != unix.EINTR:
+			if failures++; failures > 1 {
+				return errno
+			}
+		}
+	}
+	return nil
+}
+
+// reader takes upstreams' answers from all sockets, in one goroutine.
+type reader struct {
+	f      *forwarder
+	batch  *batch
+	box    outbox
+	events [64]unix.EpollEvent
+	done   []*flight
+}
+
+// serve takes all the answers there are. It returns true: it may be parked.
+func (r *reader) serve() bool {
+	r.f.setReading(true)
+	defer r.f.setReading(false)
+	for yielded := false; ; {
+		n := ready(r.f.epoll, r.events[:])
+		if n == 0 {
+			if yielded {
+				return true
+			}
+			yield()
+			yielded = true
+			continue
+		}
+		yielded = false
+		for _, event := range r.events[:n] {
+			r.drain(int(event.Fd))
+		}
+		r.box.flush()
+		r.f.flush()
+	}
+}
+
+// ready lists the descriptors of an epoll set that have something to read, without waiting.
+func ready(epoll int, events []unix.EpollEvent) int {
+	n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(epoll), uintptr(unsafe.Pointer(&events[0])), uintptr(len(events)), 0, 0, 0)
+	if errno != 0 {
+		return 0
+	}
+	return int(n)
+}
+
+// drain reads a socket until it is empty. The descriptor stays open meanwhile, see setReading.
+func (r *reader) drain(fd int) {
+	for {
+		err := r.batch.receive(uintptr(fd))
+		if err == unix.EAGAIN {
+			return
+		}
+		r.f.mu.Lock()
+		sock := r.f.sockets[fd]
+		switch {
+		case sock == nil:
+		case err != nil:
+			r.done = append(r.done, sock.failLocked(os.NewSyscallError("receive", err))...)
+		default:
+			for i := range r.batch.n {
+				r.done = append(r.done, sock.takeLocked(r.batch.packet(i), r.batch.cut(i)))
+			}
+		}
+		r.f.mu.Unlock()
+		for _, fl := range r.done {
+			r.f.deliver(fl, &r.box)
+		}
+		clear(r.done)
+		r.done = r.done[:0]
+		if sock == nil {
+			return
+		}
+	}
+}
+
+// setReading says whether the reader may be using descriptors of sockets. While it may, none of them is closed: the number
+// could come to mean another file.
+func (f *forwarder) setReading(reading bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.reading = reading
+	if !reading {
+		for _, fd := range f.closable {
+			unix.Close(fd)
+		}
+		f.closable = f.closable[:0]
+	}
+}
+
+// takeLocked is one datagram from the server's address. A flight that it finishes is returned, for deliver.
+func (s *upSocket) takeLocked(msg []byte, cut bool) *flight {
+	if len(msg) < headerSize {
+		s.f.s.metrics.bogus.Inc()
+		return nil
+	}
+	id := binary.BigEndian.Uint16(msg)
+	if cut {
+		msg = headOnly(msg) // what was cut off is to be had by TCP
+	}
+	a := s.pending[id]
+	if a == nil || !answers(msg, a.flight.query, id) {
+		s.f.s.metrics.bogus.Inc()
+		return nil
+	}
+	s.forgetLocked(id)
+	return s.f.answeredLocked(a, msg)
+}
+
+// sockaddrOf is an address in the form of system calls. An IPv6 zone is an interface's name or number.
+func sockaddrOf(addr netip.AddrPort) (unix.Sockaddr, int, error) {
+	ip := addr.Addr().Unmap()
+	if ip.Is4() {
+		return &unix.SockaddrInet4{Port: int(addr.Port()), Addr: ip.As4()}, unix.AF_INET, nil
+	}
+	sa := &unix.SockaddrInet6{Port: int(addr.Port()), Addr: ip.As16()}
+	if zone := ip.Zone(); zone != "" {
+		if n, err := strconv.ParseUint(zone, 10, 32); err == nil {
+			sa.ZoneId = uint32(n)
+		} else if link, err := net.InterfaceByName(zone); err == nil {
+			sa.ZoneId = uint32(link.Index)
+		} else {
+			return nil, 0, fmt.Errorf("zone of %v: %w", addr, err)
+		}
+	}
+	return sa, unix.AF_INET6, nil
 }

@@ -227,8 +227,7 @@ func (s *server) closeLocked() {
 // streamLocked asks server over TCP, in a goroutine of its own: rare, since few answers need it.
 func (f *forwarder) streamLocked(fl *flight, server *server) {
 	const maxStreams = 256
-	a := &attempt{flight: fl, server: server, sent: time.Now()}
-	fl.attempts = append(fl.attempts, a)
+	a := fl.attemptLocked(server, nil)
 	fl.overTCP = true
 	if f.tcp >= maxStreams {
 		return // its time-out answers

@@ -1,0 +1,128 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"net"
+)
+
+// load is one kind of question.
+type load struct {
+	name string
+	only string // the server that it is for; empty for all
+	// file names the questions of a round; dnsperf goes through it again and again, or once
+	file   func(round int) (string, error)
+	once   bool
+	warm   bool // ask everything once before measuring
+	length time.Duration
+}
+
+// result is one measurement.
+type result struct {
+	micros float64 // processor time of the server per answer
+	rate   float64 // answers per second
+}
+
+func (b *bench) loads() []load {
+	mesh := b.questions("mesh", func(int) (names []string) {
+		for i := range services {
+			names = append(names, host(i*7919%services))
+		}
+		return names
+	})
+	external := b.questions("external", func(int) (names []string) {
+		for i := range 1000 {
+			names = append(names, fmt.Sprintf("cached-%d.miss.example", i))
+		}
+		return names
+	})
+	fresh := b.questions("fresh", func(round int) (names []string) {
+		for i := range 100_000 {
+			names = append(names, fmt.Sprintf("n%d-%d-%d.miss.example", os.Getpid(), round, i))
+		}
+		return names
+	})
+	return []load{
+		{name: "mesh hit", file: mesh, length: b.length},
+		{name: "cached external name", only: "wingman", file: external, warm: true, length: b.length},
+		{name: "uncached external name", only: "wingman", file: fresh, once: true},
+	}
+}
+
+// questions makes a function that writes a file of questions for a round.
+func (b *bench) questions(name string, names func(round int) []string) func(int) (string, error) {
+	return func(round int) (string, error) {
+		path := filepath.Join(b.dir, fmt.Sprintf("%s-%d", name, round))
+		var text strings.Builder
+		for _, n := range names(round) {
+			text.WriteString(n + " A\n")
+		}
+		return path, os.WriteFile(path, []byte(text.String()), 0o644)
+	}
+}
+
+func (l load) measure(ctx context.Context, s *server, round int) (result, error) {
+	file, err := l.file(round)
+	if err != nil {
+		return result{}, err
+	}
+	if l.warm {
+		if _, err := dnsperf(ctx, s.addr, file, "-n", "1"); err != nil {
+			return result{}, err
+		}
+	}
+	args := []string{"-n", "1"}
+	if !l.once {
+		args = []string{"-l", strconv.FormatFloat(l.length.Seconds(), 'f', -1, 64)}
+	}
+	before, err := s.cpu()
+	if err != nil {
+		return result{}, err
+	}
+	out, err := dnsperf(ctx, s.addr, file, args...)
+	if err != nil {
+		return result{}, err
+	}
+	after, err := s.cpu()
+	if err != nil {
+		return result{}, err
+	}
+	answered := figure(out, "Queries completed:")
+	if answered == 0 || !bytes.Contains(out, []byte("NOERROR")) {
+		return result{}, fmt.Errorf("no useful answers:\n%s", out)
+	}
+	return result{micros: (after - before).Seconds() * 1e6 / answered, rate: figure(out, "Queries per second:")}, nil
+}
+
+// dnsperf runs with the load that all published figures of this project have: 8 clients, 100 questions in flight, 1 thread.
+func dnsperf(ctx context.Context, addr, file string, args ...string) ([]byte, error) {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, err
+	}
+	args = append([]string{"-s", host, "-p", port, "-d", file, "-c", "8", "-q", "100", "-T", "1", "-t", "2"}, args...)
+	out, err := exec.CommandContext(ctx, "dnsperf", args...).CombinedOutput()
+	if err != nil {
+		return nil, fmt.Errorf("dnsperf (Debian package dnsperf): %w\n%s", err, out)
+	}
+	return out, nil
+}
+
+// figure is the number after a label in dnsperf's report.
+func figure(report []byte, label string) float64 {
+	_, rest, found := strings.Cut(string(report), label)
+	fields := strings.Fields(rest)
+	if !found || len(fields) == 0 {
+		return 0
+	}
+	v, _ := strconv.ParseFloat(fields[0], 64)
+	return v
+}
