@@ -53,13 +53,14 @@ func (a *Admin) Ready(ctx context.Context) (live bool, state string, err error) 
 	return res.StatusCode == http.StatusOK, strings.TrimSpace(string(body)), nil
 }
 
-// Drain makes Envoy shed its inbound connections: peers are told with each answer to go elsewhere, and Envoy takes no new
-// connections after its drain time. Outbound listeners go on, for what the workload still has to say. Envoy does not end.
+// Drain makes Envoy shed its inbound connections: peers are told with each answer to go elsewhere, and its inbound listeners close
+// after its drain time (--drain-time-s). Outbound listeners go on, for what the workload still has to say. Envoy does not end, and
+// there is no way back but its restart.
 func (a *Admin) Drain(ctx context.Context) error {
 	if err := a.post(ctx, "/healthcheck/fail", nil); err != nil {
 		return err
 	}
-	return a.post(ctx, "/drain_listeners", url.Values{"graceful": {""}, "inboundonly": {""}, "skip_exit": {""}})
+	return a.post(ctx, "/drain_listeners", url.Values{"graceful": {""}, "inboundonly": {""}})
 }
 
 // connectionsStat ends the names of the statistics that count a listener's connections.
@@ -69,18 +70,21 @@ const connectionsStat = "downstream_cx_active"
 // its listeners do not count. known is false when Envoy does not count them, because another bootstrap file keeps it from it.
 func (a *Admin) Connections(ctx context.Context) (n int, known bool, err error) {
 	err = a.stats(ctx, `^listener\..*`+connectionsStat+`$`, func(name string, value int) {
+		listener, ok := strings.CutPrefix(strings.TrimSuffix(name, "."+connectionsStat), "listener.")
+		if !ok {
+			return
+		}
 		known = true
-		if a.isTraffic(name) {
+		if a.isTraffic(listener) {
 			n += value
 		}
 	})
 	return n, known, err
 }
 
-// isTraffic tells the workload's listeners from Envoy's own. The statistics of a listener are called listener.ADDRESS_PORT; each
-// worker has its share of them again.
-func (a *Admin) isTraffic(name string) bool {
-	listener := strings.TrimSuffix(strings.TrimPrefix(name, "listener."), "."+connectionsStat)
+// isTraffic tells the workload's listeners from Envoy's own, by their names in statistics: ADDRESS_PORT, and again with the share of
+// each worker.
+func (a *Admin) isTraffic(listener string) bool {
 	if strings.HasPrefix(listener, "admin") || strings.HasPrefix(listener, "envoy_internal_") || strings.Contains(listener, ".worker_") {
 		return false
 	}

@@ -50,6 +50,8 @@ func Bootstrap(in Input) (File, error) {
 	pc := proxyConfig{fields: mapping(in.Node.Metadata["PROXY_CONFIG"])}
 	net := familiesOf(in.Addrs)
 	extras := pc.services(net)
+	tags, badTags := statsTags(pc)
+	matcher, badPatterns := statsMatcher(pc, in.Addrs)
 	top := obj{
 		"node":                 nodeOf(in.Node),
 		"admin":                obj{"address": socketAddress(net.localhost, in.AdminPort)},
@@ -59,7 +61,7 @@ func Bootstrap(in Input) (File, error) {
 			"clusters":  append(baseClusters(in, net), extras.clusters...),
 			"listeners": baseListeners(in, net, pc),
 		},
-		"stats_config":          obj{"use_all_default_tags": false, "stats_tags": statsTags(pc), "stats_matcher": statsMatcher(pc, in.Addrs)},
+		"stats_config":          obj{"use_all_default_tags": false, "stats_tags": tags, "stats_matcher": matcher},
 		"deferred_stat_options": obj{"enable_deferred_creation_stats": true},
 		"layered_runtime": obj{"layers": list{
 			obj{"name": "mesh", "static_layer": pc.runtime()},
@@ -77,7 +79,7 @@ func Bootstrap(in Input) (File, error) {
 	if err != nil {
 		return File{}, fmt.Errorf("encode envoy's bootstrap file: %w", err)
 	}
-	return File{JSON: append(b, '\n'), Notes: extras.notes}, nil
+	return File{JSON: append(b, '\n'), Notes: slices.Concat(extras.notes, badTags, badPatterns)}, nil
 }
 
 // maxSocketPath is what sockaddr_un holds, with the zero byte at its end (unix(7)).
@@ -173,8 +175,11 @@ func dynamicResources(delta bool) obj {
 // internalListeners lets istiod's HBONE listeners, which connect Envoy to itself, load.
 func internalListeners() obj {
 	return obj{
-		"name":         "envoy.bootstrap.internal_listener",
-		"typed_config": obj{"@type": "type.googleapis.com/envoy.extensions.bootstrap.internal_listener.v3.InternalListener"},
+		"name": "envoy.bootstrap.internal_listener",
+		"typed_config": obj{
+			"@type":          "type.googleapis.com/envoy.extensions.bootstrap.internal_listener.v3.InternalListener",
+			"buffer_size_kb": 64, // of each connection between two listeners; Envoy's default is 1024
+		},
 	}
 }
 

@@ -46,7 +46,7 @@ func find(places []string) (string, error) {
 		if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() && unix.Access(path, unix.X_OK) == nil {
 			return path, nil
 		} else if err == nil {
-			return "", fmt.Errorf("%w: %s is not a program that this user may run", ErrNoProgram, path)
+			return "", fmt.Errorf("%w: %s is no program that this user may run", ErrNoProgram, path)
 		}
 	}
 	return "", fmt.Errorf("%w: no program at %s; install one or set envoy.path", ErrNoProgram, strings.Join(places, " or "))

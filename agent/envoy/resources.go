@@ -12,7 +12,7 @@ const (
 func baseClusters(in Input, net families) list {
 	xds := overHTTP2(staticCluster(clusterXDS, pipe(in.XDSSocket), "1s"))
 	// One stream a connection: a new stream never waits behind what an old one still sends.
-	xds["max_requests_per_connection"] = 1
+	mapping(mapping(xds["typed_extension_protocol_options"])[httpOptions])["common_http_protocol_options"] = obj{"max_requests_per_connection": 1}
 	return list{
 		staticCluster(clusterPrometheus, socketAddress(net.localhost, in.AdminPort), "0.250s"),
 		staticCluster(clusterAgent, socketAddress(net.localhost, in.StatusPort), "0.250s"),
@@ -85,7 +85,6 @@ func staticCluster(name string, address obj, timeout string) obj {
 func dnsCluster(name, host string, port uint16, net families) obj {
 	c := staticCluster(name, socketAddress(host, port), "1s")
 	c["type"] = "STRICT_DNS"
-	c["respect_dns_ttl"] = true
 	c["dns_lookup_family"] = net.lookup
 	return c
 }

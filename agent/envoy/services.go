@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -96,6 +97,9 @@ func (c proxyConfig) services(f families) services {
 			note("statsdUdpAddress is left out: found %q, expected an IP address and a port", address)
 		}
 	}
+	if c.has("privateKeyProvider") {
+		note("privateKeyProvider is not used: keys stay in memory")
+	}
 	for _, file := range []string{"customConfigFile", "proxyBootstrapTemplatePath"} {
 		if path := c.text(file); path != "" {
 			note("%s %q is not used: this bootstrap file is the agent's own; ISTIO_BOOTSTRAP_OVERRIDE adds to it", file, path)
@@ -129,10 +133,14 @@ func (c proxyConfig) secure(cluster obj, name string, http2 bool) error {
 	}
 	names := list{}
 	for _, san := range tls.texts("subjectAltNames") {
-		names = append(names, obj{"exact": san})
+		kind := "DNS"
+		if strings.Contains(san, "://") {
+			kind = "URI" // a SPIFFE id
+		}
+		names = append(names, obj{"san_type": kind, "matcher": obj{"exact": san}})
 	}
 	common["combined_validation_context"] = obj{
-		"default_validation_context":           obj{"match_subject_alt_names": names},
+		"default_validation_context":           obj{"match_typed_subject_alt_names": names},
 		"validation_context_sds_secret_config": secretConfig(roots),
 	}
 	sni := tls.text("sni")

@@ -1,7 +1,9 @@
 package envoy
 
 import (
+	"fmt"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -30,8 +32,10 @@ var tagPatterns = []struct{ name, regex string }{
 	{"authz_dry_run_result", `(\.shadow_(allowed|denied))`},
 }
 
-func statsTags(pc proxyConfig) list {
-	tags := list{}
+// tagName is what a name of extraStatTags may be: it becomes a part of a regular expression.
+var tagName = regexp.MustCompile(`^[\w.-]+$`)
+
+func statsTags(pc proxyConfig) (tags list, notes []string) {
 	add := func(name, regex string) { tags = append(tags, obj{"tag_name": name, "regex": regex}) }
 	for _, p := range tagPatterns {
 		if p.name != "" {
@@ -40,13 +44,17 @@ func statsTags(pc proxyConfig) list {
 		}
 		var seen []string
 		for _, name := range pc.texts("extraStatTags") {
-			if name != "" && !slices.Contains(seen, name) {
+			switch {
+			case name == "" || slices.Contains(seen, name):
+			case !tagName.MatchString(name):
+				notes = append(notes, fmt.Sprintf("extraStatTags: %q is left out: expected letters, digits, _, . and -", name))
+			default:
 				seen = append(seen, name)
 				add(name, "("+name+`=\.=(.*?);\.;)`)
 			}
 		}
 	}
-	return tags
+	return tags, notes
 }
 
 // What is counted whatever the mesh says. Everything else costs memory in each of thousands of clusters.
@@ -58,11 +66,18 @@ var (
 )
 
 // statsMatcher adds what proxyStatsMatcher asks for. "{pod_ip}" there stands for each address of the instance.
-func statsMatcher(pc proxyConfig, addrs []netip.Addr) obj {
-	matcher := pc.mapping("proxyStatsMatcher")
+func statsMatcher(pc proxyConfig, addrs []netip.Addr) (matcher obj, notes []string) {
+	wanted := pc.mapping("proxyStatsMatcher")
 	patterns := list{}
 	add := func(field string, always []string, pattern func(text string) obj) {
-		for _, text := range append(matcher.texts(field), always...) {
+		for _, text := range append(wanted.texts(field), always...) {
+			if text == "" {
+				continue // would match everything, or nothing that Envoy accepts
+			}
+			if _, err := regexp.Compile(text); err != nil && field == "inclusionRegexps" {
+				notes = append(notes, fmt.Sprintf("proxyStatsMatcher.inclusionRegexps: %q is left out: %v", text, err))
+				continue
+			}
 			if !strings.Contains(text, "{pod_ip}") {
 				patterns = append(patterns, pattern(text))
 				continue
@@ -75,7 +90,7 @@ func statsMatcher(pc proxyConfig, addrs []netip.Addr) obj {
 	add("inclusionPrefixes", countedPrefixes, func(text string) obj { return obj{"prefix": text} })
 	add("inclusionSuffixes", countedSuffixes, func(text string) obj { return obj{"suffix": text} })
 	add("inclusionRegexps", countedRegexps, func(text string) obj { return obj{"safe_regex": obj{"regex": text}} })
-	return obj{"inclusion_list": obj{"patterns": patterns}}
+	return obj{"inclusion_list": obj{"patterns": patterns}}, notes
 }
 
 // listenerName is the name of a listener of the bootstrap file; Envoy also calls its statistics so.

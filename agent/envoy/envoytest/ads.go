@@ -31,13 +31,12 @@ type ADS struct {
 	types   map[string][]Resource
 	refused []string // reasons of NACKs
 	nodes   []string // ids of the nodes that came
-	news    chan struct{}
 }
 
 // NewADS serves on a unix socket until the test ends.
 func NewADS(t testing.TB, socket string) *ADS {
 	t.Helper()
-	a := &ADS{types: map[string][]Resource{}, news: make(chan struct{})}
+	a := &ADS{types: map[string][]Resource{}}
 	l, err := net.Listen("unix", socket)
 	if err != nil {
 		t.Fatal(err)
@@ -138,27 +137,7 @@ func (a *ADS) note(seen map[string]bool, node, typeURL, refusal string) (answer 
 	if refusal != "" {
 		a.refused = append(a.refused, refusal)
 	}
-	close(a.news)
-	a.news = make(chan struct{})
 	first = !seen[typeURL]
 	seen[typeURL] = true
 	return a.types[typeURL], first
-}
-
-// Await waits until ok is true of the control plane, looking again at each request that comes.
-func (a *ADS) Await(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	for {
-		a.mu.Lock()
-		news := a.news
-		a.mu.Unlock()
-		if ok() {
-			return
-		}
-		select {
-		case <-news:
-		case <-t.Context().Done():
-			t.Fatalf("%s: the test ended before", what)
-		}
-	}
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"syscall"
 	"testing"
 	"time"
@@ -25,12 +26,23 @@ func Start(t testing.TB, program string, bootstrap []byte, args ...string) {
 	cmd := exec.Command(program, append([]string{"-c", file, "--disable-hot-restart", "--concurrency", "1", "-l", "warning"}, args...)...)
 	cmd.Stdout, cmd.Stderr = &said, &said
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
+	started, ended := make(chan error), make(chan struct{})
+	go func() {
+		defer close(ended)
+		runtime.LockOSThread() // Pdeathsig means the death of the thread that started it
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			_ = cmd.Wait() // killed below, most often
+		}
+	}()
+	if err := <-started; err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill() // it may have ended by itself
-		_ = cmd.Wait()
+		<-ended
 		if t.Failed() {
 			t.Logf("envoy said:\n%s", said.String())
 		}
