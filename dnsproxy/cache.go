@@ -118,6 +118,15 @@ func (c *cache) get(key []byte, at instant) (e *cached, fresh bool) {
 	return e, at < e.expires
 }
 
+// find is get for a question, which msg is and q holds parsed.
+func (c *cache) find(q *query, msg []byte, at instant) (e *cached, fresh bool) {
+	key := q.cacheKey(msg)
+	if key == nil {
+		return nil, false
+	}
+	return c.get(key, at)
+}
+
 // put keeps an upstream's answer, if it is one to keep.
 func (c *cache) put(key string, answer []byte, at instant) {
 	e := newCached(key, answer, at)

@@ -92,7 +92,8 @@ func (s *Server) try(ctx context.Context, question *dns.Msg, t *Table, note trac
 	later := make(chanReplier, 1)
 	w := waiter{msg: msg, limit: maxTCP, via: overTCP, to: later, trace: &note}
 	if note.raw {
-		s.forward.ask(w, newUpstreamQuery(msg))
+		q := newUpstreamQuery(msg)
+		s.forward.ask(w, &q)
 	} else if d := s.decide(t, msg, overTCP); d.ask != nil {
 		s.forward.ask(w, d.ask)
 	} else {

@@ -52,7 +52,7 @@ func (f *forwarder) advanceLocked(fl *flight) *flight {
 
 // attemptLocked notes an attempt that is being made; sock is nil for one over TCP.
 func (fl *flight) attemptLocked(server *server, sock *upSocket) *attempt {
-	a := &fl.first
+	a := &fl.attempt
 	if a.flight != nil {
 		a = new(attempt)
 	}

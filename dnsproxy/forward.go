@@ -36,7 +36,6 @@ type flight struct {
 
 	sends    int // attempts made
 	attempts []*attempt
-	first    attempt // room for the one that most flights need
 	timer    *time.Timer
 	next     time.Time // of the next step
 	deadline time.Time
@@ -48,6 +47,11 @@ type flight struct {
 	overTCP  bool      // a stream is being read; no more datagrams
 	probe    bool      // not a client's, see loop.go
 	done     bool
+
+	// room for what most flights have one of
+	oneWaiter  [1]waiter
+	oneAttempt [1]*attempt
+	attempt    attempt
 }
 
 // attempt is one query sent for a flight.
@@ -124,11 +128,11 @@ func (f *forwarder) ask(w waiter, q *upstreamQuery) {
 }
 
 // prefetch asks upstream for the cache's sake. Nobody waits for the answer. The caller owes a flush.
-func (f *forwarder) prefetch(q *upstreamQuery) {
+func (f *forwarder) prefetch(q upstreamQuery) {
 	f.mu.Lock()
 	var done *flight
 	if f.flights[q.key] == nil && len(f.flights) < f.s.cfg.MaxForwards && !f.closing {
-		done = f.advanceLocked(f.newFlightLocked(q))
+		done = f.advanceLocked(f.newFlightLocked(&q))
 	}
 	f.mu.Unlock()
 	f.deliver(done, nil)
@@ -137,6 +141,7 @@ func (f *forwarder) prefetch(q *upstreamQuery) {
 func (f *forwarder) newFlightLocked(q *upstreamQuery) *flight {
 	began := time.Now()
 	fl := &flight{key: q.key, query: q.msg, cacheKey: q.cacheKey, stale: q.stale, staleAt: began.Add(staleAfter), route: f.routeOf(q.name)}
+	fl.waiters, fl.attempts = fl.oneWaiter[:0], fl.oneAttempt[:0]
 	fl.order = fl.route.orderLocked(f)
 	fl.deadline = began.Add(f.conf.budget(f.s.cfg.ForwardTimeout))
 	if fl.hopelessLocked() {

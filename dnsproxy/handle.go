@@ -43,14 +43,14 @@ func (s *Server) decide(t *Table, msg []byte, via transport) decision {
 		}
 		q.stale = e
 	}
-	return decision{from: fromUpstream, req: req, ask: q, w: w}
+	return decision{from: fromUpstream, req: req, ask: &q, w: w}
 }
 
 // handle deals with a message that the hot path left. It returns the answer, or nil if there is none or if it comes later:
 // then through the replier, which client makes. It does not keep msg.
 func (s *Server) handle(t *Table, msg []byte, via transport, client func() replier) []byte {
 	d := s.decide(t, msg, via)
-	s.logQuery(d.req, via, d.from)
+	s.logQuery(msg, via, d.from)
 	switch {
 	case d.ask != nil:
 		d.w.to = client()
@@ -76,36 +76,34 @@ func (f *forwarder) answerUnasked(t *Table, w waiter, req *dns.Msg) ([]byte, sou
 	return f.clusterReply(t, w, req), fromMesh
 }
 
-// fastCached is Table.fast for answers in the cache. It leaves to decide what is not fresh, and names that do not exist: the
-// mesh may have something to say about them.
-func (s *Server) fastCached(buf, msg []byte, q *query, at instant) int {
-	key := q.cacheKey(msg)
-	if key == nil {
-		return 0
-	}
-	e, fresh := s.cache.get(key, at)
-	if !fresh || e.rcode != dns.RcodeSuccess {
-		return 0
-	}
-	if e.wantsPrefetch(at) {
-		s.forward.prefetch(newUpstreamQuery(slices.Clone(msg)))
-	}
-	return e.write(buf, q, at, q.size, rotation())
-}
-
-// mayAnswer reports whether a name that match does not know may still be for the mesh to answer: reverse names and, in the
-// cluster's domain, names completed by the search list.
+// mayAnswer reports whether a name that match does not know may still be answered here: reverse names, localhost and, in
+// the cluster's domain, names completed by the search list.
 func (t *Table) mayAnswer(q *query) bool {
-	return t != nil && (q.qtype == dns.TypePTR || t.domain != nil && q.n > len(t.domain) && string(q.key[q.n-len(t.domain):q.n]) == string(t.domain))
+	key := q.key[:q.n]
+	if t != nil && (q.qtype == dns.TypePTR || endsIn(key, reverseSuffix) || t.domain != nil && endsIn(key, t.domain)) {
+		return true
+	}
+	return isLocalhost(key)
 }
 
-// logQuery costs nothing unless debug is on.
-func (s *Server) logQuery(req *dns.Msg, via transport, from source) {
-	if req == nil || !s.log.Enabled(context.Background(), slog.LevelDebug) {
+// reverseSuffix ends the reverse names of all addresses.
+var reverseSuffix = []byte("\x04arpa")
+
+// endsIn is a quick isBelow: right whenever it says no.
+func endsIn(key, suffix []byte) bool {
+	return len(key) >= len(suffix) && string(key[len(key)-len(suffix):]) == string(suffix)
+}
+
+// logQuery costs nothing unless debug is on. msg is a question, or the answer that was written over it.
+func (s *Server) logQuery(msg []byte, via transport, from source) {
+	if !s.log.Enabled(context.Background(), slog.LevelDebug) || len(msg) < headerSize || !plainQuestion(msg) {
 		return
 	}
-	q := req.Question[0]
-	s.log.Debug("dns query", "name", q.Name, "type", dns.Type(q.Qtype).String(), "transport", via.String(), "source", from.String())
+	name, _, err := dns.UnpackDomainName(msg, headerSize)
+	if err != nil {
+		return
+	}
+	s.log.Debug("dns query", "name", name, "type", dns.Type(questionType(msg)).String(), "transport", via.String(), "source", from.String())
 }
 
 // listensOn reports whether addr is one of our own sockets.
@@ -141,7 +139,7 @@ func isOwnAddress(addr netip.Addr) bool {
 type upstreamQuery struct {
 	msg  []byte // id unset
 	key  string // equal for questions that have the same answer
-	name []byte // key of the name asked for
+	name []byte // key of the name asked for; the caller's scratch
 
 	cacheKey string  // "" if the answer is for this client only
 	stale    *cached // an answer that has outlived its time; nil if there is none
@@ -153,25 +151,41 @@ var hopOptions = []uint16{dns.EDNS0COOKIE, dns.EDNS0TCPKEEPALIVE}
 
 // newUpstreamQuery makes the query that goes upstream from a client's. It is the client's, octet for octet, but for the id,
 // the size we take and the options of the hop; what is not of the plain kind (a signature, say) is not touched at all.
-func newUpstreamQuery(msg []byte) *upstreamQuery {
-	var q query
-	plain := q.parse(msg)
+func newUpstreamQuery(msg []byte) upstreamQuery {
+	q := new(query)
+	if q.parse(msg) {
+		return q.upstream(msg)
+	}
+	normal := slices.Clone(msg[2:])
+	end := skipName(msg, headerSize)
+	name := lowered(msg[headerSize : end-1])
+	copy(normal[headerSize-2:], name)
+	return upstreamQuery{msg: slices.Clone(msg), key: string(normal), name: name}
+}
+
+// upstream is newUpstreamQuery for a question parsed into q already.
+func (q *query) upstream(msg []byte) upstreamQuery {
 	out := slices.Clone(msg)
-	if plain && q.edns {
+	if q.edns {
 		binary.BigEndian.PutUint16(out[q.end+3:], maxUDP)
 		if q.opts {
 			out = withoutHopOptions(out, q.end)
 		}
 	}
-	u := &upstreamQuery{msg: out}
-	if plain {
-		u.cacheKey = string(q.cacheKey(msg))
+	u := upstreamQuery{msg: out, name: q.key[:q.n]}
+	if key := q.cacheKey(msg); key != nil {
+		// with what is in the key, only the presence of EDNS makes a difference
+		edns := byte(0)
+		if q.edns {
+			edns = 1
+		}
+		u.key = string(append(key, edns))
+		u.cacheKey = u.key[:len(key)]
+		return u
 	}
-	normal := slices.Clone(out[2:])
-	if end := skipName(msg, headerSize); end != 0 {
-		u.name = lowered(msg[headerSize : end-1])
-		copy(normal[headerSize-2:], u.name)
-	}
+	var room [minUDP]byte
+	normal := append(room[:0], out[2:]...)
+	copy(normal[headerSize-2:], u.name)
 	u.key = string(normal)
 	return u
 }

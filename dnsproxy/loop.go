@@ -144,6 +144,6 @@ func (f *forwarder) useUplinksLocked(s *server) {
 	}
 	f.log.Warn("asking the resolvers behind the local one", "instead_of", s.label, "file", f.s.cfg.UplinkConf, "servers", addrs)
 	for _, addr := range addrs {
-		r.backup = append(r.backup, newServer(addr))
+		r.backup = append(r.backup, newServer(f, addr))
 	}
 }

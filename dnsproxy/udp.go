@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 
+	"github.com/miekg/dns"
 	"golang.org/x/sys/unix"
 )
 
@@ -22,6 +23,7 @@ type udpWorker struct {
 	batch   *batch
 	query   query
 	now     instant // of the batch
+	debug   bool    // queries are logged
 	pktinfo bool    // the socket is bound to no address: replies must say which one they come from
 }
 
@@ -78,7 +80,7 @@ func (w *udpWorker) serve(ctx context.Context, fd uintptr) (idle bool, err error
 			continue
 		}
 		yielded, failures = false, 0
-		w.now = now()
+		w.now, w.debug = now(), w.s.log.Enabled(ctx, slog.LevelDebug)
 		t := w.s.table.Load().Table
 		for i := range w.batch.n {
 			if length := w.answer(t, i); length > 0 {
@@ -97,19 +99,45 @@ func (w *udpWorker) answer(t *Table, i int) int {
 	if !w.batch.cut(i) && q.parse(msg) && q.answerable() {
 		if t != nil {
 			if length := t.fast(buf, q, q.size, rotation()); length > 0 {
-				w.s.metrics.add(overUDP, q.qtype, buf, fromMesh)
-				return length
+				return w.done(buf, length, fromMesh)
 			}
 		}
 		if !t.mayAnswer(q) {
-			if length := w.s.fastCached(buf, msg, q, w.now); length > 0 {
-				w.s.metrics.add(overUDP, q.qtype, buf, fromCache)
-				return length
+			switch e, fresh := w.s.cache.find(q, msg, w.now); {
+			case !fresh:
+				w.ask(msg, q, e, i)
+				return 0
+			case e.rcode == dns.RcodeSuccess: // of names that do not exist the mesh may have something to say
+				if e.wantsPrefetch(w.now) {
+					w.s.forward.prefetch(q.upstream(msg))
+				}
+				if length := e.write(buf, q, w.now, q.size, rotation()); length > 0 {
+					return w.done(buf, length, fromCache)
+				}
 			}
 		}
 	}
 	reply := w.s.handle(t, msg, overUDP, func() replier { return w.client(i) })
 	return copy(buf, reply)
+}
+
+// done counts an answer that was written over its question.
+func (w *udpWorker) done(buf []byte, length int, from source) int {
+	w.s.metrics.add(overUDP, w.query.qtype, buf, from)
+	if w.debug {
+		w.s.logQuery(buf[:length], overUDP, from)
+	}
+	return length
+}
+
+// ask takes packet i upstream; stale is an old answer, or nil.
+func (w *udpWorker) ask(msg []byte, q *query, stale *cached, i int) {
+	up := q.upstream(msg)
+	up.stale = stale
+	if w.debug {
+		w.s.logQuery(msg, overUDP, fromUpstream)
+	}
+	w.s.forward.ask(waiter{msg: slices.Clone(msg), limit: q.size, via: overUDP, to: w.client(i)}, &up)
 }
 
 // client remembers who sent packet i.

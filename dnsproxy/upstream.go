@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // route is a set of servers for the names below a suffix.
@@ -77,7 +78,7 @@ func (r *route) setLocked(f *forwarder, addrs []netip.AddrPort) {
 		if at >= 0 {
 			r.servers = append(r.servers, former[at])
 		} else {
-			r.servers = append(r.servers, newServer(addr))
+			r.servers = append(r.servers, newServer(f, addr))
 		}
 	}
 	for _, s := range former {
@@ -90,27 +91,36 @@ func (r *route) setLocked(f *forwarder, addrs []netip.AddrPort) {
 // orderLocked lists the servers in the order to ask them: as written, or by turns with "rotate"; servers that are down come
 // last, those that lead back here not at all.
 func (r *route) orderLocked(f *forwarder) []*server {
-	now := time.Now()
-	usable := func(servers []*server) (order []*server) {
-		for _, s := range servers {
-			if !s.looping {
-				order = append(order, s)
-			} else {
-				f.probeLocked(s)
-			}
-		}
-		return order
-	}
-	order := usable(r.servers)
+	order := f.usableLocked(r.servers)
 	if len(order) == 0 {
-		order = usable(r.backup)
+		order = f.usableLocked(r.backup)
 	}
 	if n := len(order); n > 1 && f.conf.rotate {
 		r.turn++
 		order = slices.Concat(order[r.turn%n:], order[:r.turn%n])
 	}
-	slices.SortStableFunc(order, func(a, b *server) int { return compareBool(a.down(now), b.down(now)) })
+	now := time.Now()
+	if len(order) > 1 && slices.ContainsFunc(order, func(s *server) bool { return s.down(now) }) {
+		order = slices.Clone(order)
+		slices.SortStableFunc(order, func(a, b *server) int { return compareBool(a.down(now), b.down(now)) })
+	}
 	return order
+}
+
+// usableLocked lists the servers that do not lead back here. The others are probed: it may have ended.
+func (f *forwarder) usableLocked(servers []*server) []*server {
+	if !slices.ContainsFunc(servers, func(s *server) bool { return s.looping }) {
+		return servers
+	}
+	var usable []*server
+	for _, s := range servers {
+		if s.looping {
+			f.probeLocked(s)
+		} else {
+			usable = append(usable, s)
+		}
+	}
+	return usable
 }
 
 // why says in an extended error (RFC 8914) why nobody answered.
@@ -135,6 +145,7 @@ func (r *route) why(f *forwarder) (code uint16, text string) {
 type server struct {
 	addr    netip.AddrPort
 	label   string
+	took    prometheus.Observer
 	sockets map[*upSocket]struct{}
 	current *upSocket // for the next question
 
@@ -148,8 +159,9 @@ type server struct {
 	nextProbe time.Time // not before
 }
 
-func newServer(addr netip.AddrPort) *server {
-	return &server{addr: addr, label: addr.String(), sockets: map[*upSocket]struct{}{}}
+func newServer(f *forwarder, addr netip.AddrPort) *server {
+	label := addr.String()
+	return &server{addr: addr, label: label, took: f.s.metrics.took.WithLabelValues(label), sockets: map[*upSocket]struct{}{}}
 }
 
 // Reasons of failures, label values.
@@ -186,7 +198,7 @@ func (s *server) patience(sends, servers int) time.Duration {
 func (s *server) lateAfter() time.Duration { return max(2*s.patience(1, 1), firstPatience) }
 
 func (s *server) answeredLocked(f *forwarder, took time.Duration) {
-	f.s.metrics.took.WithLabelValues(s.label).Observe(took.Seconds())
+	s.took.Observe(took.Seconds())
 	if s.fails >= downAfter {
 		f.log.Info("upstream resolver answers again", "upstream", s.label)
 	}
