@@ -27,10 +27,10 @@ const (
 )
 
 // errEnvoyStalled ends a stream whose Envoy has stopped reading.
-var errEnvoyStalled = fmt.Errorf("Envoy left more than %d MB unread", mostUnread>>20) //nolint:staticcheck // a name
+var errEnvoyStalled = fmt.Errorf("more than %d MB left unread by Envoy", mostUnread>>20)
 
 // errEnvoyLeft ends a stream to istiod whose Envoy is gone.
-var errEnvoyLeft = errors.New("Envoy ended its stream") //nolint:staticcheck // a name
+var errEnvoyLeft = errors.New("stream ended by Envoy")
 
 // An envoy is one ADS stream that Envoy opened to the agent.
 type envoy struct {
