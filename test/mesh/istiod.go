@@ -29,6 +29,9 @@ func istiodEnv() map[string]string {
 	}
 }
 
+// rootConfigMap is where istiod publishes its root in each namespace.
+const rootConfigMap = "istio-ca-root-cert"
+
 // StartIstiod starts istiod, which must be stopped, and returns once it is ready.
 func (m *Mesh) StartIstiod(ctx context.Context) error {
 	if m.istiod != nil {
@@ -96,12 +99,35 @@ func (m *Mesh) IstiodLog() string { return m.file("istiod.log") }
 // Root waits for the root certificates that istiod publishes in a namespace, and returns them as PEM.
 func (m *Mesh) Root(ctx context.Context, namespace string) ([]byte, error) {
 	const key = "root-cert.pem"
-	ref := kube.Ref{APIVersion: "v1", Kind: "ConfigMap", Namespace: namespace, Name: "istio-ca-root-cert"}
+	ref := kube.Ref{APIVersion: "v1", Kind: "ConfigMap", Namespace: namespace, Name: rootConfigMap}
 	made, err := m.Kube.Wait(ctx, ref, func(o []kube.Object) bool { return len(o) == 1 && o[0].String("data", key) != "" })
 	if err != nil {
 		return nil, fmt.Errorf("read istiod's root: %w", err)
 	}
 	return []byte(made[0].String("data", key)), nil
+}
+
+// ReplaceCA restarts istiod with a new self-signed CA, and waits until its root is published in the given namespaces.
+func (m *Mesh) ReplaceCA(ctx context.Context, namespaces ...string) error {
+	m.KillIstiod()
+	gone := []kube.Ref{{APIVersion: "v1", Kind: "Secret", Namespace: SystemNamespace, Name: "istio-ca-secret"}}
+	for _, ns := range namespaces {
+		gone = append(gone, kube.Ref{APIVersion: "v1", Kind: "ConfigMap", Namespace: ns, Name: rootConfigMap})
+	}
+	for _, ref := range gone {
+		if err := m.Kube.Delete(ctx, ref); err != nil {
+			return fmt.Errorf("replace the CA: %w", err)
+		}
+	}
+	if err := m.StartIstiod(ctx); err != nil {
+		return fmt.Errorf("replace the CA: %w", err)
+	}
+	for _, ns := range namespaces {
+		if _, err := m.Root(ctx, ns); err != nil {
+			return fmt.Errorf("replace the CA: %w", err)
+		}
+	}
+	return nil
 }
 
 // SetMeshConfig replaces the mesh configuration of the running istiod, which takes it up by itself within a second or so.

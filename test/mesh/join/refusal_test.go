@@ -37,22 +37,14 @@ func TestUnknownGroupIsNamedAndHealsByItself(t *testing.T) {
 func TestBadTokenIsExplainedAndAGoodOneTakenUp(t *testing.T) {
 	bed := testbed.New(t, mesh.Options{})
 	vm := bed.VM(t, testbed.Forum)
-	token := func(audience string, ttl time.Duration) string {
-		t.Helper()
-		tok, err := bed.Mesh.Token(t.Context(), "forum-services", "forum-sa", audience, ttl)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return tok
-	}
-	expired := token(mesh.Audience, -5*time.Minute)
+	expired := token(t, bed, mesh.Audience, -5*time.Minute)
 	vm.WriteToken(t, expired)
 	vm.StartAgent(t)
 	vm.AwaitStatus(t, "an expired token is called expired", func(s testbed.Status) error { return says(s, "expired") })
-	other := token("vault", time.Hour)
+	other := token(t, bed, "vault", time.Hour)
 	vm.WriteToken(t, other)
 	vm.AwaitStatus(t, "a token for another audience is told by it", func(s testbed.Status) error { return says(s, "vault") })
-	good := token(mesh.Audience, time.Hour)
+	good := token(t, bed, mesh.Audience, time.Hour)
 	vm.WriteToken(t, good)
 	vm.AwaitStatus(t, "the agent joins with a good token", joined)
 	log := vm.AgentLog(t)
@@ -61,6 +53,16 @@ func TestBadTokenIsExplainedAndAGoodOneTakenUp(t *testing.T) {
 			t.Error("a token is in the log")
 		}
 	}
+}
+
+// token makes a token for the book's machine.
+func token(t *testing.T, bed *testbed.Bed, audience string, ttl time.Duration) string {
+	t.Helper()
+	tok, err := bed.Mesh.Token(t.Context(), "forum-services", "forum-sa", audience, ttl)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tok
 }
 
 // says returns nil when the agent's status tells this text to its reader.

@@ -110,6 +110,16 @@ func (b *Bed) Apply(t testing.TB, yaml string) {
 	}
 }
 
+// ReplaceCA gives the mesh a new root, as mesh.ReplaceCA does, for both machines' namespaces.
+func (b *Bed) ReplaceCA(t testing.TB) {
+	t.Helper()
+	ctx, cancel := step(t)
+	defer cancel()
+	if err := b.Mesh.ReplaceCA(ctx, Forum.Namespace, Catalog.Namespace); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // Service makes a Service with one port and no endpoints, and returns its address.
 func (b *Bed) Service(t testing.TB, namespace, name string) string {
 	t.Helper()

@@ -116,6 +116,18 @@ func (v *VM) RemoveToken(t testing.TB) {
 	}
 }
 
+// WriteRoot replaces the root certificate by what istiod publishes now.
+func (v *VM) WriteRoot(t testing.TB) {
+	t.Helper()
+	ctx, cancel := step(t)
+	defer cancel()
+	root, err := v.bed.Mesh.Root(ctx, v.spec.Namespace)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.write(t, classic["root-cert.pem"], string(root))
+}
+
 // WriteToken replaces the join token.
 func (v *VM) WriteToken(t testing.TB, token string) {
 	t.Helper()
