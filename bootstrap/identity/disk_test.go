@@ -36,7 +36,8 @@ type faultyDisk struct {
 type lost struct {
 	path  string // the sync of this path makes it safe
 	bytes bool   // of a file; else a name in a folder
-	undo  func() error
+	name  string // what appeared there
+	undo  func(name string) error
 }
 
 func (d *faultyDisk) disk() disk {
@@ -45,7 +46,7 @@ func (d *faultyDisk) disk() disk {
 			_, err := os.Stat(path)
 			return d.step("mkdir "+path, func() error { return systemDisk.mkdir(path) }, func() {
 				if err != nil {
-					d.remember(filepath.Dir(path), false, func() error { return os.RemoveAll(path) })
+					d.remember(filepath.Dir(path), false, path, os.RemoveAll)
 				}
 			})
 		},
@@ -54,8 +55,8 @@ func (d *faultyDisk) disk() disk {
 				systemDisk.create(path, data[:len(data)/2])
 			}
 			return d.step("create "+path, func() error { return systemDisk.create(path, data) }, func() {
-				d.remember(filepath.Dir(path), false, func() error { return os.RemoveAll(path) })
-				d.remember(path, true, nil)
+				d.remember(filepath.Dir(path), false, path, os.RemoveAll)
+				d.remember(path, true, path, nil)
 			})
 		},
 		sync: func(path string) error {
@@ -70,8 +71,11 @@ func (d *faultyDisk) disk() disk {
 					if rest, err := filepath.Rel(from, l.path); err == nil && filepath.IsLocal(rest) {
 						d.unsynced[i].path = filepath.Join(to, rest)
 					}
+					if rest, err := filepath.Rel(from, l.name); err == nil && filepath.IsLocal(rest) && rest != "." {
+						d.unsynced[i].name = filepath.Join(to, rest)
+					}
 				}
-				d.remember(filepath.Dir(to), false, func() error {
+				d.remember(filepath.Dir(to), false, to, func(string) error {
 					err := os.Rename(to, from)
 					if errors.Is(err, os.ErrNotExist) { // it was removed since, and a journal keeps the order
 						return nil
@@ -85,12 +89,12 @@ func (d *faultyDisk) disk() disk {
 		},
 		exchange: func(a, b string) error {
 			return d.step("exchange "+b, func() error { return systemDisk.exchange(a, b) }, func() {
-				d.remember(filepath.Dir(b), false, func() error { return systemDisk.exchange(a, b) })
+				d.remember(filepath.Dir(b), false, b, func(string) error { return systemDisk.exchange(a, b) })
 			})
 		},
 		symlink: func(target, path string) error {
 			return d.step("symlink "+path, func() error { return systemDisk.symlink(target, path) }, func() {
-				d.remember(filepath.Dir(path), false, func() error { return os.Remove(path) })
+				d.remember(filepath.Dir(path), false, path, os.Remove)
 			})
 		},
 		removeAll: func(path string) error {
@@ -116,8 +120,8 @@ func (d *faultyDisk) step(name string, do func() error, done func()) error {
 	return nil
 }
 
-func (d *faultyDisk) remember(path string, bytes bool, undo func() error) {
-	d.unsynced = append(d.unsynced, lost{path, bytes, undo})
+func (d *faultyDisk) remember(path string, bytes bool, name string, undo func(name string) error) {
+	d.unsynced = append(d.unsynced, lost{path, bytes, name, undo})
 }
 
 // cutBytes empties the files that were not synced: their names are there, their content is not.
@@ -135,7 +139,7 @@ func (d *faultyDisk) cutBytes() {
 func (d *faultyDisk) cutNames() {
 	for _, l := range slices.Backward(d.unsynced) {
 		if !l.bytes {
-			if err := l.undo(); err != nil {
+			if err := l.undo(l.name); err != nil && !errors.Is(err, os.ErrNotExist) {
 				d.t.Fatal(err)
 			}
 		}
