@@ -2,7 +2,6 @@ package identity
 
 import (
 	"bytes"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -95,9 +94,6 @@ func (m meta) anchors() (anchors, error) {
 	}
 	return list, nil
 }
-
-// fileRoots is the operator's part of a generation's roots.
-func (g *generation) fileRoots() []*x509.Certificate { return g.roots.of(fromFile).certs() }
 
 // readForeign reads the key and chain that another agent left in dir (pilot-agent writes them there as plain files), so that a machine
 // whose token is long dead keeps its identity. They must be id's, alive, and chain to roots. nil: the error says why there is none.

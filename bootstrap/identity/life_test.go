@@ -90,7 +90,7 @@ func TestACertificateRunsOutAndANewTokenBringsItBackAtOnce(t *testing.T) {
 			phase  Phase
 			health Health
 		}{{11, Valid, Fine}, {12.1, Renewing, Fine}, {17, Renewing, Fine}, {18.1, Expiring, Warning}, {21.7, Expiring, Degraded}, {23.9, Expiring, Degraded}, {24.1, Expired, Degraded}} {
-			l.pass(old.ReceivedAt.Add(time.Duration(step.hour * float64(time.Hour))).Sub(time.Now()))
+			l.pass(time.Until(old.ReceivedAt.Add(time.Duration(step.hour * float64(time.Hour)))))
 			l.mustBe(step.phase)
 			if s := l.m.State(); s.Health != step.health || step.phase != Valid && !strings.Contains(s.LastError, "cannot reach istiod's CA") {
 				t.Errorf("hour %v: health %s, last error %q; want %s", step.hour, s.Health, s.LastError, step.health)

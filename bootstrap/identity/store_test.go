@@ -104,7 +104,7 @@ func TestStoreGivesBackWhatWasSaved(t *testing.T) {
 		t.Errorf("certificate (-saved +loaded):\n%s", diff)
 	}
 	// Modes: nobody else may even list what is there.
-	filepath.WalkDir(dir, func(path string, e os.DirEntry, err error) error {
+	filepath.WalkDir(dir, func(path string, e os.DirEntry, _ error) error {
 		info, err := os.Lstat(path)
 		if err != nil {
 			t.Fatal(err)

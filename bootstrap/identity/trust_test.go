@@ -284,14 +284,19 @@ func TestAHardSwitchOfIstiodsRootIsMendedByTheRootFile(t *testing.T) {
 func TestAClockThatJumpsFarForwardForgetsNoRoot(t *testing.T) {
 	inLab(t, func(t *testing.T, l *lab) {
 		l.start()
-		l.ahead.Store(int64(50 * 365 * 24 * time.Hour))
+		putFile(t, l.vm.rootCert, newAuthority(t, "for a year", time.Now(), 365*24*time.Hour, nil).pem())
+		l.poke()
+		l.mustTrust("cluster.local for a year")
+		l.ahead.Store(int64(2 * 365 * 24 * time.Hour))
 		l.pass(longestSleep + time.Second)
 		l.mustBe(Expired)
+		l.mustTrust("cluster.local")
 		l.stop()
 		l.start()
+		l.mustTrust("cluster.local")
 		l.ahead.Store(0)
 		l.pass(longestSleep + time.Second)
 		l.mustBe(Valid)
-		l.mustTrust("cluster.local")
+		l.mustTrust("cluster.local for a year")
 	})
 }
