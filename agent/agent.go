@@ -144,7 +144,11 @@ func (a *Agent) open() error {
 		UDP:            a.sockets.udp,
 		TCP:            a.sockets.tcp,
 		ResolvConf:     a.cfg.Paths.ResolvConf,
+		UplinkConf:     filepath.Join(a.cfg.Root, "run/systemd/resolve/resolv.conf"),
+		Forward:        a.cfg.DNS.Forward,
 		ForwardTimeout: a.cfg.DNS.ForwardTimeout,
+		CacheBytes:     zeroMeansNone(a.cfg.DNS.CacheSize),
+		MaxStale:       zeroMeansNone(a.cfg.DNS.MaxStale),
 		Log:            a.logs.part("dns"),
 		Metrics:        a.metrics,
 	})
@@ -152,7 +156,7 @@ func (a *Agent) open() error {
 		return fmt.Errorf("DNS proxy: %w", err)
 	}
 	a.tables = newTables(filepath.Join(a.cfg.Paths.StateDir, tableName), a.logs.part("dns"), a.dns.Replace)
-	a.tables.configure(a.cfg.Namespace, a.cfg.Domain)
+	a.tables.configure(tableConfig(a.cfg))
 	a.tables.restore()
 	return nil
 }
@@ -296,7 +300,7 @@ func (a *Agent) reload() {
 	a.cfg, a.source, a.problems = cfg, sourceFiles, problems
 	a.mu.Unlock()
 	a.logs.configure(cfg.Log)
-	a.tables.configure(cfg.Namespace, cfg.Domain)
+	a.tables.configure(tableConfig(cfg))
 	if need := needsRestart(old, cfg); len(need) > 0 {
 		a.log.Warn("reloaded, but some settings wait for systemctl restart wingman", "settings", need)
 	} else {
@@ -358,6 +362,14 @@ func (a *Agent) poke() {
 	case a.news <- struct{}{}:
 	default:
 	}
+}
+
+// zeroMeansNone turns a setting whose zero is "none" into one of dnsproxy's, where zero is the default and less than zero none.
+func zeroMeansNone[T int | time.Duration](v T) T {
+	if v == 0 {
+		return -1
+	}
+	return v
 }
 
 // listenAddrs are the addresses DNS is served at. Redirected IPv6 queries arrive at ::1.

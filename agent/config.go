@@ -9,6 +9,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"wingman/bootstrap"
 )
@@ -85,8 +86,9 @@ func needsRestart(old, now *bootstrap.Config) (keys []string) {
 	if old.DNS.Listen != now.DNS.Listen || old.Capture.DualStack != now.Capture.DualStack {
 		keys = append(keys, "dns.listen")
 	}
-	if old.DNS.ForwardTimeout != now.DNS.ForwardTimeout {
-		keys = append(keys, "dns.forwardTimeout")
+	if old.DNS.ForwardTimeout != now.DNS.ForwardTimeout || old.DNS.CacheSize != now.DNS.CacheSize || old.DNS.MaxStale != now.DNS.MaxStale ||
+		!maps.EqualFunc(old.DNS.Forward, now.DNS.Forward, slices.Equal) {
+		keys = append(keys, "dns (forward, forwardTimeout, cacheSize, maxStale)")
 	}
 	if old.Status.Port != now.Status.Port {
 		keys = append(keys, "status.port")

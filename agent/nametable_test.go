@@ -49,7 +49,7 @@ func rawPush(t *testing.T, version string, raw []byte) xds.Push {
 func newTestTables(t *testing.T, used func(*dnsproxy.Table)) *tables {
 	t.Helper()
 	ts := newTables(filepath.Join(t.TempDir(), tableName), slog.New(slog.DiscardHandler), used)
-	ts.configure("forum-services", "svc.cluster.local")
+	ts.configure(dnsproxy.TableConfig{Namespace: "forum-services", Domain: "svc.cluster.local"})
 	return ts
 }
 
@@ -137,7 +137,7 @@ func TestTableSurvivesARestart(t *testing.T) {
 	}
 	var restored *dnsproxy.Table
 	next := newTables(string(ts.file), slog.New(slog.DiscardHandler), func(table *dnsproxy.Table) { restored = table })
-	next.configure("forum-services", "svc.cluster.local")
+	next.configure(dnsproxy.TableConfig{Namespace: "forum-services", Domain: "svc.cluster.local"})
 	next.restore()
 	if restored == nil {
 		t.Fatal("nothing was restored")
@@ -220,7 +220,7 @@ func FuzzNameTable(f *testing.F) {
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		var table *dnsproxy.Table
 		ts := newTables(filepath.Join(t.TempDir(), tableName), slog.New(slog.DiscardHandler), func(n *dnsproxy.Table) { table = n })
-		ts.configure("istioinaction", "svc.cluster.local")
+		ts.configure(dnsproxy.TableConfig{Namespace: "istioinaction", Domain: "svc.cluster.local"})
 		err := ts.take(xds.Push{TypeURL: xds.TypeNameTable, Resources: []*anypb.Any{{TypeUrl: xds.TypeNameTable, Value: raw}}})
 		if (err == nil) != (table != nil) {
 			t.Errorf("take = %v, table in use: %v", err, table != nil)

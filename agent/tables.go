@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"wingman/agent/xds"
+	"wingman/bootstrap"
 	"wingman/dnsproxy"
 )
 
@@ -34,25 +35,31 @@ type tables struct {
 	use  func(*dnsproxy.Table)
 	save chan savedTable // buffered 1: the latest table not yet saved
 
-	mu                sync.Mutex // guards everything below
-	namespace, domain string
-	inUse             savedTable
-	names             int
-	source            string
+	mu     sync.Mutex           // guards everything below
+	cfg    dnsproxy.TableConfig // without a version
+	inUse  savedTable
+	built  *dnsproxy.Table // of inUse
+	names  int
+	source string
 }
 
 func newTables(path string, log *slog.Logger, use func(*dnsproxy.Table)) *tables {
 	return &tables{file: tableFile(path), log: log, use: use, save: make(chan savedTable, 1), source: tableNone}
 }
 
-// configure sets whose names short forms are resolved for. A table in use is built again if that changed.
-func (t *tables) configure(namespace, domain string) {
+// tableConfig is what the settings say about names.
+func tableConfig(c *bootstrap.Config) dnsproxy.TableConfig {
+	return dnsproxy.TableConfig{Namespace: c.Namespace, Domain: c.Domain, NoIPv6: !c.DNS.IPv6}
+}
+
+// configure sets how names are resolved. A table in use is built again if that changed.
+func (t *tables) configure(cfg dnsproxy.TableConfig) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.namespace == namespace && t.domain == domain {
+	if t.cfg == cfg {
 		return
 	}
-	t.namespace, t.domain = namespace, domain
+	t.cfg = cfg
 	if t.source == tableNone {
 		return
 	}
@@ -113,11 +120,14 @@ func (t *tables) buildLocked(s savedTable, source string) error {
 	if err != nil {
 		return err
 	}
-	table, err := dnsproxy.NewTable(dnsproxy.TableConfig{Namespace: t.namespace, Domain: t.domain, Version: s.version}, names)
+	cfg := t.cfg
+	cfg.Version = s.version
+	table, err := t.built.Update(cfg, names) // what did not change is taken over
 	if err != nil {
 		return err
 	}
 	t.use(table)
+	t.built = table
 	t.inUse, t.names, t.source = s, len(names), source
 	return nil
 }

@@ -115,10 +115,14 @@ type GRPC struct {
 
 // DNS is the name proxy.
 type DNS struct {
-	Capture        bool           // applications' queries are redirected to Listen
-	CaptureAll     bool           // every query to port 53, not only those to the servers of resolv.conf
-	Listen         netip.AddrPort // UDP and TCP
-	ForwardTimeout time.Duration  // of one exchange with an upstream server
+	Capture        bool                        // applications' queries are redirected to Listen
+	CaptureAll     bool                        // every query to port 53, not only those to the servers of resolv.conf
+	Listen         netip.AddrPort              // UDP and TCP
+	ForwardTimeout time.Duration               // of one exchange with an upstream server
+	Forward        map[string][]netip.AddrPort // lower-case suffix without final dot: servers that know names below it; never nil
+	CacheSize      int                         // bytes of upstream answers to remember; 0: none
+	MaxStale       time.Duration               // how long after its time an answer may still be given; 0: never
+	IPv6           bool                        // mesh names have IPv6 addresses on this machine
 }
 
 // PortRange is the ports First to Last, both included; First <= Last.

@@ -3,6 +3,7 @@ package bootstrap
 import (
 	"cmp"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -15,6 +16,7 @@ func (l *loader) finish() {
 	l.endpoints()
 	l.labels()
 	l.logScopes()
+	l.forwardZones()
 	l.probe()
 	l.addresses()
 	l.capture()
@@ -72,8 +74,8 @@ func (l *loader) refuse(severity Severity, key, found, expected, hint string) {
 	l.add(Problem{Severity: severity, File: s.File, Line: s.Line, Key: cmp.Or(s.Istio, key), Found: found, Expected: expected, Hint: hint})
 }
 
-// ownMap reads a mapping of names to texts in wingman.yaml.
-func (l *loader) ownMap(key string) map[string]value {
+// ownMap reads a mapping of names to texts in wingman.yaml; with lists a YAML list will do for a text with commas.
+func (l *loader) ownMap(key string, lists bool) map[string]value {
 	t, ok := l.ownTrees[key]
 	if !ok {
 		return nil
@@ -85,11 +87,12 @@ func (l *loader) ownMap(key string) map[string]value {
 		t.y.refuse(t.node, key, describe(t.node), s.accepts, "")
 	} else {
 		for _, e := range t.y.entries(t.node, key) {
-			if e.value.Kind != yaml.ScalarNode || isNull(e.value) {
+			text, ok := scalarText(e.value, lists)
+			if !ok {
 				t.y.refuse(e.value, join(key, e.name), describe(e.value), "text", "")
 				continue
 			}
-			m[e.name] = value{text: e.value.Value, file: t.y.file, line: t.y.line(e.key), key: join(key, e.name), rank: rankWingman}
+			m[e.name] = value{text: text, file: t.y.file, line: t.y.line(e.key), key: join(key, e.name), rank: rankWingman}
 		}
 	}
 	l.add(t.y.problems[before:]...)
@@ -106,7 +109,7 @@ func (l *loader) logScopes() {
 			l.set("log.scopes."+name, value{text: level, file: v.file, line: v.line, key: shownName("--log_output_level"), rank: v.rank})
 		}
 	}
-	for name, v := range l.ownMap("log.scopes") {
+	for name, v := range l.ownMap("log.scopes", false) {
 		level, bad := logLevel.read(v.text)
 		if bad != nil {
 			l.add(Problem{Severity: Error, File: v.file, Line: v.line, Key: v.key, Found: bad.found, Expected: bad.expected})
@@ -173,3 +176,23 @@ func redact(name, text string) string {
 }
 
 func mapKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
+
+// forwardZones reads split DNS: which servers know the names below a suffix.
+func (l *loader) forwardZones() {
+	l.c.DNS.Forward = map[string][]netip.AddrPort{}
+	servers := listOf(dnsServer, "servers")
+	for suffix, v := range l.ownMap("dns.forward", true) {
+		name, bad := dnsName.read(strings.TrimSuffix(suffix, "."))
+		if bad == nil {
+			l.c.DNS.Forward[strings.ToLower(name)], bad = servers(v.text)
+		}
+		if bad == nil && len(l.c.DNS.Forward[strings.ToLower(name)]) == 0 {
+			bad = &badValue{found: "no servers", expected: "at least " + dnsServer.expected}
+		}
+		if bad != nil {
+			l.add(Problem{Severity: Error, File: v.file, Line: v.line, Key: v.key, Found: bad.found, Expected: bad.expected, Hint: bad.hint})
+			continue
+		}
+		l.set(v.key, v)
+	}
+}

@@ -21,7 +21,7 @@ func (l *loader) labels() {
 			at[name] = value{text: text, file: v.file, line: v.line, key: "ISTIO_METAJSON_LABELS", rank: v.rank}
 		}
 	}
-	for name, v := range l.ownMap("workload.labels") {
+	for name, v := range l.ownMap("workload.labels", false) {
 		l.c.Labels[name] = v.text
 		at[name] = v
 	}

@@ -206,12 +206,12 @@ func TestLoadTellsEveryProblem(t *testing.T) {
 		{"two listeners on a port", map[string]string{wingmanYAML: "status:\n  port: 15021\n"}, []string{
 			"error: /etc/wingman/wingman.yaml:2: status.port: found 15021, expected a port of its own (status.readinessPort has it too)"}},
 		{"unknown keys of wingman.yaml", map[string]string{wingmanYAML: "dns:\n  listn: 127.0.0.1:53\n  frobnicate: 1\ninboundPorts: [80]\nISTIO_SVC_IP: 10.0.0.1\n"}, []string{
-			"error: /etc/wingman/wingman.yaml:2: dns.listn: found an unknown key, expected one of capture, captureAll, listen, forwardTimeout (did you mean listen?)",
-			"error: /etc/wingman/wingman.yaml:3: dns.frobnicate: found an unknown key, expected one of capture, captureAll, listen, forwardTimeout",
+			"error: /etc/wingman/wingman.yaml:2: dns.listn: found an unknown key, expected one of capture, captureAll, listen, forwardTimeout, forward, cacheSize, maxStale, ipv6 (did you mean listen?)",
+			"error: /etc/wingman/wingman.yaml:3: dns.frobnicate: found an unknown key, expected one of capture, captureAll, listen, forwardTimeout, forward, cacheSize, maxStale, ipv6",
 			"error: /etc/wingman/wingman.yaml:4: inboundPorts: found an unknown key, expected one of istiod, workload, dualStack, user, identity, xds, probe, probeLocalhost, dns, capture, rules, envoy, status, log (did you mean rules.inboundPorts?)",
 			"error: /etc/wingman/wingman.yaml:5: ISTIO_SVC_IP: found an unknown key, expected one of istiod, workload, dualStack, user, identity, xds, probe, probeLocalhost, dns, capture, rules, envoy, status, log (Istio's ISTIO_SVC_IP is workload.addresses here)"}},
 		{"values of wingman.yaml of another type", map[string]string{wingmanYAML: "dns: true\ncapture: [all]\nstatus: {port: {a: 1}}\nrules: {inboundPorts: [80, [81]]}\nxds: {delta: perhaps}\nworkload: {labels: [a]}\n"}, []string{
-			`error: /etc/wingman/wingman.yaml:1: dns: found "true", expected a mapping with capture, captureAll, listen, forwardTimeout`,
+			`error: /etc/wingman/wingman.yaml:1: dns: found "true", expected a mapping with capture, captureAll, listen, forwardTimeout, forward, cacheSize, maxStale, ipv6`,
 			"error: /etc/wingman/wingman.yaml:2: capture: found a list, expected one of auto, none, dns, all",
 			"error: /etc/wingman/wingman.yaml:3: status.port: found a mapping, expected a port from 1 to 65535",
 			`error: /etc/wingman/wingman.yaml:4: rules.inboundPorts: found a list, expected "*" or ports, each a port from 1 to 65535`,

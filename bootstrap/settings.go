@@ -191,6 +191,18 @@ var settings = []setting{
 	{key: "dns.forwardTimeout", istio: []string{"DNS_FORWARD_TIMEOUT"}, def: "5s",
 		doc:    "Longest wait for one upstream server's answer.",
 		reader: one(duration(10*time.Millisecond, time.Minute), func(c *Config) *time.Duration { return &c.DNS.ForwardTimeout })},
+	{key: "dns.forward",
+		doc:    "Split DNS: names below a suffix are asked of servers of their own, the longest suffix first, as corp.example: [10.0.0.53].",
+		reader: tree("a mapping of name suffixes to servers")},
+	{key: "dns.cacheSize", def: "4194304",
+		doc:    "Bytes of upstream answers to remember; 0: none.",
+		reader: one(cacheSize, func(c *Config) *int { return &c.DNS.CacheSize })},
+	{key: "dns.maxStale", def: "1h",
+		doc:    "How long after its time an upstream answer may still be given while no upstream answers (RFC 8767); 0s: never.",
+		reader: one(duration(0, 7*24*time.Hour), func(c *Config) *time.Duration { return &c.DNS.MaxStale })},
+	{key: "dns.ipv6", def: "true",
+		doc:    "Whether mesh names have IPv6 addresses on this machine; false: where the mesh carries none, AAAA is answered with no data.",
+		reader: one(boolean, func(c *Config) *bool { return &c.DNS.IPv6 })},
 
 	// Capture.
 	{key: "capture", def: "auto",

@@ -90,6 +90,8 @@ var (
 	instanceAddr = kind[netip.Addr]{expected: "an address other hosts can reach", parse: parseInstance}
 	portRange    = kind[PortRange]{expected: "a port from 1 to 65535 or a range such as 9000:9100", parse: parsePortRange}
 	listenAddr   = kind[netip.AddrPort]{expected: "an address and port such as 127.0.0.1:15053", parse: parseListen}
+	dnsServer    = kind[netip.AddrPort]{expected: "a server's address, with a port if it is not 53", parse: parseServer}
+	cacheSize    = kind[int]{expected: "a number of bytes from 0 to 1073741824", parse: parseInt(0, 1<<30)}
 	iface        = kind[string]{expected: "an interface name of 1 to 15 characters", parse: parseInterface}
 	dnsLabel     = kind[string]{expected: "a name of lower-case letters, digits and -", parse: parseDNSLabel}
 	dnsName      = kind[string]{expected: "a DNS name", parse: parseDNSName}
@@ -329,4 +331,13 @@ func parseEnvoyLevel(s string) (string, bool) {
 		}
 	}
 	return s, true
+}
+
+// parseServer reads a DNS server: an address, or address:port with an IPv6 address in brackets.
+func parseServer(s string) (netip.AddrPort, bool) {
+	if a, err := netip.ParseAddr(s); err == nil {
+		return netip.AddrPortFrom(a, 53), !a.IsUnspecified()
+	}
+	ap, err := netip.ParseAddrPort(s)
+	return ap, err == nil && ap.Port() != 0 && !ap.Addr().IsUnspecified()
 }

@@ -55,17 +55,7 @@ func (l *loader) ownKeys(y *yamlFile, n *yaml.Node, path string) {
 
 // ownValue reads a scalar, or a list where the setting is one.
 func (l *loader) ownValue(y *yamlFile, e entry, s setting) {
-	text, ok := e.value.Value, e.value.Kind == yaml.ScalarNode
-	if e.value.Kind == yaml.SequenceNode && s.list {
-		var parts []string
-		ok = true
-		for _, item := range e.value.Content {
-			item = resolve(item)
-			ok = ok && item.Kind == yaml.ScalarNode && !isNull(item)
-			parts = append(parts, item.Value)
-		}
-		text = strings.Join(parts, ",")
-	}
+	text, ok := scalarText(e.value, s.list)
 	switch {
 	case !ok:
 		y.refuse(e.value, s.key, describe(e.value), s.accepts, "")
@@ -75,6 +65,22 @@ func (l *loader) ownValue(y *yamlFile, e entry, s setting) {
 		return
 	}
 	l.own[s.key] = value{text: text, file: y.file, line: y.line(e.key), key: s.key, rank: rankWingman}
+}
+
+// scalarText returns a scalar's text, or with lists a list of scalars as one text with commas.
+func scalarText(n *yaml.Node, lists bool) (text string, ok bool) {
+	if n.Kind != yaml.SequenceNode || !lists {
+		return n.Value, n.Kind == yaml.ScalarNode && !isNull(n)
+	}
+	var parts []string
+	for _, item := range n.Content {
+		item = resolve(item)
+		if item.Kind != yaml.ScalarNode || isNull(item) {
+			return "", false
+		}
+		parts = append(parts, item.Value)
+	}
+	return strings.Join(parts, ","), true
 }
 
 // unknownKey refuses a key and names the nearest: among its siblings, else the full path of one that ends in that name.
