@@ -27,12 +27,7 @@ func start(t *testing.T, o mesh.Options) *mesh.Mesh {
 	machine.Require(t)
 	ctx, cancel := context.WithTimeout(t.Context(), startTimeout)
 	defer cancel()
-	set, err := binaries.Get(ctx, os.Stderr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	o.Binaries = set
-	o.Dir = machine.Scratch(t)
+	o.Binaries, o.Dir = binariesOf(t), machine.Scratch(t)
 	m, err := mesh.Start(ctx, o)
 	if err != nil {
 		t.Fatal(err)
@@ -43,4 +38,14 @@ func start(t *testing.T, o mesh.Options) *mesh.Mesh {
 		}
 	})
 	return m
+}
+
+// binariesOf finds the binaries, which TestMain has built.
+func binariesOf(t *testing.T) binaries.Set {
+	t.Helper()
+	set, err := binaries.Get(t.Context(), os.Stderr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return set
 }

@@ -85,7 +85,7 @@ func Start(ctx context.Context, o Options) (*Mesh, error) {
 		return nil, err
 	}
 	m := &Mesh{opts: o, launcher: launcher}
-	for _, step := range []func(context.Context) error{m.writeKeys, m.startAPIServer, m.installCRDs, m.applyBase, m.StartIstiod} {
+	for _, step := range []func(context.Context) error{m.writeKeys, m.startAPIServer, m.installCRDs, m.applyBase, m.applyObjects, m.StartIstiod} {
 		if err := step(ctx); err != nil {
 			return nil, errors.Join(fmt.Errorf("start the mesh: %w", err), m.Close())
 		}
@@ -110,7 +110,7 @@ func (m *Mesh) Close() error {
 	return nil
 }
 
-// applyBase makes what istiod and istioctl expect in the cluster, and what the test wants there.
+// applyBase makes what istiod and istioctl expect in the cluster.
 func (m *Mesh) applyBase(ctx context.Context) error {
 	base := fmt.Sprintf(`
 apiVersion: v1
@@ -130,8 +130,10 @@ data:
   meshNetworks: |
 %[3]s
 `, SystemNamespace, indent(m.opts.MeshConfig), indent(m.networks()))
-	return m.Kube.Apply(ctx, base+"\n---\n"+m.opts.Objects)
+	return m.Kube.Apply(ctx, base)
 }
+
+func (m *Mesh) applyObjects(ctx context.Context) error { return m.Kube.Apply(ctx, m.opts.Objects) }
 
 func (m *Mesh) networks() string { return cmp.Or(m.opts.MeshNetworks, "networks: {}\n") }
 
