@@ -1,0 +1,313 @@
+package stock
+
+import (
+	"fmt"
+	"slices"
+
+	"google.golang.org/protobuf/encoding/protowire"
+)
+
+// Rewriter takes what an Envoy lacks out of the responses that are meant for it. One Rewriter serves one stream: it keeps its scratch
+// memory, no state between responses, and is not safe for concurrent use.
+type Rewriter struct {
+	ext     Extensions
+	standIn []byte // for istio.alpn, an HttpFilter with its length; nil: nothing stands in
+	marks   marks
+
+	in      []byte
+	patches []patch // in the order of their places, those of the resource that is being read
+	facts   note    // about the cluster that is being read
+	depth   int
+	report  Report
+}
+
+// New returns a Rewriter for an Envoy with these extensions.
+func New(ext Extensions) *Rewriter {
+	r := &Rewriter{ext: ext}
+	if _, lacks := ext.missing[typeALPN]; lacks && ext.setFilterState {
+		r.standIn, r.marks = standIn(ext.cel), newMarks(ext.cel)
+	}
+	return r
+}
+
+// Wants reports whether responses of this type can hold anything to rewrite. Others need not be put into one piece of memory.
+func Wants(typeURL string) bool { return resources[typeName(typeURL)] }
+
+// Response rewrites a DeltaDiscoveryResponse (delta) or DiscoveryResponse of the given type.
+//
+// out is frame itself when nothing had to change, else new memory. Resources without a hit keep their bytes, and so does every field
+// that is not concerned, fields that this package has never heard of included; their order never changes. An error means that frame,
+// or a message in it that had to be read, is malformed: out is nil, and frame may be passed on for Envoy to refuse. frame must not
+// change while it is read and is never written to.
+func (r *Rewriter) Response(typeURL string, delta bool, frame []byte) (out []byte, report Report, err error) {
+	if !r.ext.Needed() || !Wants(typeURL) {
+		return frame, Report{}, nil
+	}
+	r.in, r.report = frame, Report{}
+	defer func() { r.in, r.patches = nil, r.patches[:0] }()
+	done := 0 // what of frame is in out already
+	for at := 0; at < len(frame); {
+		f, err := fieldAt(frame, at, len(frame))
+		if err != nil {
+			return nil, Report{}, err
+		}
+		at = f.end
+		if f.num != 2 || !f.bytes() { // resources, in both kinds of response
+			continue
+		}
+		r.patches, r.depth = r.patches[:0], 0
+		if _, err := r.resource(f, delta); err != nil {
+			return nil, Report{}, fmt.Errorf("resource %d of a response of %s: %w", r.report.Resources, typeName(typeURL), err)
+		}
+		if len(r.patches) == 0 {
+			continue
+		}
+		r.report.Changed++
+		if out == nil {
+			// Nearly always more goes than comes.
+			out = make([]byte, 0, len(frame)+len(r.standIn)+len(r.marks.follow))
+		}
+		out = apply(out, frame, done, r.patches)
+		done = r.patches[len(r.patches)-1].end
+	}
+	slices.Sort(r.report.Left)
+	if done == 0 && out == nil {
+		return frame, r.report, nil
+	}
+	return append(out, frame[done:]...), r.report, nil
+}
+
+// resource rewrites one element of a response's resources: a Resource in a delta response, an Any otherwise.
+func (r *Rewriter) resource(f field, delta bool) (grown int, err error) {
+	r.report.Resources++
+	if !delta {
+		return r.delivered(f, f)
+	}
+	mark := r.open(f)
+	for at := f.body; at < f.end; {
+		inner, err := fieldAt(r.in, at, f.end)
+		if err != nil {
+			return 0, err
+		}
+		at = inner.end
+		if inner.num != 2 || !inner.bytes() { // Resource.resource
+			continue
+		}
+		n, err := r.delivered(inner, f)
+		if err != nil {
+			return 0, err
+		}
+		if n == gone {
+			return 0, nil
+		}
+		grown += n
+	}
+	return r.close(mark, f, grown), nil
+}
+
+// gone is what delivered returns after it took out the whole resource.
+const gone = -1 << 62
+
+// delivered rewrites the Any of a resource. What ECDS delivers is an extension by itself: when Envoy lacks it, the whole goes. Envoy does
+// not ask for it: filters that wait for such an extension are taken out of the listeners.
+func (r *Rewriter) delivered(f, whole field) (grown int, err error) {
+	config := r.in[f.body:f.end]
+	if string(nameOf(last(config, 1))) == typeTypedExtensionConfig {
+		if name, lacks := r.ext.lacks(effective(last(last(config, 2), 2), 0)); lacks {
+			r.patches = append(r.patches[:0], patch{at: whole.start, end: whole.end})
+			r.report.removed(name)
+			return gone, nil
+		}
+	}
+	return r.config(f)
+}
+
+// maxDepth bounds the nesting of messages, as Envoy's own parser does (100).
+const maxDepth = 100
+
+// message walks through the message between from and to, whose kind is m, and returns by how many bytes it grows.
+func (r *Rewriter) message(m *message, from, to int) (grown int, err error) {
+	if r.depth++; r.depth > maxDepth {
+		return 0, fmt.Errorf("%w: nested more than %d deep", errWire, maxDepth)
+	}
+	defer func() { r.depth-- }()
+	if m == &cluster {
+		r.facts = 0
+	}
+	r.facts |= m.note
+	for at := from; at < to; {
+		f, err := fieldAt(r.in, at, to)
+		if err != nil {
+			return 0, err
+		}
+		at = f.end
+		s := m.slot(f.num)
+		if s.note != 0 && (s.only == 0 || r.varint(f) == s.only) {
+			r.facts |= s.note
+		}
+		if s.do == pass || !f.bytes() {
+			continue
+		}
+		n, err := r.field(s, f)
+		if err != nil {
+			return 0, err
+		}
+		grown += n
+	}
+	if m == &cluster {
+		grown += r.mark(to)
+	}
+	return grown, nil
+}
+
+// field does what s asks for with f.
+func (r *Rewriter) field(s slot, f field) (grown int, err error) {
+	body := r.in[f.body:f.end]
+	switch s.do {
+	case nest:
+		mark := r.open(f)
+		n, err := r.message(s.to, f.body, f.end)
+		return r.close(mark, f, n), err
+	case extension:
+		return r.config(f)
+	case optional:
+		if name, lacks := r.ext.lacks(effective(body, 0)); lacks {
+			return r.remove(f, name), nil
+		}
+		return r.config(f)
+	case filter, http:
+		name, lacks := r.without(s.to, body)
+		if !lacks {
+			return r.field(slot{do: nest, to: s.to}, f)
+		}
+		if s.do == http && name == ALPN && r.standIn != nil {
+			r.patches = append(r.patches, patch{at: f.head, end: f.end, text: r.standIn})
+			r.report.removed(name)
+			r.report.StandIns++
+			return len(r.standIn) - (f.end - f.head), nil
+		}
+		return r.remove(f, name), nil
+	case typeURLs:
+		if name, lacks := r.ext.lacks(nameOf(body)); lacks {
+			return r.remove(f, name), nil
+		}
+	case alpn:
+		if _, lacks := r.ext.missing[typeMetadataExchange]; lacks && string(body) == peerExchange {
+			r.patches = append(r.patches, patch{at: f.start, end: f.end})
+			r.report.Protocols++
+			return f.start - f.end, nil
+		}
+	case factory:
+		if r.ext.stringFactory != "" && string(body) == istioStringFactory {
+			text := embed(f.num, r.ext.stringFactory)
+			r.patches = append(r.patches, patch{at: f.start, end: f.end, text: text})
+			r.report.Factories++
+			return len(text) - (f.end - f.start), nil
+		}
+	case override:
+		if keepsProtocols(body) {
+			r.facts |= keepsALPN
+		}
+	}
+	return 0, nil
+}
+
+// remove takes f out whole.
+func (r *Rewriter) remove(f field, name string) (grown int) {
+	r.patches = append(r.patches, patch{at: f.start, end: f.end})
+	r.report.removed(name)
+	return f.start - f.end
+}
+
+// config rewrites what the Any in f holds, when its type is one of the table's.
+func (r *Rewriter) config(f field) (grown int, err error) {
+	body := r.in[f.body:f.end]
+	t := nameOf(last(body, 1))
+	switch string(t) {
+	case typeUDPATypedStruct, typeXDSTypedStruct:
+		t = nameOf(last(last(body, 2), 1))
+		r.check(t)
+		return 0, nil
+	case typeFilterConfig, typeExtensionWithMatcher, typeListener, typeCluster, typeRoutes, typeVirtualHost, typeScopedRoutes, typeTypedExtensionConfig:
+	default:
+		r.check(t)
+	}
+	m := types[string(t)]
+	if m == nil {
+		return 0, nil
+	}
+	mark := r.open(f)
+	for at := f.body; at < f.end; {
+		inner, err := fieldAt(r.in, at, f.end)
+		if err != nil {
+			return 0, err
+		}
+		at = inner.end
+		if inner.num != 2 || !inner.bytes() { // Any.value
+			continue
+		}
+		n, err := r.field(slot{do: nest, to: m}, inner)
+		if err != nil {
+			return 0, err
+		}
+		grown += n
+	}
+	return r.close(mark, f, grown), nil
+}
+
+// check reports type t when Envoy has no extension for it. An Any without a type is empty, and no extension.
+func (r *Rewriter) check(t []byte) {
+	if len(t) > 0 && r.ext.unknown(t) {
+		r.report.left(t)
+	}
+}
+
+// without tells whether the extension of a list's element, a message of kind m, is missing, and its name. One that ECDS delivers is
+// missing when every type it may have is.
+func (r *Rewriter) without(m *message, element []byte) (name string, yes bool) {
+	var offered, lacking int
+	_ = fields(element, func(num protowire.Number, body []byte, _ uint64) {
+		switch s := m.slot(num); {
+		case body == nil || yes:
+		case s.do == extension:
+			name, yes = r.ext.lacks(effective(body, 0))
+		case s.to == &extensionConfigSource:
+			_ = each(body, 4, func(url []byte) error {
+				offered++
+				if n, lacks := r.ext.lacks(nameOf(url)); lacks {
+					lacking, name = lacking+1, n
+				}
+				return nil
+			})
+		}
+	})
+	return name, yes || offered > 0 && offered == lacking
+}
+
+// effective is the type that an Any configures in the end: of the extension inside when it holds a wrapper. An Any malformed in here is
+// found when it is read in earnest.
+func effective(body []byte, depth int) []byte {
+	t := nameOf(last(body, 1))
+	if depth > 3 {
+		return t
+	}
+	value := last(body, 2)
+	switch string(t) {
+	case typeUDPATypedStruct, typeXDSTypedStruct:
+		return nameOf(last(value, 1))
+	case typeFilterConfig:
+		return effective(last(value, 1), depth+1)
+	case typeExtensionWithMatcher:
+		return effective(last(last(value, 2), 2), depth+1)
+	}
+	return t
+}
+
+// varint is the value of a number, 0 for anything else.
+func (r *Rewriter) varint(f field) uint64 {
+	if f.typ != protowire.VarintType {
+		return 0
+	}
+	n, _ := protowire.ConsumeVarint(r.in[f.body:f.end])
+	return n
+}
