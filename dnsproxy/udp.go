@@ -89,6 +89,9 @@ func (w *udpWorker) serve(ctx context.Context, fd uintptr) (idle bool, err error
 		}
 		w.batch.send(fd)
 		w.s.forward.flush()
+		if w.batch.n == 1 {
+			return true, nil // little traffic: parking costs less than another look
+		}
 	}
 	return false, nil
 }
