@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/fsnotify/fsnotify"
 )
@@ -76,20 +77,35 @@ func (w watch) arm(files []string) {
 	}
 }
 
-// folders lists the folder of each file and that of the file behind its links, sorted.
+// maxLinks bounds the links on the way to a file, as the kernel does.
+const maxLinks = 40
+
+// folders lists the folders in which something can happen that changes what is read at one of the files: the one it lies in, and
+// those that hold a link on the way to it. Where the way ends before, it is the last folder that exists. Sorted.
 func folders(files []string) []string {
 	var list []string
 	for _, f := range files {
-		behind, err := filepath.EvalSymlinks(f)
-		if err != nil {
-			behind = f
-		}
-		for _, path := range []string{f, behind} {
-			dir := filepath.Dir(path)
-			for dir != "/" && !isDir(dir) {
-				dir = filepath.Dir(dir)
+		at, rest := "/", strings.Split(f, "/")
+		for links := 0; len(rest) > 0; {
+			if rest[0] == "" {
+				rest = rest[1:]
+				continue
 			}
-			list = append(list, dir)
+			next := filepath.Join(at, rest[0])
+			if target, err := os.Readlink(next); err == nil && links < maxLinks {
+				links++
+				list = append(list, at)
+				if filepath.IsAbs(target) {
+					at = "/"
+				}
+				rest = append(strings.Split(target, "/"), rest[1:]...)
+				continue
+			}
+			if rest = rest[1:]; len(rest) == 0 || !isDir(next) {
+				list = append(list, at)
+				break
+			}
+			at = next
 		}
 	}
 	slices.Sort(list)

@@ -1,0 +1,288 @@
+package sds
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3" // registers its messages
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/protobuf/encoding/protojson"
+
+	"wingman/agent/envoy"
+	"wingman/agent/envoy/envoytest"
+	"wingman/bootstrap"
+	"wingman/bootstrap/identity"
+	"wingman/test/controlplane"
+	istioctl "wingman/test/files"
+)
+
+// workload is a real identity of the stand-in control plane, and a Server that serves it.
+type workload struct {
+	*identity.Manager
+	server atomic.Pointer[Server]
+	socket string
+	stop   func() // ends the Server
+}
+
+func startWorkload(t testing.TB) *workload {
+	t.Helper()
+	plane, err := controlplane.New(controlplane.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := plane.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(plane.Close)
+	root := envoytest.Dir(t)
+	if err := istioctl.Write(root, plane); err != nil {
+		t.Fatal(err)
+	}
+	w := &workload{socket: filepath.Join(root, "sds.sock")}
+	w.Manager, err = identity.New(identity.Config{
+		CAAddress: plane.Addr(), ServerName: plane.ServerName(), SPIFFEID: istioctl.SPIFFEID,
+		Key:       identity.KeyOptions{Algorithm: "ECDSA", Curve: "P256"},
+		TokenFile: filepath.Join(root, istioctl.Token), RootFile: filepath.Join(root, istioctl.RootCert), StateDir: filepath.Join(root, "state"),
+		OnChange: func(*identity.Certificate) { w.server.Load().Refresh() },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.serve(t)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- w.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("identity: %v", err)
+		}
+	})
+	return w
+}
+
+// serve makes and runs a Server of this identity.
+func (w *workload) serve(t testing.TB) {
+	t.Helper()
+	s, err := New(Config{Socket: w.socket, Source: w.Manager, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.server.Store(s)
+	w.stop = run(t, s)
+}
+
+// The agent's own identity is a Source as it is: each certificate that the CA gives goes out without further ado.
+func TestAnIdentityManagerIsASource(t *testing.T) {
+	w := startWorkload(t)
+	b := &bench{t: t, socket: w.socket}
+	s, err := b.client().StreamSecrets(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Send(&discoveryv3.DiscoveryRequest{ResourceNames: []string{"default"}}); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 3 {
+		r, err := s.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := unpack(t, r.Resources)["default"].GetTlsCertificate()
+		pair, err := tls.X509KeyPair(c.GetCertificateChain().GetInlineBytes(), c.GetPrivateKey().GetInlineBytes())
+		if err != nil {
+			t.Fatalf("certificate %d: %v", i+1, err)
+		}
+		if got := pair.Leaf.URIs[0].String(); got != istioctl.SPIFFEID {
+			t.Errorf("certificate %d is %s's", i+1, got)
+		}
+		if now := w.Current().TLS().Leaf; !pair.Leaf.Equal(now) {
+			t.Errorf("certificate %d has serial %x, the current one %x", i+1, pair.Leaf.SerialNumber, now.SerialNumber)
+		}
+		if err := w.Renew(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// sdsConfig is how istiod makes Envoy ask for a secret (ConstructSdsSecretConfig in Istio's pkg/model/authentication.go).
+func sdsConfig(name string) string {
+	return fmt.Sprintf(`{"name": %q, "sds_config": {"resource_api_version": "V3", "initial_fetch_timeout": "0s", "api_config_source": {
+		"api_type": "GRPC", "transport_api_version": "V3", "set_node_on_first_message_only": true,
+		"grpc_services": [{"envoy_grpc": {"cluster_name": "sds-grpc"}}]}}}`, name)
+}
+
+// mtlsListener is an inbound listener as STRICT makes it; what it is sent goes to the admin port.
+func mtlsListener(t testing.TB, port int) envoytest.Resource {
+	t.Helper()
+	text := fmt.Sprintf(`{"name": "virtualInbound", "traffic_direction": "INBOUND", "address": {"socket_address": {"address": "127.0.0.1", "port_value": %d}},
+		"filter_chains": [{
+			"transport_socket": {"name": "envoy.transport_sockets.tls", "typed_config": {
+				"@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+				"require_client_certificate": true,
+				"common_tls_context": {
+					"tls_certificate_sds_secret_configs": [%s],
+					"combined_validation_context": {"default_validation_context": {}, "validation_context_sds_secret_config": %s}}}},
+			"filters": [{"name": "envoy.filters.network.tcp_proxy", "typed_config": {
+				"@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy", "stat_prefix": "x", "cluster": "prometheus_stats"}}]}]}`,
+		port, sdsConfig("default"), sdsConfig("ROOTCA"))
+	var l listenerv3.Listener
+	if err := protojson.Unmarshal([]byte(text), &l); err != nil {
+		t.Fatal(err)
+	}
+	return envoytest.Resource{Name: "virtualInbound", Message: &l}
+}
+
+// The real Envoy serves with the agent's certificate, follows its renewals, outlives the agent and finds the next one.
+func TestEnvoyFollowsTheIdentity(t *testing.T) {
+	program := envoytest.Program(t)
+	w := startWorkload(t)
+	xds := filepath.Join(filepath.Dir(w.socket), "xds.sock")
+	in := envoy.Input{
+		Node:  bootstrap.Node{ID: "sidecar~10.99.0.2~forum-vm.forum-services~forum-services.svc.cluster.local", Cluster: "forum"},
+		Addrs: []netip.Addr{netip.MustParseAddr("10.99.0.2")}, XDSSocket: xds, SDSSocket: w.socket, Delta: true,
+		AdminPort: 15000, StatusPort: 15020, ReadinessPort: 15021, PrometheusPort: 15090,
+	}
+	file, err := envoy.Bootstrap(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ads := envoytest.NewADS(t, xds)
+	ads.Set(envoytest.TypeListener, mtlsListener(t, 15006))
+	envoytest.Start(t, program, file.JSON)
+
+	// shown dials as a peer of the same mesh and returns the serial that Envoy shows.
+	shown := func(ctx context.Context) (string, error) {
+		now := w.Current()
+		if now == nil {
+			return "", errors.New("no certificate yet")
+		}
+		dialer := tls.Dialer{Config: &tls.Config{
+			Certificates:       []tls.Certificate{*now.TLS()},
+			InsecureSkipVerify: true, // the name is no DNS name; who it is, is looked at below
+		}}
+		c, err := dialer.DialContext(ctx, "tcp", "127.0.0.1:15006")
+		if err != nil {
+			return "", err
+		}
+		defer c.Close()
+		// TLS 1.3 tells of a refused client certificate with the first answer.
+		if deadline, ok := ctx.Deadline(); ok {
+			if err := c.SetDeadline(deadline); err != nil {
+				return "", err
+			}
+		}
+		if _, err := c.Write([]byte("GET /ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")); err != nil {
+			return "", err
+		}
+		answer := make([]byte, 12)
+		if _, err := c.Read(answer); err != nil {
+			return "", err
+		}
+		if !strings.HasPrefix(string(answer), "HTTP/1.1 200") {
+			return "", fmt.Errorf("answer %q", answer)
+		}
+		leaf := c.(*tls.Conn).ConnectionState().PeerCertificates[0]
+		if id := leaf.URIs[0].String(); id != istioctl.SPIFFEID {
+			return "", fmt.Errorf("envoy is %s", id)
+		}
+		return fmt.Sprintf("%x", leaf.SerialNumber), nil
+	}
+	awaitCurrent := func(what string) {
+		t.Helper()
+		envoytest.Await(t, what, func(ctx context.Context) error {
+			serial, err := shown(ctx)
+			if err == nil && serial != w.Current().Serial {
+				err = fmt.Errorf("envoy shows %s, current is %s", serial, w.Current().Serial)
+			}
+			return err
+		})
+	}
+	awaitCurrent("the first certificate")
+	for range 3 {
+		if err := w.Renew(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		awaitCurrent("a renewed certificate")
+	}
+
+	// The agent goes away: Envoy keeps what it has. It comes back with another certificate: Envoy has that.
+	before := w.Current().Serial
+	w.stop()
+	if serial, err := shown(t.Context()); err != nil || serial != before {
+		t.Errorf("without the agent envoy shows %s, %v; want %s", serial, err, before)
+	}
+	if err := w.Renew(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w.serve(t)
+	awaitCurrent("the certificate of the agent's next life")
+	if refused := ads.Refused(); len(refused) > 0 {
+		t.Errorf("refused: %q", refused)
+	}
+}
+
+// BenchmarkRotation is the time from the news of a certificate to its arrival on every one of a number of streams.
+func BenchmarkRotation(b *testing.B) {
+	for _, streams := range []int{1, 20} {
+		b.Run(fmt.Sprintf("%d streams", streams), func(b *testing.B) {
+			bench := start(b)
+			ca := envoytest.NewCA(b, "root")
+			var pairs [2]material
+			for i := range pairs {
+				chain, key := ca.Issue(b, istioctl.SPIFFEID)
+				pairs[i] = material{chain: chain, key: key, roots: ca.RootPEM()}
+			}
+			bench.become(pairs[1])
+			ctx, cancel := context.WithTimeout(b.Context(), time.Minute)
+			defer cancel()
+			got := make(chan error, streams)
+			next := make([]chan struct{}, streams)
+			for i := range streams {
+				s, err := bench.client().StreamSecrets(ctx)
+				if err != nil {
+					b.Fatal(err)
+				}
+				if err := s.Send(&discoveryv3.DiscoveryRequest{ResourceNames: []string{"default"}}); err != nil {
+					b.Fatal(err)
+				}
+				if _, err := s.Recv(); err != nil {
+					b.Fatal(err)
+				}
+				next[i] = make(chan struct{})
+				go func() { // ends with the benchmark
+					for range next[i] {
+						_, err := s.Recv()
+						got <- err
+					}
+				}()
+			}
+			turn := 0
+			for b.Loop() {
+				bench.become(pairs[turn%2])
+				turn++
+				for _, n := range next {
+					n <- struct{}{}
+				}
+				for range streams {
+					if err := <-got; err != nil {
+						b.Fatal(err)
+					}
+				}
+			}
+			for _, n := range next {
+				close(n)
+			}
+		})
+	}
+}
