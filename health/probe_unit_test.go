@@ -250,6 +250,10 @@ func TestALostBusSaysNothingAboutTheUnit(t *testing.T) {
 			if got, want := next(), "systemd unit app.service: failed (exit-code)"; got != want {
 				t.Errorf("next word %q, want %q", got, want)
 			}
+			b.set(state3("active", "running")) // told only to those who subscribed since
+			if got := next(); got != "" {
+				t.Errorf("after that %q, want success", got)
+			}
 		})
 	}
 }
