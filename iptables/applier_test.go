@@ -97,7 +97,10 @@ func eachBackend(t *testing.T, test func(t *testing.T, f fixture)) {
 	for _, backend := range allBackends {
 		for _, f := range fixtures(t) {
 			f.cfg.Backend = backend
-			t.Run(backend+"/"+f.name, func(t *testing.T) { test(t, f) })
+			t.Run(backend+"/"+f.name, func(t *testing.T) {
+				t.Parallel()
+				test(t, f)
+			})
 		}
 	}
 }
@@ -106,6 +109,7 @@ func TestRemoveLeavesTheRulesOfOthersAsTheyWere(t *testing.T) {
 	for _, flavour := range []string{BackendNFT, BackendLegacy} {
 		for _, f := range fixtures(t) {
 			t.Run(flavour+"/"+f.name, func(t *testing.T) {
+				t.Parallel()
 				netns.New(t)
 				load(t, "iptables-"+flavour+"-restore", strangers)
 				before := save(t, flavour)

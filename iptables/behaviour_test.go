@@ -44,6 +44,7 @@ func expect(t *testing.T, w *world, want []flow) {
 func TestTProxyKeepsTheAddressesOfBothEnds(t *testing.T) {
 	for _, backend := range allBackends {
 		t.Run(backend, func(t *testing.T) {
+			t.Parallel()
 			w := newWorld(t)
 			cfg, facts := vmDefault(backend)
 			cfg.Mode, cfg.DualStack = ModeTProxy, true
@@ -51,7 +52,7 @@ func TestTProxyKeepsTheAddressesOfBothEnds(t *testing.T) {
 			for _, tt := range []struct{ to, from string }{{vmAddr, hostAddr}, {vmAddr6, hostAddr6}} {
 				to := netip.AddrPortFrom(netip.MustParseAddr(tt.to), 8080).String()
 				var got string
-				w.in(t, w.net, func() error { got = ask("tcp", "", to); return nil })
+				w.in(t, w.net, func() error { got = ask("tcp", "", to, patience); return nil })
 				f := strings.Fields(got)
 				if len(f) != 3 || f[0] != "vm:15006" || f[1] != to || !strings.Contains(f[2], tt.from) {
 					t.Errorf("to %s: %q; want Envoy's inbound port to see %s and the client at %s", to, got, to, tt.from)
@@ -64,6 +65,7 @@ func TestTProxyKeepsTheAddressesOfBothEnds(t *testing.T) {
 func TestWithoutEnvoyOnlyDNSGoesElsewhere(t *testing.T) {
 	for _, backend := range allBackends {
 		t.Run(backend, func(t *testing.T) {
+			t.Parallel()
 			w := newWorld(t)
 			cfg, facts := vmDefault(backend)
 			cfg.Level, cfg.DualStack = LevelDNS, true
@@ -104,12 +106,13 @@ func TestLevelNoneLeavesTheKernelAlone(t *testing.T) {
 }
 
 func TestWhenTheProxyIsDownThePolicyDecidesAndDNSGoesOn(t *testing.T) {
-	outbound := flow{who: "app", proto: "tcp", to: "203.0.113.9", port: 443}
-	inbound := flow{who: "outside", proto: "tcp", to: vmAddr, port: 8080}
-	ssh := flow{who: "outside", proto: "tcp", to: vmAddr, port: 2222, end: "direct"}
 	for _, backend := range allBackends {
 		for _, mode := range []Mode{ModeRedirect, ModeTProxy} {
 			t.Run(fmt.Sprintf("%s/%s", backend, mode), func(t *testing.T) {
+				t.Parallel()
+				outbound := flow{who: "app", proto: "tcp", to: "203.0.113.9", port: 443}
+				inbound := flow{who: "outside", proto: "tcp", to: vmAddr, port: 8080}
+				ssh := flow{who: "outside", proto: "tcp", to: vmAddr, port: 2222, end: "direct"}
 				w := newWorld(t)
 				cfg, facts := vmDefault(backend)
 				cfg.Mode = mode
@@ -138,6 +141,7 @@ func TestWhenTheProxyIsDownThePolicyDecidesAndDNSGoesOn(t *testing.T) {
 func TestContainersBehindANamedBridgeAreCaptured(t *testing.T) {
 	for _, backend := range allBackends {
 		t.Run(backend, func(t *testing.T) {
+			t.Parallel()
 			w := newWorld(t)
 			cfg, facts := vmDefault(backend)
 			cfg.VirtualInterfaces = []string{"virbr0"}
@@ -171,6 +175,7 @@ func TestContainersBehindANamedBridgeAreCaptured(t *testing.T) {
 func TestCountersSayWhatWasCaptured(t *testing.T) {
 	for _, backend := range allBackends {
 		t.Run(backend, func(t *testing.T) {
+			t.Parallel()
 			w := newWorld(t)
 			cfg, facts := vmDefault(backend)
 			rules := mustApply(t, cfg, facts)

@@ -29,6 +29,7 @@ func TestAProcessKilledBetweenAnyTwoStepsIsMadeGoodByTheNext(t *testing.T) {
 	for backend, list := range steps {
 		for _, step := range list {
 			t.Run(backend+"/"+step, func(t *testing.T) {
+				t.Parallel()
 				netns.New(t)
 				if backend != BackendNative {
 					load(t, "iptables-"+backend+"-restore", strangers)
@@ -106,6 +107,7 @@ func TestAFailureInOneTableOrFamilyPutsBackWhatWas(t *testing.T) {
 		for _, tt := range tests {
 			for _, former := range []string{"nothing of ours", "another configuration"} {
 				t.Run(flavour+"/"+tt.name+"/"+former, func(t *testing.T) {
+					t.Parallel()
 					netns.New(t)
 					load(t, "iptables-"+flavour+"-restore", strangers)
 					cfg, facts := vmDefault(flavour)
@@ -365,6 +367,7 @@ func TestAStrangersHoldOnTheLockOfLegacyIsWaitedForAndNamed(t *testing.T) {
 func TestRemoveFindsWhatIstiosOwnToolLeft(t *testing.T) {
 	for _, f := range fixtures(t) {
 		t.Run(f.name, func(t *testing.T) {
+			t.Parallel()
 			netns.New(t)
 			load(t, "iptables-nft-restore", strangers)
 			load(t, "iptables-legacy-restore", strangers)
@@ -400,7 +403,7 @@ func leftovers(t *testing.T, f *fixture) {
 		if _, err := runCommand(t.Context(), f.read(t, "ip6tables-save"), netns.Tool(t, "ip6tables-nft-restore"), "--noflush"); err != nil {
 			t.Fatal(err)
 		}
-		ip(t, "-6 addr add ::6/128 dev lo nodad")
+		ip(t, "addr add ::6/128 dev lo nodad")
 	}
 	if f.cfg.Mode == ModeTProxy {
 		cfg := f.cfg.withDefaults()

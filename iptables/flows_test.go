@@ -97,7 +97,11 @@ func (f flow) run(t *testing.T, w *world) string {
 	t.Helper()
 	to := net.JoinHostPort(f.to, fmt.Sprint(f.port))
 	var answer string
-	question := func() error { answer = ask(f.proto, f.from, to); return nil }
+	wait := patience
+	if f.end == "dropped" {
+		wait = impatience
+	}
+	question := func() error { answer = ask(f.proto, f.from, to, wait); return nil }
 	var err error
 	switch f.who {
 	case "outside":
@@ -147,7 +151,7 @@ func loadFixture(t *testing.T, f *fixture) {
 		load(t, "ip6tables-nft-restore", f.read(t, "ip6tables-save"))
 	}
 	if f.cfg.DualStack {
-		ip(t, "-6 addr add ::6/128 dev lo nodad")
+		ip(t, "addr add ::6/128 dev lo nodad")
 	}
 	if f.cfg.Mode == ModeTProxy {
 		cfg := f.cfg.withDefaults()
@@ -158,46 +162,45 @@ func loadFixture(t *testing.T, f *fixture) {
 func TestPacketsEndWhereIstiosOwnRulesSendThemExceptForGuards(t *testing.T) {
 	for _, f := range fixtures(t) {
 		t.Run(f.name, func(t *testing.T) {
-			var want map[string]string
-			t.Run("istio", func(t *testing.T) {
-				netns.Tool(t, "nft")
-				netns.Tool(t, "iptables-nft-restore")
-				w := newWorld(t)
-				loadFixture(t, &f)
-				want = ends(t, w)
-			})
+			t.Parallel()
+			netns.Tool(t, "nft")
+			netns.Tool(t, "iptables-nft-restore")
+			w := newWorld(t)
+			a := applier(t)
+			loadFixture(t, &f)
+			want := ends(t, w)
+			if err := a.Remove(t.Context()); err != nil {
+				t.Fatal(err)
+			}
 			for _, backend := range allBackends {
-				t.Run(backend, func(t *testing.T) {
-					if want == nil {
-						t.Skip("Istio's own rules could not be tried")
-					}
-					w := newWorld(t)
-					f.cfg.Backend = backend
-					rules, err := Plan(f.cfg, f.facts)
-					if err != nil {
-						t.Fatal(err)
-					}
-					if err := applier(t).Apply(t.Context(), rules); err != nil {
-						t.Fatal(err)
-					}
-					got := ends(t, w)
-					for _, fl := range flows {
-						name := fl.String()
-						switch {
-						case f.native && !f.cfg.DualStack && strings.Contains(fl.to, ":"):
-							// Istio's native rules capture IPv6 even where it was not asked for; ours do not.
-							if got[name] != "direct" {
-								t.Errorf("%s ends at %s, want direct: IPv6 is not captured", name, got[name])
-							}
-						case fl.istio != "":
-							if got[name] != fl.end {
-								t.Errorf("%s ends at %s, want %s: it is guarded", name, got[name], fl.end)
-							}
-						case got[name] != want[name]:
-							t.Errorf("%s ends at %s, by Istio's rules at %s", name, got[name], want[name])
+				f.cfg.Backend = backend
+				rules, err := Plan(f.cfg, f.facts)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := a.Apply(t.Context(), rules); err != nil {
+					t.Fatal(err)
+				}
+				got := ends(t, w)
+				for _, fl := range flows {
+					name := fl.String()
+					switch {
+					case f.native && !f.cfg.DualStack && strings.Contains(fl.to, ":"):
+						// Istio's native rules capture IPv6 even where it was not asked for; ours do not.
+						if got[name] != "direct" {
+							t.Errorf("%s: %s ends at %s, want direct: IPv6 is not captured", backend, name, got[name])
 						}
+					case fl.istio != "":
+						if got[name] != fl.end {
+							t.Errorf("%s: %s ends at %s, want %s: it is guarded", backend, name, got[name], fl.end)
+						}
+					case got[name] != want[name]:
+						t.Errorf("%s: %s ends at %s, by Istio's rules at %s", backend, name, got[name], want[name])
 					}
-				})
+				}
+				if err := a.Remove(t.Context()); err != nil {
+					t.Fatal(err)
+				}
 			}
 		})
 	}

@@ -22,7 +22,10 @@ func newSavedTable() *savedTable {
 	return &savedTable{chains: map[string][]string{}, raw: map[string][]string{}, policy: map[string]string{}}
 }
 
-func (t *savedTable) has(chain string) bool { return slices.Contains(t.order, chain) }
+func (t *savedTable) has(chain string) bool {
+	_, ok := t.policy[chain]
+	return ok
+}
 
 // hasPrefix reports whether a chain's name begins so.
 func (t *savedTable) hasPrefix(prefix string) bool {

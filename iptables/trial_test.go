@@ -30,6 +30,7 @@ func TestRulesOnTrialAreTakenBackThoughWhoTriesThemIsDead(t *testing.T) {
 	for _, backend := range allBackends {
 		for _, former := range []string{"nothing", "ours"} {
 			t.Run(backend+"/"+former, func(t *testing.T) {
+				t.Parallel()
 				netns.New(t)
 				if backend != BackendNative {
 					load(t, "iptables-"+backend+"-restore", strangers)

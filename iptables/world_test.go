@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"runtime"
 	"strings"
 	"syscall"
@@ -58,13 +59,14 @@ func newWorld(t *testing.T) *world {
 	cable("virbr0", "eth0", w.container)
 	sysctl(t, "net/ipv4/ip_forward", "1")
 	ip(t, "link set eth0 up", "link set virbr0 up",
-		"addr add "+vmAddr+"/24 dev eth0", "-6 addr add "+vmAddr6+"/64 dev eth0 nodad", "addr add "+bridgeAddr+"/24 dev virbr0",
-		"route add default via "+hostAddr, "-6 route add default via "+hostAddr6)
+		"addr add "+vmAddr+"/24 dev eth0", "addr add "+vmAddr6+"/64 dev eth0 nodad", "addr add "+bridgeAddr+"/24 dev virbr0",
+		"route add default via "+hostAddr, "route add default via "+hostAddr6)
 	w.in(t, w.net, func() error {
-		ip(t, "link set eth0 up", "addr add "+hostAddr+"/24 dev eth0", "-6 addr add "+hostAddr6+"/64 dev eth0 nodad", "route add "+containerAddr+" via "+vmAddr)
+		setup := []string{"link set eth0 up", "addr add " + hostAddr + "/24 dev eth0", "addr add " + hostAddr6 + "/64 dev eth0 nodad", "route add " + containerAddr + " via " + vmAddr}
 		for _, a := range netAddrs {
-			ip(t, "addr add "+a+" dev lo"+map[bool]string{true: " nodad"}[strings.Contains(a, "::")])
+			setup = append(setup, "addr add "+a+" dev lo"+map[bool]string{true: " nodad"}[strings.Contains(a, "::")])
 		}
+		ip(t, setup...)
 		var addrs []string
 		for _, a := range netAddrs {
 			addr, _, _ := strings.Cut(a, "/")
@@ -100,7 +102,7 @@ func (w *world) await(t *testing.T) {
 	}{{w.vm, "10.96.0.7:80"}, {w.vm, "[2001:db8:1::9]:80"}, {w.container, "10.96.0.7:80"}, {w.net, vmAddr + ":80"}, {w.net, "[" + vmAddr6 + "]:80"}} {
 		for arrived := false; !arrived; {
 			w.in(t, path.from, func() error {
-				arrived = strings.Contains(ask("tcp", "", path.to), ":80 ")
+				arrived = strings.Contains(ask("tcp", "", path.to, impatience), ":80 ")
 				return nil
 			})
 			if !arrived && time.Now().After(deadline) {
@@ -118,10 +120,13 @@ func (w *world) in(t *testing.T, ns *netns.NS, f func() error) {
 	}
 }
 
+// ip runs commands of ip(8), all in one process.
 func ip(t *testing.T, commands ...string) {
 	t.Helper()
-	for _, c := range commands {
-		sh(t, append([]string{"ip"}, strings.Fields(c)...)...)
+	cmd := exec.Command(netns.Tool(t, "ip"), "-batch", "-")
+	cmd.Stdin = strings.NewReader(strings.Join(commands, "\n") + "\n")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("ip -batch: %v: %s\n%s", err, out, strings.Join(commands, "\n"))
 	}
 }
 
@@ -218,12 +223,15 @@ func makeTransparent(network, _ string, c syscall.RawConn) error {
 	return errors.Join(err, cerr)
 }
 
-// dialTimeout is how long a packet may take in the world before it counts as dropped.
-const dialTimeout = 400 * time.Millisecond
+// Silence of this length counts as a dropped packet: long where an answer is expected, so that a busy machine is no failure.
+const (
+	patience   = 10 * time.Second
+	impatience = 500 * time.Millisecond
+)
 
 // ask connects, or sends a datagram, and returns the answer: "dropped" for silence, "refused" for a refusal.
-func ask(proto, from, to string) string {
-	d := net.Dialer{Timeout: dialTimeout}
+func ask(proto, from, to string, wait time.Duration) string {
+	d := net.Dialer{Timeout: wait}
 	if from != "" {
 		d.LocalAddr = &net.TCPAddr{IP: net.ParseIP(from)}
 		if strings.HasPrefix(proto, "udp") {
@@ -235,7 +243,7 @@ func ask(proto, from, to string) string {
 		return failure(err)
 	}
 	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(dialTimeout))
+	_ = c.SetDeadline(time.Now().Add(wait))
 	if proto == "udp" {
 		if _, err := c.Write([]byte("?")); err != nil {
 			return failure(err)
