@@ -74,7 +74,7 @@ func (l *lab) start() {
 	if l.m, err = New(l.cfg); err != nil {
 		l.t.Fatal(err)
 	}
-	l.m.now = func() time.Time { return time.Now().Add(time.Duration(l.ahead.Load())) }
+	l.m.now = func() time.Time { return wallClock().Add(time.Duration(l.ahead.Load())) }
 	l.m.disk = l.disk
 	l.m.newWatch = func(*slog.Logger) watch { return testWatch(l.events) }
 	l.stop = run(l.t, l.m)

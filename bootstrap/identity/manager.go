@@ -28,7 +28,7 @@ type Manager struct {
 	metrics   *metrics
 
 	// Tests put other ones here before Run.
-	now      func() time.Time // the wall clock, which may jump
+	now      func() time.Time
 	disk     disk
 	newWatch func(*slog.Logger) watch
 }
@@ -61,7 +61,7 @@ func New(cfg Config) (*Manager, error) {
 			certSigner: cfg.CertSigner, ttl: cfg.TTL, dial: cfg.Dial,
 		},
 		ready: make(chan struct{}), renewals: make(chan renewal), metrics: metrics,
-		now: time.Now, disk: systemDisk, newWatch: newWatch,
+		now: wallClock, disk: systemDisk, newWatch: newWatch,
 	}
 	m.live.Store(&live{pool: x509.NewCertPool()})
 	m.state.Store(&State{
@@ -130,3 +130,7 @@ func (m *Manager) State() State {
 	}
 	return s
 }
+
+// wallClock is the clock that certificates are dated by. Without Go's monotonic reading, which would make differences of it blind to a
+// suspend and to a clock that was set.
+func wallClock() time.Time { return time.Now().Round(0) }

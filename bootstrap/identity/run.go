@@ -31,9 +31,8 @@ type runner struct {
 	key       crypto.Signer // of a round that failed, for the next one
 	outcomes  chan outcome  // holds one: a request never waits for us
 	waiting   []renewal
-	answered  func() // tells those who waited for the last request; nil: nobody
-	untold    bool   // OnChange does not know yet what is in use
-	lastFail  failure
+	answered  func()    // tells those who waited for the last request; nil: nobody
+	untold    bool      // OnChange does not know yet what is in use
 	lastWall  time.Time // the wall clock at the last turn
 	lastTimer time.Time // the same moment as timers see it
 	unsaved   bool      // what is in use is not what is on disk
@@ -169,11 +168,11 @@ func (r *runner) settle(out outcome, now time.Time) event {
 	r.key = out.key
 	if out.err != nil {
 		log := r.cfg.Log.Debug
-		if r.said.LastError == "" || out.failure != r.lastFail { // one cause, one line
+		if !sameCause(oneLine(out.err), r.said.LastError) { // one cause, one line
 			log = r.cfg.Log.Warn
 		}
 		log("certificate request failed", "error", oneLine(out.err), "attempt", r.machine.failures+1)
-		r.lastFail, r.said.LastError, r.said.LastErrorAt = out.failure, oneLine(out.err), now
+		r.said.LastError, r.said.LastErrorAt = oneLine(out.err), now
 		return event{kind: evFailed, failure: out.failure}
 	}
 	r.said.LastError, r.said.LastErrorAt, r.said.Credential, r.said.Clock = "", time.Time{}, out.credential, ""
@@ -266,14 +265,14 @@ func (r *runner) follow(now time.Time) {
 func (r *runner) storeFailed(err error) {
 	r.metrics.storeFails.Inc()
 	if r.said.StoreProblem != oneLine(err) {
-		r.cfg.Log.Error("identity store cannot be written", "error", oneLine(err))
+		r.cfg.Log.Error("identity store cannot be used", "error", oneLine(err))
 	}
 	r.said.StoreProblem = oneLine(err)
 }
 
 // clockJumped reports whether the wall clock has moved otherwise than time has passed since the last turn.
 func (r *runner) clockJumped(now time.Time) bool {
-	by := now.Round(0).Sub(r.lastWall.Round(0)) - time.Since(r.lastTimer)
+	by := now.Sub(r.lastWall) - time.Since(r.lastTimer)
 	r.lastWall, r.lastTimer = now, time.Now()
 	if by.Abs() < jumpSize {
 		return false
@@ -282,7 +281,7 @@ func (r *runner) clockJumped(now time.Time) bool {
 	if by < 0 {
 		direction = "back"
 	}
-	r.said.Clock = ""
+	r.said.Clock, r.followAt = "", now // a date of before would be off by as much
 	r.cfg.Log.Warn("clock jumped: a suspend, or it was set", "direction", direction, "by", span(by))
 	return true
 }

@@ -74,7 +74,7 @@ const (
 	// shortestPause lies between the starts of two requests, whatever a CA's certificates look like: no hot loop.
 	shortestPause = time.Second
 	// wakePause lies between two requests when something changed in between.
-	wakePause = 250 * time.Millisecond
+	wakePause = 500 * time.Millisecond
 )
 
 // A policy decides when to renew.
@@ -186,7 +186,7 @@ func (p policy) pause(m machine, now time.Time, ev event) time.Duration {
 	if left := m.life.notAfter.Sub(now); left > 0 && m.life != (life{}) {
 		d = min(d, max(left/4, first, shortestPause))
 	}
-	return max(d, wakePause)
+	return d
 }
 
 // afterJump is m with the dates of requests that a clock set back has moved into the future forgotten.

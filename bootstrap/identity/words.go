@@ -36,6 +36,17 @@ func oneLine(err error) string {
 	return strings.ReplaceAll(err.Error(), "\n", "; ")
 }
 
+// sameCause reports whether two sentences say the same but for numbers: a token that expired 3 min ago is no news after 2 min.
+func sameCause(a, b string) bool {
+	numberless := func(r rune) rune {
+		if r >= '0' && r <= '9' {
+			return -1
+		}
+		return r
+	}
+	return strings.Map(numberless, a) == strings.Map(numberless, b)
+}
+
 // A workload is what a SPIFFE id of Istio says: spiffe://<trust domain>/ns/<namespace>/sa/<service account>.
 type workload struct {
 	trustDomain, namespace, serviceAccount string
