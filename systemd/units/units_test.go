@@ -95,3 +95,9 @@ func TestEachFileIsInstalled(t *testing.T) {
 		t.Errorf("%d files are installed, want all %d", got, want)
 	}
 }
+
+func TestTheGuardIsShell(t *testing.T) {
+	if out, err := exec.Command("sh", "-n", "crash-guard").CombinedOutput(); err != nil {
+		t.Errorf("%v: %s", err, out)
+	}
+}

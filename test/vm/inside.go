@@ -21,8 +21,8 @@ func (m *Machine) Command(argv ...string) *exec.Cmd {
 	if m.power == nil {
 		m.t.Fatalf("machine %s is off", m.name)
 	}
-	return exec.Command("nsenter", append([]string{"--target=" + strconv.Itoa(m.power.leader), "--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--wd=/", "--",
-		"env", "-i", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", "SYSTEMD_PAGER=", "SYSTEMD_COLORS=0"}, argv...)...)
+	return exec.Command("nsenter", append([]string{"--target=" + strconv.Itoa(m.power.leader), "--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--",
+		"env", "-i", "-C", "/", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", "SYSTEMD_PAGER=", "SYSTEMD_COLORS=0"}, argv...)...)
 }
 
 // Run runs a command on the machine and returns what it wrote to stdout, without the last line break. When it does not

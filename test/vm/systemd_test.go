@@ -368,6 +368,23 @@ func TestTheSandboxIsAsTightAsItSays(t *testing.T) {
 	}
 }
 
+func TestAnExecProbeHasTheSandboxWithoutTheCapabilities(t *testing.T) {
+	m := withDaemon(t)
+	m.Run("systemctl", "kill", "--kill-who=main", "--signal=USR2", "wingman")
+	said := ""
+	m.await("the probe", func() bool {
+		for _, e := range m.Journal("wingman") {
+			if strings.HasPrefix(e.Message, "probed ") {
+				said = e.Message
+			}
+		}
+		return said != ""
+	})
+	if want := `exit status 3: istio-proxy | CapEff: 0000000000000000 | CapAmb: 0000000000000000 | 500"`; !strings.HasSuffix(said, want) {
+		t.Errorf("the daemon says\n%s\nwant it to end with\n%s", said, want)
+	}
+}
+
 // health's unit probe on a real systemd, as another user than root.
 func TestAUnitProbeIsTold(t *testing.T) {
 	m := withDaemon(t)

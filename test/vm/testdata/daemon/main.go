@@ -7,7 +7,8 @@
 //	app     is the workload: it answers every HTTP request on port 8080
 //	watch   prints each verdict on the systemd unit named by its argument
 //
-// While /var/lib/wingman/crash is there, run ends with status 1 at once. SIGUSR1 makes it hang.
+// While /var/lib/wingman/crash is there, run ends with status 1 at once. SIGUSR1 makes it hang, SIGUSR2 log what an exec
+// probe of its own is allowed.
 package main
 
 import (
@@ -70,7 +71,7 @@ func run(log *slog.Logger) error {
 		return errors.New("told to crash")
 	}
 	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGUSR1)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2)
 
 	conn, err := socket(files["dns"], notifier)
 	if err != nil {
@@ -97,6 +98,8 @@ func run(log *slog.Logger) error {
 			case syscall.SIGUSR1:
 				log.Info("hanging")
 				select {}
+			case syscall.SIGUSR2:
+				probe(log)
 			case syscall.SIGHUP:
 				if err := errors.Join(notifier.Reloading(), notifier.Status("reloaded"), notifier.Ready()); err != nil {
 					return err
@@ -106,6 +109,23 @@ func run(log *slog.Logger) error {
 			}
 		}
 	}
+}
+
+func probe(log *slog.Logger) {
+	const script = `id -un; grep -E "Cap(Eff|Amb)" /proc/self/status; cat /proc/self/oom_score_adj; env | grep NOTIFY; exit 3`
+	told := make(chan health.Report, 1)
+	c, err := health.New(health.Config{
+		Probe:    health.Probe{Exec: &health.Exec{Command: []string{"/bin/sh", "-c", script}}, Timeout: 10 * time.Second},
+		OnReport: func(r health.Report) { told <- r },
+	})
+	if err != nil {
+		log.Error("no probe", "error", err)
+		return
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go c.Run(ctx)
+	log.Info("probed", "reason", (<-told).Reason)
 }
 
 // socket returns the inherited socket, or a new one that it gives to systemd to keep.
