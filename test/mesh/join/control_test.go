@@ -157,7 +157,11 @@ func TestConnectionAgeIsNoEvent(t *testing.T) {
 		t.Errorf("the entry was not there and healthy all the time: %v", seen)
 	}
 	for _, line := range vm.Warnings(t) {
-		t.Errorf("the agent made noise of a graceful end: %s", line)
+		// One warning is istiod's own doing: it notes the end of the old stream in the entry while the new stream registers, and
+		// when it loses to itself it ends the new one (Unknown: "Operation cannot be fulfilled on workloadentries").
+		if !strings.Contains(line, "Operation cannot be fulfilled") {
+			t.Errorf("the agent made noise of a graceful end: %s", line)
+		}
 	}
 }
 
