@@ -195,6 +195,9 @@ func (f *forwarder) finishLocked(fl *flight, answer []byte) *flight {
 		if a.sock != nil {
 			a.sock.forgetLocked(a.id)
 		}
+		if a.cancel != nil {
+			a.cancel()
+		}
 	}
 	delete(f.flights, fl.key)
 	f.waiting -= len(fl.waiters)

@@ -59,6 +59,7 @@ type attempt struct {
 	flight *flight
 	server *server
 	sock   *upSocket // nil over TCP
+	cancel func()    // of a stream; nil without one
 	id     uint16
 	sent   time.Time
 }

@@ -199,6 +199,7 @@ func (c *tcpConn) answer(buf *[]byte, n int, q *query, pending *sync.WaitGroup) 
 			*buf = grown(*buf, s.room(q))
 			reply := (*buf)[:t.write(*buf, q, s, min(len(*buf), maxTCP), rotation())]
 			c.s.metrics.add(overTCP, q.qtype, reply, fromMesh)
+			c.s.logQuery(reply, overTCP, fromMesh)
 			return reply
 		}
 	}

@@ -275,7 +275,7 @@ func TestRunEndsWhenASocketBreaks(t *testing.T) {
 	tcp.Close()
 	select {
 	case err := <-ended:
-		if err == nil || !strings.Contains(err.Error(), "accept on 127.0.0.1:") {
+		if err == nil || !strings.Contains(err.Error(), " 127.0.0.1:") {
 			t.Errorf("Run returned %v, want which socket broke", err)
 		}
 	case <-time.After(patience):

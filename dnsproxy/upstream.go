@@ -245,9 +245,12 @@ func (f *forwarder) streamLocked(fl *flight, server *server) {
 		return // its time-out answers
 	}
 	f.tcp++
-	query, deadline := fl.query, fl.deadline
+	ctx, cancel := context.WithDeadline(context.Background(), fl.deadline)
+	a.cancel = cancel
+	query := fl.query
 	f.readers.Go(func() {
-		msg, err := exchangeTCP(server.addr, query, deadline)
+		defer cancel()
+		msg, err := exchangeTCP(ctx, server.addr, query)
 		f.mu.Lock()
 		f.tcp--
 		f.mu.Unlock()
@@ -259,18 +262,14 @@ func (f *forwarder) streamLocked(fl *flight, server *server) {
 	})
 }
 
-// exchangeTCP is one question over a stream of its own.
-func exchangeTCP(addr netip.AddrPort, query []byte, deadline time.Time) ([]byte, error) {
-	ctx, cancel := context.WithDeadline(context.Background(), deadline)
-	defer cancel()
+// exchangeTCP is one question over a stream of its own, given up when ctx ends.
+func exchangeTCP(ctx context.Context, addr netip.AddrPort, query []byte) ([]byte, error) {
 	conn, err := new(net.Dialer).DialContext(ctx, "tcp", addr.String())
 	if err != nil {
 		return nil, err
 	}
 	defer conn.Close()
-	if err := conn.SetDeadline(deadline); err != nil {
-		return nil, err
-	}
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	framed := binary.BigEndian.AppendUint16(nil, uint16(len(query)))
 	framed = append(framed, query...)
 	id := randomID()
