@@ -338,11 +338,13 @@ func TestClusterMarks(t *testing.T) {
 		{"TLS inside an internal upstream counts", &clusterv3.Cluster{TransportSocket: socket(t, &internalv3.InternalUpstreamTransport{TransportSocket: socket(t, upstreamTLS())})}, fixed(http1)},
 		{"explicit HTTP/1", &clusterv3.Cluster{TransportSocket: socket(t, upstreamTLS("istio")), TypedExtensionProtocolOptions: options(t, explicit1)}, fixed(http1)},
 		{"explicit HTTP/2", &clusterv3.Cluster{TransportSocket: socket(t, upstreamTLS("istio", "h2")), TypedExtensionProtocolOptions: options(t, explicit)}, fixed(http2)},
-		{"HTTP/2 in the old field", &clusterv3.Cluster{TransportSocket: socket(t, upstreamTLS("istio")), Http2ProtocolOptions: &corev3.Http2ProtocolOptions{}}, fixed(http2)}, //nolint:staticcheck
+		//lint:ignore SA1019 Envoy still reads the old field
+		{"HTTP/2 in the old field", &clusterv3.Cluster{TransportSocket: socket(t, upstreamTLS("istio")), Http2ProtocolOptions: &corev3.Http2ProtocolOptions{}}, fixed(http2)},
 		{"explicit HTTP/3 was left alone", &clusterv3.Cluster{TransportSocket: socket(t, upstreamTLS()), TypedExtensionProtocolOptions: options(t, explicit3)}, nil},
 		{"an agreed protocol counts as HTTP/2", &clusterv3.Cluster{TransportSocket: socket(t, upstreamTLS()), TypedExtensionProtocolOptions: options(t, auto)}, fixed(http2)},
 		{"the client's protocol", &clusterv3.Cluster{TransportSocket: socket(t, upstreamTLS("istio")), TypedExtensionProtocolOptions: options(t, follow)}, byClient},
-		{"the client's protocol in the old field", &clusterv3.Cluster{TransportSocket: socket(t, upstreamTLS("istio")), ProtocolSelection: clusterv3.Cluster_USE_DOWNSTREAM_PROTOCOL}, byClient}, //nolint:staticcheck
+		//lint:ignore SA1019 Envoy still reads the old field
+		{"the client's protocol in the old field", &clusterv3.Cluster{TransportSocket: socket(t, upstreamTLS("istio")), ProtocolSelection: clusterv3.Cluster_USE_DOWNSTREAM_PROTOCOL}, byClient},
 		{"a DestinationRule's own TLS is left alone", &clusterv3.Cluster{TransportSocket: socket(t, upstreamTLS()), Metadata: noOverride("false")}, nil},
 		{"any other override is none", &clusterv3.Cluster{TransportSocket: socket(t, upstreamTLS()), Metadata: noOverride("true")}, fixed(http1)},
 	} {
@@ -377,7 +379,8 @@ func TestClusterMarks(t *testing.T) {
 
 func TestAnEnvoyThatCannotStandIn(t *testing.T) {
 	in := managed(t, &hcmv3.HttpConnectionManager{HttpFilters: []*hcmv3.HttpFilter{httpFilterOf(any0(typeALPN))}})
-	follow := &clusterv3.Cluster{TransportSocket: socket(t, upstreamTLS(peerExchange)), ProtocolSelection: clusterv3.Cluster_USE_DOWNSTREAM_PROTOCOL} //nolint:staticcheck
+	//lint:ignore SA1019 Envoy still reads the old field
+	follow := &clusterv3.Cluster{TransportSocket: socket(t, upstreamTLS(peerExchange)), ProtocolSelection: clusterv3.Cluster_USE_DOWNSTREAM_PROTOCOL}
 	router := Extension{Name: "r", TypeURLs: []string{typeRouter}}
 	set := Extension{Name: "envoy.filters.http.set_filter_state", TypeURLs: []string{typeSetFilterState}}
 	for _, c := range []struct {

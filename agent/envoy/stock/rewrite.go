@@ -175,12 +175,12 @@ func (r *Rewriter) field(s slot, f field) (grown int, err error) {
 			return r.remove(f, name), nil
 		}
 		return r.config(f)
-	case filter, http:
+	case filter, httpRequest:
 		name, lacks := r.without(s.to, body)
 		if !lacks {
 			return r.field(slot{do: nest, to: s.to}, f)
 		}
-		if s.do == http && name == ALPN && r.standIn != nil {
+		if s.do == httpRequest && name == ALPN && r.standIn != nil {
 			r.patches = append(r.patches, patch{at: f.head, end: f.end, text: r.standIn})
 			r.report.removed(name)
 			r.report.StandIns++

@@ -6,16 +6,16 @@ import "google.golang.org/protobuf/encoding/protowire"
 type action uint8
 
 const (
-	pass      action = iota
-	nest             // a message that leads on
-	extension        // an Any; its type decides
-	optional         // an Any that goes when its type is missing
-	filter           // a message with an extension, in a list: it goes when that is missing
-	http             // a filter of HTTP, on the way of a request: it goes, and a stand-in may come
-	typeURLs         // types that ECDS may deliver
-	alpn             // a list of protocols
-	factory          // the name of a filter state factory
-	override         // a cluster's metadata, which can switch off istio.alpn
+	pass        action = iota
+	nest               // a message that leads on
+	extension          // an Any; its type decides
+	optional           // an Any that goes when its type is missing
+	filter             // a message with an extension, in a list: it goes when that is missing
+	httpRequest        // a filter of HTTP, on the way of a request: it goes, and a stand-in may come
+	typeURLs           // types that ECDS may deliver
+	alpn               // a list of protocols
+	factory            // the name of a filter state factory
+	override           // a cluster's metadata, which can switch off istio.alpn
 )
 
 // note is a fact about the cluster that is being read.
@@ -33,7 +33,7 @@ const (
 // slot is a field: what to do with it, and what it says about a cluster by being there.
 type slot struct {
 	do   action
-	to   *message // for nest, filter and http
+	to   *message // for nest, filter and httpRequest
 	note note
 	only uint64 // the note counts only for this value of a varint; 0 for any
 }
@@ -84,13 +84,13 @@ var (
 	filterChain = message{slots: []slot{3: {do: filter, to: &networkFilter}, 6: {do: nest, to: &transportSocket}}}
 
 	connectionManager = message{slots: []slot{
-		4: {do: nest, to: &routeConfiguration}, 5: {do: http, to: &httpFilter}, 7: {do: nest, to: &tracing}, 13: {do: filter, to: &accessLog},
+		4: {do: nest, to: &routeConfiguration}, 5: {do: httpRequest, to: &httpFilter}, 7: {do: nest, to: &tracing}, 13: {do: filter, to: &accessLog},
 		23: {do: nest, to: &upgradeConfig}, 31: {do: nest, to: &scopedRoutes}, 36: {do: nest, to: &requestIDExtension},
 		46: {do: nest, to: &typedExtensionConfig}, 50: {do: nest, to: &typedExtensionConfig}, 52: {do: nest, to: &typedExtensionConfig},
 	}}
 	tracing            = message{slots: []slot{9: {do: nest, to: &tracingProvider}}}
 	tracingProvider    = message{slots: []slot{3: {do: extension}}}
-	upgradeConfig      = message{slots: []slot{2: {do: http, to: &httpFilter}}}
+	upgradeConfig      = message{slots: []slot{2: {do: httpRequest, to: &httpFilter}}}
 	requestIDExtension = message{slots: []slot{1: {do: extension}}}
 	scopedRoutes       = message{slots: []slot{4: {do: nest, to: &scopedRoutesList}}}
 	scopedRoutesList   = message{slots: []slot{1: {do: nest, to: &scopedRoute}}}

@@ -137,7 +137,7 @@ func mismatch(s slot, fd protoreflect.FieldDescriptor) string {
 		return is(fd.Message() != nil && !holdsAny, "a message")
 	case extension, optional:
 		return is(holdsAny && !fd.IsList(), "one Any")
-	case filter, http:
+	case filter, httpRequest:
 		return is(fd.IsList() && fd.Message() != nil || fd.IsMap(), "a list of messages")
 	case typeURLs:
 		return is(fd.Name() == "type_urls" && fd.IsList(), "type_urls")

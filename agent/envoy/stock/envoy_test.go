@@ -1,0 +1,355 @@
+package stock
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"io"
+	"log"
+	"math/big"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	internallistenerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/bootstrap/internal_listener/v3"
+	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	tcpproxyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
+	internalv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/internal_upstream/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	upstreamv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+)
+
+// The tests of this file run a real, unmodified Envoy: WINGMAN_ENVOY names its program.
+func envoyProgram(t *testing.T) string {
+	t.Helper()
+	program := os.Getenv("WINGMAN_ENVOY")
+	if program == "" {
+		t.Skip("WINGMAN_ENVOY does not name an Envoy")
+	}
+	return program
+}
+
+// staticCluster is one of those that stand in Envoy's bootstrap file and that istiod's configuration names.
+func staticCluster(t *testing.T, name string) *clusterv3.Cluster {
+	return &clusterv3.Cluster{
+		Name: name, ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC}, ConnectTimeout: durationpb.New(time.Second),
+		TypedExtensionProtocolOptions: options(t, http2Only()),
+		LoadAssignment:                endpoints(name, &corev3.Address{Address: &corev3.Address_Pipe{Pipe: &corev3.Pipe{Path: "./nobody"}}}),
+	}
+}
+
+func http2Only() *upstreamv3.HttpProtocolOptions {
+	return &upstreamv3.HttpProtocolOptions{UpstreamProtocolOptions: &upstreamv3.HttpProtocolOptions_ExplicitHttpConfig_{ExplicitHttpConfig: &upstreamv3.HttpProtocolOptions_ExplicitHttpConfig{
+		ProtocolConfig: &upstreamv3.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{Http2ProtocolOptions: &corev3.Http2ProtocolOptions{}},
+	}}}
+}
+
+func endpoints(name string, a *corev3.Address) *endpointv3.ClusterLoadAssignment {
+	return &endpointv3.ClusterLoadAssignment{ClusterName: name, Endpoints: []*endpointv3.LocalityLbEndpoints{{LbEndpoints: []*endpointv3.LbEndpoint{{
+		HostIdentifier: &endpointv3.LbEndpoint_Endpoint{Endpoint: &endpointv3.Endpoint{Address: a}},
+	}}}}}
+}
+
+// bootstrap is a file for an Envoy that holds these listeners and clusters from its start.
+func bootstrap(t *testing.T, listeners []*listenerv3.Listener, clusters []*clusterv3.Cluster) string {
+	t.Helper()
+	b := &bootstrapv3.Bootstrap{
+		Node: &corev3.Node{Id: "sidecar~10.99.0.2~forum-vm.forum-services~forum-services.svc.cluster.local", Cluster: "forum.forum-services"},
+		DynamicResources: &bootstrapv3.Bootstrap_DynamicResources{AdsConfig: &corev3.ApiConfigSource{
+			ApiType: corev3.ApiConfigSource_DELTA_GRPC, TransportApiVersion: corev3.ApiVersion_V3,
+			GrpcServices: []*corev3.GrpcService{{TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: "xds-grpc"}}}},
+		}},
+		StaticResources:     &bootstrapv3.Bootstrap_StaticResources{Listeners: listeners, Clusters: clusters},
+		BootstrapExtensions: []*corev3.TypedExtensionConfig{{Name: "envoy.bootstrap.internal_listener", TypedConfig: packed(t, &internallistenerv3.InternalListener{})}},
+	}
+	for _, name := range []string{"xds-grpc", "sds-grpc", "prometheus_stats", "agent"} {
+		b.StaticResources.Clusters = append(b.StaticResources.Clusters, staticCluster(t, name))
+	}
+	file := filepath.Join(t.TempDir(), "bootstrap.pb")
+	if err := os.WriteFile(file, encode(t, b), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+func unpacked[M proto.Message](t *testing.T, frame []byte, empty func() M) (list []M) {
+	t.Helper()
+	for _, r := range decode(t, frame).Resources {
+		m := empty()
+		if err := r.Resource.UnmarshalTo(m); err != nil {
+			t.Fatal(err)
+		}
+		list = append(list, m)
+	}
+	return list
+}
+
+func newListener() *listenerv3.Listener { return new(listenerv3.Listener) }
+func newCluster() *clusterv3.Cluster    { return new(clusterv3.Cluster) }
+
+// What istiod sends with its defaults is refused by a stock Envoy, and accepted once rewritten.
+func TestEnvoyAcceptsWhatIsLeft(t *testing.T) {
+	program := envoyProgram(t)
+	validate := func(lds, cds []byte) (string, error) {
+		file := bootstrap(t, unpacked(t, lds, newListener), unpacked(t, cds, newCluster))
+		out, err := exec.CommandContext(t.Context(), program, "--mode", "validate", "-c", file, "-l", "warning", "--disable-hot-restart").CombinedOutput()
+		return string(out), err
+	}
+	lds, cds := fixture(t, fixtureLDS), fixture(t, fixtureCDS)
+	r := New(stockEnvoy(t))
+	newLDS, _, err := r.Response(urlOf(fixtureLDS), true, lds)
+	if err != nil {
+		t.Fatal(err)
+	}
+	newCDS, _, err := r.Response(urlOf(fixtureCDS), true, cds)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := validate(newLDS, newCDS); err != nil {
+		t.Errorf("rewritten, refused: %v\n%s", err, out)
+	}
+	const reason = "Didn't find a registered implementation"
+	if out, err := validate(lds, newCDS); err == nil || !strings.Contains(out, reason) {
+		t.Errorf("listeners as istiod sent them: %v\n%s", err, out)
+	}
+	if out, err := validate(newLDS, cds); err == nil || !strings.Contains(out, reason) {
+		t.Errorf("clusters as istiod sent them: %v\n%s", err, out)
+	}
+}
+
+// peer is a TLS server that keeps what each client offers.
+type peer struct {
+	addr    *corev3.Address
+	offered chan []string
+}
+
+func newPeer(t *testing.T) *peer {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
+	cert, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &peer{offered: make(chan []string, 100), addr: &corev3.Address{Address: &corev3.Address_SocketAddress{SocketAddress: &corev3.SocketAddress{
+		Address: "127.0.0.1", PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: uint32(l.Addr().(*net.TCPAddr).Port)},
+	}}}}
+	server := &http.Server{
+		ErrorLog: log.New(io.Discard, "", 0),
+		Handler:  http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, r.Proto) }),
+		TLSConfig: &tls.Config{
+			Certificates: []tls.Certificate{{Certificate: [][]byte{cert}, PrivateKey: key}},
+			NextProtos:   []string{"h2", "http/1.1"}, // as Istio's inbound listeners
+			GetConfigForClient: func(h *tls.ClientHelloInfo) (*tls.Config, error) {
+				p.offered <- slices.Clone(h.SupportedProtos)
+				return nil, nil
+			},
+		},
+	}
+	done := make(chan struct{})
+	go func() { defer close(done); _ = server.ServeTLS(l, "", "") }()
+	t.Cleanup(func() { _ = server.Close(); <-done })
+	return p
+}
+
+// runEnvoy starts Envoy with a bootstrap file and returns when its listeners take connections.
+func runEnvoy(t *testing.T, file string) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	cmd := exec.CommandContext(ctx, envoyProgram(t), "-c", file, "-l", "warning", "--component-log-level", "main:info", "--disable-hot-restart", "--concurrency", "1")
+	logs, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	started := make(chan bool, 1)
+	var said bytes.Buffer
+	read := make(chan struct{})
+	go func() {
+		defer close(read)
+		for lines := bufio.NewScanner(logs); lines.Scan(); {
+			if !strings.Contains(lines.Text(), "[info]") {
+				said.WriteString(lines.Text() + "\n")
+			}
+			if strings.Contains(lines.Text(), "starting main dispatch loop") { // with static clusters only, the listeners listen by then
+				started <- true
+			}
+		}
+		close(started)
+	}()
+	t.Cleanup(func() {
+		cancel()
+		<-read
+		_ = cmd.Wait()
+		if t.Failed() {
+			t.Logf("Envoy said:\n%s", said.String())
+		}
+	})
+	if !<-started {
+		t.Fatal("Envoy ended")
+	}
+}
+
+// The other side of TLS sees the protocols that it would see from Istio's Envoy.
+func TestPeersSeeIstiosProtocols(t *testing.T) {
+	envoyProgram(t)
+	p, tunnel := newPeer(t), newPeer(t)
+	dir, err := os.MkdirTemp("", "stock") // short: it holds sockets
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	pipe := func(name string) *corev3.Address {
+		return &corev3.Address{Address: &corev3.Address_Pipe{Pipe: &corev3.Pipe{Path: filepath.Join(dir, name)}}}
+	}
+
+	// Clusters as istiod makes them: for TCP and HTTP/1, for HTTP/2, one that follows the client, one with the TLS of a DestinationRule,
+	// and one whose connections go through a tunnel (HBONE).
+	cluster := func(name string, to *corev3.Address, tlsContext *tlsv3.UpstreamTlsContext, o *upstreamv3.HttpProtocolOptions) *clusterv3.Cluster {
+		c := &clusterv3.Cluster{
+			Name: name, ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC}, ConnectTimeout: durationpb.New(5 * time.Second),
+			LoadAssignment: endpoints(name, to), TransportSocket: socket(t, tlsContext),
+			Filters: []*clusterv3.Filter{{Name: "istio.metadata_exchange", TypedConfig: udpa(t, typeMetadataExchange)}},
+		}
+		if o != nil {
+			c.TypedExtensionProtocolOptions = options(t, o)
+		}
+		return c
+	}
+	follow := &upstreamv3.HttpProtocolOptions{UpstreamProtocolOptions: &upstreamv3.HttpProtocolOptions_UseDownstreamProtocolConfig{UseDownstreamProtocolConfig: &upstreamv3.HttpProtocolOptions_UseDownstreamHttpConfig{
+		HttpProtocolOptions: &corev3.Http1ProtocolOptions{}, Http2ProtocolOptions: &corev3.Http2ProtocolOptions{},
+	}}}
+	inside := cluster("inside", &corev3.Address{Address: &corev3.Address_EnvoyInternalAddress{EnvoyInternalAddress: &corev3.EnvoyInternalAddress{
+		AddressNameSpecifier: &corev3.EnvoyInternalAddress_ServerListenerName{ServerListenerName: "connect_originate"},
+	}}}, upstreamTLS(peerExchange, "istio"), nil)
+	inside.TransportSocket = socket(t, &internalv3.InternalUpstreamTransport{TransportSocket: inside.TransportSocket})
+	clusters := delta(t,
+		cluster("http1", p.addr, upstreamTLS(peerExchange, "istio"), nil),
+		cluster("http2", p.addr, upstreamTLS(peerExchange, "istio", "h2"), http2Only()),
+		cluster("follow", p.addr, upstreamTLS(peerExchange, "istio"), follow),
+		inside,
+		cluster("tunnel", tunnel.addr, upstreamTLS("h2"), http2Only()),
+	)
+
+	manager := &hcmv3.HttpConnectionManager{StatPrefix: "h", HttpFilters: []*hcmv3.HttpFilter{
+		httpFilterOf(udpa(t, typePeerMetadata)), httpFilterOf(any0(typeALPN)), httpFilterOf(any0(typeStats)), httpFilterOf(packed(t, &routerv3.Router{})),
+	}}
+	host := &routev3.VirtualHost{Name: "v", Domains: []string{"*"}}
+	for _, name := range []string{"http1", "http2", "follow", "inside"} {
+		host.Routes = append(host.Routes, &routev3.Route{
+			Match:  &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/" + name}},
+			Action: &routev3.Route_Route{Route: &routev3.RouteAction{ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: name}}},
+		})
+	}
+	manager.RouteSpecifier = &hcmv3.HttpConnectionManager_RouteConfig{RouteConfig: &routev3.RouteConfiguration{VirtualHosts: []*routev3.VirtualHost{host}}}
+	forward := func(to string) *tcpproxyv3.TcpProxy {
+		return &tcpproxyv3.TcpProxy{StatPrefix: "t", ClusterSpecifier: &tcpproxyv3.TcpProxy_Cluster{Cluster: to}}
+	}
+	toHTTP, toTCP := managed(t, manager), chain(networkFilterOf(any0(typeStats)), networkFilterOf(packed(t, forward("http1"))))
+	toHTTP.Name, toHTTP.Address = "http", pipe("http")
+	toTCP.Name, toTCP.Address = "tcp", pipe("tcp")
+	proxied := forward("tunnel")
+	proxied.TunnelingConfig = &tcpproxyv3.TcpProxy_TunnelingConfig{Hostname: "peer:80"}
+	originate := chain(networkFilterOf(packed(t, proxied)))
+	originate.Name, originate.ListenerSpecifier = "connect_originate", &listenerv3.Listener_InternalListener{InternalListener: &listenerv3.Listener_InternalListenerConfig{}}
+	listeners := delta(t, toHTTP, toTCP, originate)
+
+	r := New(stockEnvoy(t))
+	newLDS, _, err := r.Response(urlOf(fixtureLDS), true, listeners)
+	if err != nil {
+		t.Fatal(err)
+	}
+	newCDS, _, err := r.Response(urlOf(fixtureCDS), true, clusters)
+	if err != nil {
+		t.Fatal(err)
+	}
+	runEnvoy(t, bootstrap(t, unpacked(t, newLDS, newListener), unpacked(t, newCDS, newCluster)))
+
+	dial := func(name string) (net.Conn, error) { return net.Dial("unix", filepath.Join(dir, name)) }
+	clients := map[string]*http.Client{}
+	for version, set := range map[string]func(*http.Protocols){
+		"HTTP/1.1": func(p *http.Protocols) { p.SetHTTP1(true) }, "HTTP/2.0": func(p *http.Protocols) { p.SetUnencryptedHTTP2(true) },
+	} {
+		protocols := new(http.Protocols)
+		set(protocols)
+		clients[version] = &http.Client{Transport: &http.Transport{
+			Protocols:   protocols,
+			DialContext: func(context.Context, string, string) (net.Conn, error) { return dial("http") },
+		}}
+	}
+	one, two := []string{"istio-http/1.1", "istio", "http/1.1"}, []string{"istio-h2", "istio", "h2"}
+	for _, c := range []struct {
+		name, client, path string
+		want               []string
+		speaks             string
+	}{
+		{"HTTP/1.1 to a cluster for HTTP/1", "HTTP/1.1", "/http1", one, "HTTP/1.1"},
+		{"HTTP/2 to a cluster for HTTP/2", "HTTP/2.0", "/http2", two, "HTTP/2.0"},
+		{"HTTP/1.1 to a cluster that follows the client", "HTTP/1.1", "/follow", one, "HTTP/1.1"},
+		{"HTTP/2 to a cluster that follows the client", "HTTP/2.0", "/follow", two, "HTTP/2.0"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			resp, err := clients[c.client].Get("http://peer" + c.path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			body, err := io.ReadAll(resp.Body)
+			_ = resp.Body.Close()
+			if err != nil || resp.StatusCode != http.StatusOK || string(body) != c.speaks {
+				t.Fatalf("%d %q, %v", resp.StatusCode, body, err)
+			}
+			if got := <-p.offered; !slices.Equal(got, c.want) {
+				t.Errorf("offered %v, want %v", got, c.want)
+			}
+		})
+	}
+	t.Run("TCP to the cluster that HTTP/1 uses too", func(t *testing.T) {
+		conn, err := dial("tcp")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = conn.Close() }()
+		if got, want := <-p.offered, []string{"istio"}; !slices.Equal(got, want) {
+			t.Errorf("offered %v, want %v", got, want)
+		}
+	})
+	t.Run("HTTP through a tunnel does not change what the tunnel offers", func(t *testing.T) {
+		resp, err := clients["HTTP/1.1"].Get("http://peer/inside") // the test's tunnel leads nowhere
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		if got, want := <-tunnel.offered, []string{"h2"}; !slices.Equal(got, want) {
+			t.Errorf("offered %v, want %v", got, want)
+		}
+	})
+}
