@@ -17,6 +17,7 @@ import (
 type kept struct {
 	*Keeper
 	states chan KeeperState
+	stop   func(t *testing.T) // ends Run and waits for it
 }
 
 func keep(t *testing.T, ns *netns.NS, cfg KeeperConfig) *kept {
@@ -31,12 +32,16 @@ func keep(t *testing.T, ns *netns.NS, cfg KeeperConfig) *kept {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() { done <- ns.Do(func() error { return k.Run(ctx) }) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Errorf("Run: %v", err)
+	k.stop = func(t *testing.T) {
+		if cancel != nil {
+			cancel()
+			cancel = nil
+			if err := <-done; err != nil {
+				t.Errorf("Run: %v", err)
+			}
 		}
-	})
+	}
+	t.Cleanup(func() { k.stop(t) })
 	select {
 	case <-k.Ready():
 	case <-time.After(10 * time.Second):

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -45,7 +46,8 @@ var (
 	proxyPorts = []uint16{15001, 15006, 15053}
 )
 
-func newWorld(t *testing.T) *world {
+// newWorld makes the world. The VM's applications leave the given ports to others.
+func newWorld(t *testing.T, but ...uint16) *world {
 	t.Helper()
 	w := &world{vm: netns.New(t), net: netns.Create(t), container: netns.Create(t)}
 	cable := func(name, peer string, to *netns.NS) {
@@ -79,7 +81,8 @@ func newWorld(t *testing.T) *world {
 		ip(t, "link set eth0 up", "addr add "+containerAddr+"/24 dev eth0", "route add default via "+bridgeAddr)
 		return nil
 	})
-	if _, err := serve(t, "vm", []string{vmAddr, vmAddr6, bridgeAddr, "127.0.0.1", "127.0.0.53"}, appPorts, false); err != nil {
+	served := slices.DeleteFunc(slices.Clone(appPorts), func(p uint16) bool { return slices.Contains(but, p) })
+	if _, err := serve(t, "vm", []string{vmAddr, vmAddr6, bridgeAddr, "127.0.0.1", "127.0.0.53"}, served, false); err != nil {
 		t.Fatal(err)
 	}
 	if err := as(proxyID, proxyID, func() (err error) {
