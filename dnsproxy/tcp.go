@@ -112,13 +112,16 @@ func (ts *tcpServer) drain() {
 	}
 }
 
-// close ends what is left and waits for it.
+// close waits for the last answers to be written, not for long, and ends what is left.
 func (ts *tcpServer) close() {
-	ts.mu.Lock()
-	for c := range ts.conns {
-		c.conn.Close()
-	}
-	ts.mu.Unlock()
+	late := time.AfterFunc(stopGrace, func() {
+		ts.mu.Lock()
+		defer ts.mu.Unlock()
+		for c := range ts.conns {
+			c.conn.Close()
+		}
+	})
+	defer late.Stop()
 	ts.wg.Wait()
 }
 
