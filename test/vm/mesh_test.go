@@ -219,3 +219,27 @@ func TestReboots(t *testing.T) {
 	}
 	m.entry("joined when the control plane came back", serving)
 }
+
+func TestACrashLoopLeavesDNSAndEndsByItself(t *testing.T) {
+	m := newMesh(t)
+	m.join()
+	open := func() bool { return m.Sh("cat /run/wingman-guard/open 2>/dev/null || :") != "" }
+	for range 5 {
+		pid := m.mainPID("wingman")
+		m.Run("systemctl", "kill", "--kill-who=main", "--signal=KILL", "wingman")
+		m.await("the next start, or the guard", func() bool {
+			next := m.mainPID("wingman")
+			return next != 0 && next != pid || open()
+		})
+	}
+	m.await("the guard", open)
+	load := startQueries(t, m.Machine, "127.0.0.53:53", lookUp("www.example.com."))
+	if out := m.rules(); strings.Contains(out, "15053") {
+		t.Errorf("after five crashes DNS still goes to the agent:\n%s", out)
+	}
+	m.waitActive("wingman.service")
+	m.mustResolve("webapp.istioinaction.svc.cluster.local", "10.96.97.98")
+	if sent, lost := load.end(); lost > 0 {
+		t.Errorf("%d of %d queries for a public name were lost, want none", lost, sent)
+	}
+}
