@@ -33,7 +33,8 @@ type Config struct {
 
 	// Dial connects to the CA; nil means a plain TCP dial by the system's resolver.
 	Dial func(ctx context.Context, addr string) (net.Conn, error)
-	// OnChange is told of every new certificate, and of the same one with other roots, from Run's goroutine. It must not block.
+	// OnChange is told of every certificate that comes into use, and of the same one with other roots, from Run's goroutine; never of
+	// an expired one. It must not block.
 	OnChange func(*Certificate)
 	Log      *slog.Logger          // nil discards
 	Metrics  prometheus.Registerer // nil means none

@@ -86,6 +86,10 @@ func whose(err error, path string) error {
 	if !errors.Is(err, fs.ErrPermission) || unix.Stat(path, &stat) != nil || int(stat.Uid) == os.Geteuid() {
 		return err
 	}
-	return fmt.Errorf("%w: %s belongs to uid %d and this process is uid %d: chown -R %d %s",
-		err, path, stat.Uid, os.Geteuid(), os.Geteuid(), path)
+	command := "chown"
+	if stat.Mode&unix.S_IFMT == unix.S_IFDIR {
+		command = "chown -R"
+	}
+	return fmt.Errorf("%w: %s belongs to uid %d and this process is uid %d: %s %d %s",
+		err, path, stat.Uid, os.Geteuid(), command, os.Geteuid(), path)
 }

@@ -6,25 +6,25 @@
 //
 // # The life of a certificate
 //
-//	          token or root                        renewal due            a quarter is left,
-//	┌──────┐  or time to try ┌────────────┐ issued ┌───────┐ (half) ┌──────────┐ none issued ┌──────────┐
-//	│ none │ ──────────────► │ requesting │ ─────► │ valid │ ─────► │ renewing │ ──────────► │ expiring │
-//	│      │ ◄────────────── │            │        │       │ ◄───── │          │             │          │
-//	└──────┘     failed      └────────────┘        └───────┘ issued └──────────┘             └──────────┘
-//	                                                ▲  ▲                                       │     │
-//	                                                │  └──────────────── issued ───────────────┘     │ life over
-//	                                                │  issued   ┌─────────┐                          │
-//	                                                └────────── │ expired │ ◄────────────────────────┘
-//	                                                            └─────────┘
+//	┌──────┐  due, or woken  ┌────────────┐ issued  ┌───────┐  half is left  ┌──────────┐ a quarter is left ┌──────────┐
+//	│ none │ ──────────────► │ requesting │ ──────► │ valid │ ─────────────► │ renewing │ ────────────────► │ expiring │
+//	│      │ ◄────────────── │            │         │       │ ◄───────────── │          │                   │          │
+//	└──────┘     failed      └────────────┘         └───────┘     issued     └──────────┘                   └──────────┘
+//	                                                  ▲  ▲                                                    │      │
+//	                                                  │  └─────────────────────── issued ─────────────────────┘      │ its end
+//	                                                  │                       ┌─────────┐                            │
+//	                                                  └─────── issued ─────── │ expired │ ◄──────────────────────────┘
+//	                                                                          └─────────┘
 //
-// Found on disk, a certificate starts in the phase that its dates say. A clock that jumps, or a suspend, moves between valid,
-// renewing, expiring and expired directly. In every phase but valid the CA is asked, with back-off after a failure: three kinds
-// of failure, three back-offs, all spread at random, shorter as the end comes closer. What may mend a failure (a new token,
-// another root, a clock that was set) ends the pause at once. policy.step is all of this as a pure function.
+// A certificate that is found on disk starts in the phase that its dates say. A clock that jumps, or a suspend, moves between valid,
+// renewing, expiring and expired directly. In every phase but valid the CA is asked, with a pause after each failure: its kind
+// (unreachable, invalid, refused, overloaded) decides how long, chance spreads it, and it gets shorter as the end comes closer.
+// What may mend a failure (a new token, another root, a clock that was set) ends the pause. policy.step is all of this as a
+// pure function; the shares are settings (half is GraceRatio, a quarter is half of that).
 //
 // Renewal counts from the life as received: istiod backdates NotBefore by two minutes, and counting from it would make a
-// short-lived certificate renew in a hot loop. Each round tries the certificate in hand (mTLS, no header) and then the token; the
-// token alone is needed once in a machine's life, and again only after the machine was away for longer than its certificate lives.
+// short-lived certificate renew in a hot loop. Each round tries the certificate in hand (mTLS, no header) and then the token: that
+// is needed once in a machine's life, and again only after the machine was away for longer than its certificate lives.
 //
 // # The store
 //
@@ -41,28 +41,31 @@
 // cert-chain.pem holds the leaf and its intermediates; roots are in root-cert.pem only. meta.json holds the time of receipt and
 // where each root comes from. A generation counts only if its key belongs to its leaf, the leaf is our SPIFFE id's, and the chain
 // leads to its roots. A disk that is full or read-only costs persistence, not the identity: what is in memory stays in use, is said,
-// and is written as soon as that works.
+// and is written as soon as that works. Where the store is empty and OutputDir holds a living pair of this identity as plain
+// files, as pilot-agent leaves it, that pair is taken over.
 //
 // OutputDir/root-cert.pem is also where operators put istioctl's root. Such a file is taken into the trust bundle, moved aside and
 // replaced by our link; whatever is written to the path later, over the link or through it, is noticed and taken in the same
-// way. What cannot be used stays where it is and is said. Links that lead elsewhere belong to somebody else and are left alone.
+// way. What cannot be used stays where it is and is said; written through the link, it is replaced by our bundle. Links that lead
+// elsewhere belong to somebody else and are left alone. Nothing is replaced within two seconds of its last change.
 //
 // # Trust
 //
 // The bundle is the union of the root file and the roots of the CA's answers. A root that the CA names no more stays for the
-// life of a certificate, because peers may still hold one below it; expired ones go. istiod's certificate is checked against the
-// bundle of the moment on every handshake, so a rotation needs no restart.
+// life of a certificate, because peers may still hold one below it; expired ones are left out, and forgotten at the next answer.
+// istiod's certificate is checked against the bundle of the moment on every handshake, so a rotation needs no restart.
 //
-// # Order of an answer
+// # What an answer must be
 //
 // The leaf must come first, and an answer that has it elsewhere is refused. Intermediates may come in any order: the path is found
 // by verification and stored in that order. A leaf that is not valid yet is accepted, and the clock is said to be behind: peers
-// check it by their own clocks.
+// check it by their own clocks, and its renewal is moved to be in time for them.
 //
 // # Goroutines and files
 //
-// Run is one goroutine that owns all state, one more for each request, and one for inotify. Everything else reads atomic
-// snapshots. No connection to the CA outlives its request.
+// Run is one goroutine that owns all state, one more for the request under way, and one for inotify. Everything else reads atomic
+// snapshots. No connection to the CA outlives its request. Run wakes at least twice a minute, because timers do not notice
+// a suspend or a clock that was set. Secrets are kept in functions (hidden), the one kind of value that fmt cannot look into.
 //
 // To match: Istio security/pkg/nodeagent/cache/secretcache.go (renewal), security/pkg/nodeagent/caclient/providers/citadel/client.go
 // (the call), security/pkg/server/ca/server.go and security/pkg/server/ca/authenticate (what istiod accepts).

@@ -34,7 +34,10 @@ type output struct {
 // been taken into the trust bundle, nil when none was: any other content of it is not replaced, it is news. Errors are joined; each link stands alone.
 func (o output) ensure(rootPath string, taken []byte, now time.Time) error {
 	if err := os.MkdirAll(o.dir, 0o755); err != nil {
-		return fmt.Errorf("certificates do not appear in %s: %w", o.dir, whose(err, filepath.Dir(o.dir)))
+		if errors.Is(err, fs.ErrPermission) {
+			err = fmt.Errorf("%w: install -d -o %d %s", err, os.Geteuid(), o.dir)
+		}
+		return fmt.Errorf("certificates do not appear in %s: %w", o.dir, err)
 	}
 	var problems []error
 	// First both of a former pair go: for a moment an application finds no chain, but never one that is not its key's.

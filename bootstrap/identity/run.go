@@ -116,13 +116,12 @@ func (r *runner) turn(ctx context.Context, now time.Time, ev event) {
 
 // tell lets others know what this turn has changed, when State knows it too.
 func (r *runner) tell(now time.Time) {
-	c := r.Current()
-	if c.usable(now) {
+	if c := r.Current(); c.usable(now) {
 		r.readyOnce.Do(func() { close(r.ready) })
-	}
-	if r.untold {
-		r.untold = false
-		r.cfg.OnChange(c)
+		if r.untold {
+			r.untold = false
+			r.cfg.OnChange(c)
+		}
 	}
 	if r.answered != nil {
 		r.answered()

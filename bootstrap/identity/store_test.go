@@ -3,7 +3,6 @@ package identity
 import (
 	"bytes"
 	"crypto/x509"
-	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -376,18 +375,23 @@ func TestAnExpiredGenerationIsLoaded(t *testing.T) {
 	}
 }
 
-// TestAStoreOfAnotherUserIsSaid runs itself as nobody on a store that belongs to root.
-func TestAStoreOfAnotherUserIsSaid(t *testing.T) {
-	if dir := os.Getenv("STORE_OF_ROOT"); dir != "" {
-		_, loadErr := newStore(dir, systemDisk).load(testID, testNow)
-		saveErr := newStore(dir, systemDisk).save(newKeyring(t).issue(), nil)
-		json.NewEncoder(os.Stdout).Encode([]string{oneLine(loadErr), oneLine(saveErr)})
+// TestFoldersOfAnotherUserAreSaid runs itself as nobody on a store and an output folder that belong to root.
+func TestFoldersOfAnotherUserAreSaid(t *testing.T) {
+	if dir := os.Getenv("FOLDERS_OF_ROOT"); dir != "" {
+		s := newStore(filepath.Join(dir, storeName), systemDisk)
+		_, loadErr := s.load(testID, testNow)
+		saveErr := s.save(newKeyring(t).issue(), nil)
+		outErr := output{dir: filepath.Join(dir, "certs"), store: s.dir, disk: systemDisk}.ensure("/elsewhere", nil, testNow)
+		newErr := output{dir: filepath.Join(dir, "new"), store: s.dir, disk: systemDisk}.ensure("/elsewhere", nil, testNow)
+		for _, err := range []error{loadErr, saveErr, outErr, newErr} {
+			fmt.Println(oneLine(err))
+		}
 		return
 	}
 	if os.Geteuid() != 0 {
-		t.Skip("needs root to make a store that another user cannot read")
+		t.Skip("needs root to make folders that another user cannot write")
 	}
-	dir, err := os.MkdirTemp("/tmp", "wingman-store")
+	dir, err := os.MkdirTemp("/tmp", "wingman-folders")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -397,6 +401,9 @@ func TestAStoreOfAnotherUserIsSaid(t *testing.T) {
 	}
 	k := newKeyring(t)
 	mustSave(t, newStore(filepath.Join(dir, storeName), systemDisk), k.issue(), k.roots())
+	if err := os.Mkdir(filepath.Join(dir, "certs"), 0o755); err != nil {
+		t.Fatal(err)
+	}
 	binary := filepath.Join(dir, "test")
 	text, err := os.ReadFile(os.Args[0])
 	if err != nil {
@@ -405,16 +412,19 @@ func TestAStoreOfAnotherUserIsSaid(t *testing.T) {
 	if err := os.WriteFile(binary, text, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(binary, "-test.run=^TestAStoreOfAnotherUserIsSaid$")
-	cmd.Env, cmd.Dir = append(os.Environ(), "STORE_OF_ROOT="+filepath.Join(dir, storeName)), "/"
+	cmd := exec.Command(binary, "-test.run=^TestFoldersOfAnotherUserAreSaid$")
+	cmd.Env, cmd.Dir = append(os.Environ(), "FOLDERS_OF_ROOT="+dir), "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	want := "belongs to uid 0 and this process is uid 65534: chown -R 65534 " + filepath.Join(dir, storeName)
-	if n := strings.Count(string(out), want); n != 2 {
-		t.Errorf("%q is said %d times, want for load and save:\n%s", want, n, out)
+	const chown = "belongs to uid 0 and this process is uid 65534: chown -R 65534 "
+	want := []string{chown + filepath.Join(dir, storeName), chown + filepath.Join(dir, storeName), chown + filepath.Join(dir, "certs"), "install -d -o 65534 " + filepath.Join(dir, "new")}
+	for i, line := range strings.Split(string(out), "\n")[:len(want)] {
+		if !strings.HasSuffix(line, want[i]) {
+			t.Errorf("said %q, want the end %q", line, want[i])
+		}
 	}
 }
 

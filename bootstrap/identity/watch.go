@@ -1,6 +1,8 @@
 package identity
 
 import (
+	"errors"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -26,6 +28,8 @@ type fsWatch struct {
 	inner  *fsnotify.Watcher
 	events chan struct{}
 	done   sync.WaitGroup
+	log    *slog.Logger
+	blind  sync.Once // that a folder cannot be watched is said once
 
 	mu    sync.Mutex // guards files
 	files []string
@@ -38,7 +42,7 @@ func newWatch(log *slog.Logger) watch {
 		log.Warn("files are not watched, only looked at now and then", "every", longestSleep, "error", err)
 		return blindWatch{}
 	}
-	w := &fsWatch{inner: inner, events: make(chan struct{}, 1)}
+	w := &fsWatch{inner: inner, events: make(chan struct{}, 1), log: log}
 	w.done.Go(func() {
 		for {
 			select {
@@ -81,7 +85,12 @@ func (w *fsWatch) arm(files []string) {
 	for {
 		before := folders(files)
 		for _, dir := range before {
-			w.inner.Add(dir) // again and again: a folder that was removed and made anew is another one
+			// Again and again: a folder that was removed and made anew is another one.
+			if err := w.inner.Add(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				w.blind.Do(func() {
+					w.log.Warn("folder is not watched, only looked at now and then", "dir", dir, "every", longestSleep, "error", err)
+				})
+			}
 		}
 		// A folder may have appeared below the one that was nearest a moment ago.
 		if strings.Join(folders(files), "\n") == strings.Join(before, "\n") {
