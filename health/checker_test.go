@@ -88,6 +88,12 @@ func running(t *testing.T, c *Checker) (stop func()) {
 	}
 }
 
+// advance lets the clock of a synctest bubble run for d, and all goroutines come to rest.
+func advance(d time.Duration) {
+	<-time.After(d)
+	synctest.Wait()
+}
+
 func TestProbesKeepTheirSchedule(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
@@ -113,8 +119,7 @@ func TestProbesKeepTheirSchedule(t *testing.T) {
 				p.check = fake
 				start := time.Now()
 				stop := running(t, checkerOf(t, Config{}, &p))
-				time.Sleep(31 * time.Second)
-				synctest.Wait()
+				advance(31 * time.Second)
 				stop()
 				if got := fake.at(start); !slices.Equal(got, tt.want) {
 					t.Errorf("asked at %v s, want %v", got, tt.want)
@@ -136,13 +141,12 @@ func TestAProbeThatCannotBeStoppedIsAFailureAndIsNotDoubled(t *testing.T) {
 		c := checkerOf(t, Config{}, &poller{check: fake, every: 10 * time.Second, within: time.Second})
 		start := time.Now()
 		stop := running(t, c)
-		time.Sleep(11500 * time.Millisecond)
-		synctest.Wait()
+		advance(11500 * time.Millisecond)
 		report, _ := c.Latest()
 		if want := "fake: not done after 1.3s, and cannot be stopped"; report.Healthy || report.Reason != want {
 			t.Errorf("while it hangs: %+v, want unhealthy with %q", report, want)
 		}
-		time.Sleep(30 * time.Second)
+		advance(30 * time.Second)
 		if got := fake.at(start); len(got) != 2 {
 			t.Errorf("asked at %v s while the second was stuck, want twice", got)
 		}
@@ -150,8 +154,7 @@ func TestAProbeThatCannotBeStoppedIsAFailureAndIsNotDoubled(t *testing.T) {
 			t.Errorf("%d failures in a row, want one per period: 4", state.Failures)
 		}
 		close(release)
-		time.Sleep(10 * time.Second)
-		synctest.Wait()
+		advance(10 * time.Second)
 		if report, _ := c.Latest(); !report.Healthy {
 			t.Errorf("after it came loose: %+v, want healthy", report)
 		}
@@ -199,14 +202,13 @@ func TestEachChangeIsReportedOnceWithItsCause(t *testing.T) {
 			t.Error("a verdict before Run")
 		}
 		stop := running(t, c)
-		time.Sleep(1500 * time.Millisecond)
-		synctest.Wait()
+		advance(1500 * time.Millisecond)
 		select {
 		case <-c.Ready():
 			t.Error("ready with one result of two")
 		default:
 		}
-		time.Sleep(8 * time.Second)
+		advance(8 * time.Second)
 		c.Veto("envoy", "not running")
 		synctest.Wait()
 		c.Lift("envoy")
@@ -292,8 +294,7 @@ func TestHistoryKeepsTheLastFifty(t *testing.T) {
 		}}
 		c := checkerOf(t, Config{}, &poller{check: fake, every: time.Second, within: time.Second})
 		stop := running(t, c)
-		time.Sleep(199500 * time.Millisecond)
-		synctest.Wait()
+		advance(199500 * time.Millisecond)
 		stop()
 		history := c.History()
 		if len(history) != 50 || history[49].Reason != "fake: 199" || history[0].Reason != "fake succeeded" {
@@ -317,8 +318,7 @@ func TestDampingIsReleasedByTheClock(t *testing.T) {
 			&poller{check: fake, every: 10 * time.Second, within: time.Second})
 		start := time.Now()
 		stop := running(t, c)
-		time.Sleep(70 * time.Second)
-		synctest.Wait()
+		advance(70 * time.Second)
 		stop()
 		last, _ := c.Latest()
 		if want := (Report{Healthy: true, Reason: "probes passed for 25s", At: start.Add(65 * time.Second)}); last != want {

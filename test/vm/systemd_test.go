@@ -37,11 +37,13 @@ func (m *Machine) waitActive(unit string) {
 // await polls the machine, which has no way to call us, until done.
 func (m *Machine) await(what string, done func() bool) {
 	m.t.Helper()
-	for deadline := time.Now().Add(time.Minute); !done(); {
-		if time.Now().After(deadline) {
+	late := time.After(time.Minute)
+	for !done() {
+		select {
+		case <-late:
 			m.t.Fatalf("machine %s: waited a minute for %s\n%s", m.name, what, m.lastWords())
+		case <-time.After(10 * time.Millisecond):
 		}
-		time.Sleep(10 * time.Millisecond)
 	}
 }
 
