@@ -17,8 +17,8 @@ const joinedFile = "joined.json"
 
 // joinState is the content of joinedFile.
 type joinState struct {
-	At     time.Time `json:"joined_at"`
-	NodeID string    `json:"node_id"`
+	At     time.Time `json:"joinedAt"`
+	NodeID string    `json:"nodeId"`
 }
 
 // readJoined returns nil when the machine never joined. A file that cannot be understood still says that it did.

@@ -30,7 +30,10 @@ const (
 	addressRetry = time.Second // while there is none yet: early at boot
 	// farewell bounds how long a stop waits for istiod to hear that this workload is unhealthy.
 	farewell = 2 * time.Second
-	stopWait = 5 * time.Second
+	// renewPause is the least time between two requests for a certificate because istiod may have refused the one in hand.
+	renewPause   = 5 * time.Second
+	renewTimeout = 20 * time.Second
+	stopWait     = 5 * time.Second
 )
 
 // errAddressChanged ends a member whose node is out of date: istiod reads the node once a stream, and registers by its address.
@@ -49,6 +52,7 @@ type member struct {
 	envoy    bool // Envoy takes this machine's traffic
 	take     func(xds.Push) error
 	changed  func()                  // something that status shows changed
+	refused  chan struct{}           // buffered 1: istiod may have refused the certificate
 	replace  context.CancelCauseFunc // ends run, for another member to take its place; set before run
 
 	mu     sync.Mutex // guards everything below
@@ -85,6 +89,7 @@ func newMember(cfg *bootstrap.Config, mc memberConfig) (*member, error) {
 		envoy:    mc.envoy,
 		take:     mc.takeNames,
 		changed:  mc.onChange,
+		refused:  make(chan struct{}, 1),
 	}
 	ic := identityConfig(cfg)
 	ic.Dial = m.dialer.Dial
@@ -112,6 +117,7 @@ func (m *member) run(ctx context.Context) error {
 		}
 	}()
 	g.start(task{name: "identity", run: m.identity.Run})
+	g.start(task{name: "renewal", run: m.renewRefused})
 
 	addrs, err := m.waitAddrs(ctx)
 	if err != nil {
@@ -159,6 +165,7 @@ func (m *member) prepare(addrs []netip.Addr) error {
 		Dial:          m.dialer.Dial,
 		Subscriptions: []xds.Subscription{{TypeURL: xds.TypeNameTable, Handle: m.take}},
 		OnState:       func(xds.State) { m.changed() },
+		OnRefused:     m.noteRefused,
 		Log:           m.logs.part("xds"),
 		Metrics:       m.metrics,
 	})
@@ -170,6 +177,36 @@ func (m *member) prepare(addrs []netip.Addr) error {
 	m.mu.Unlock()
 	m.log.Info("instance known", "node", node.GetId(), "addresses", addrs)
 	return nil
+}
+
+func (m *member) noteRefused() {
+	select {
+	case m.refused <- struct{}{}:
+	default:
+	}
+}
+
+// renewRefused asks for another certificate when istiod may have refused the one in hand: it is of a CA that was replaced, say. The token, or what a
+// new root file brings, may make the difference; if not, asking now and then costs little.
+func (m *member) renewRefused(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-m.refused:
+		}
+		if m.identity.Current() != nil {
+			once, cancel := context.WithTimeout(ctx, renewTimeout)
+			if err := m.identity.Renew(once); err != nil && ctx.Err() == nil {
+				m.log.Debug("no other certificate to try", "cause", err)
+			}
+			cancel()
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(renewPause):
+		}
+	}
 }
 
 // node is what istiod is told of this machine.

@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"wingman/agent/status"
-	"wingman/agent/xds"
 )
 
 // adminSocket is the admin socket's name below the run folder.
@@ -19,7 +18,7 @@ const (
 	phaseLeaving = "leaving"
 )
 
-// streamPatience is how long the stream may be away before that counts as degraded: a restart of istiod is none.
+// streamPatience is how long the stream may be away before that counts as degraded: a restart of istiod is none. A refusal counts at once.
 const streamPatience = 30 * time.Second
 
 // report gathers the state of all parts. It takes each part's own lock one after the other, never two.
@@ -113,8 +112,8 @@ func (m *member) report(r *status.Report) (degraded []string) {
 	}
 	s := client.State()
 	r.XDS = &s
-	if s.Phase != xds.PhaseConnected && s.LastError != "" && time.Since(s.Since) > streamPatience {
-		degraded = append(degraded, "no stream to istiod since "+s.Since.Format(time.RFC3339)+": "+s.LastError)
+	if s.LastError != "" && (s.Rejected || time.Since(s.DownSince) > streamPatience) {
+		degraded = append(degraded, "no stream to istiod since "+s.DownSince.Format(time.RFC3339)+": "+s.LastError)
 	}
 	if s.LastNACK != "" {
 		degraded = append(degraded, "istiod's last push was refused: "+s.LastNACK)

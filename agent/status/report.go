@@ -11,7 +11,7 @@ import (
 type Report struct {
 	Version   string    `json:"version"`
 	PID       int       `json:"pid"`
-	StartedAt time.Time `json:"started_at"`
+	StartedAt time.Time `json:"startedAt"`
 	Time      time.Time `json:"time"`
 
 	// Phase is where the machine stands: "starting" (DNS or the admin socket not up), "joining" (no certificate or no
@@ -19,7 +19,7 @@ type Report struct {
 	Phase string `json:"phase"`
 	// Ready is what /healthz/ready answers; NotReady holds the reasons while it is false.
 	Ready    bool     `json:"ready"`
-	NotReady []string `json:"not_ready,omitempty"`
+	NotReady []string `json:"notReady,omitempty"`
 	// Degraded holds one sentence for each thing that a person should look at. Empty means all is well.
 	Degraded []string `json:"degraded,omitempty"`
 
@@ -42,10 +42,10 @@ type ConfigReport struct {
 
 // InstanceReport is this machine as the mesh knows it.
 type InstanceReport struct {
-	NodeID    string     `json:"node_id,omitempty"`
+	NodeID    string     `json:"nodeId,omitempty"`
 	Addresses []string   `json:"addresses,omitempty"`
-	Group     string     `json:"group,omitempty"`     // WorkloadGroup, namespace/name
-	JoinedAt  *time.Time `json:"joined_at,omitempty"` // first join of this machine; absent before it
+	Group     string     `json:"group,omitempty"`    // WorkloadGroup, namespace/name
+	JoinedAt  *time.Time `json:"joinedAt,omitempty"` // first join of this machine; absent before it
 }
 
 // DNSReport is the state of the DNS proxy.
@@ -73,7 +73,7 @@ type CaptureReport struct {
 	Level  string `json:"level"`  // what is in place: "none", "dns" or "all"
 	// Why tells what keeps Level from Wanted.
 	Why     string `json:"why,omitempty"`
-	InPlace bool   `json:"in_place"`        // the kernel is as planned
+	InPlace bool   `json:"inPlace"`         // the kernel is as planned
 	Repairs int    `json:"repairs"`         // how often rules that others took out were put back since the start
 	Trial   bool   `json:"trial,omitempty"` // other rules are on trial (rules try)
 }

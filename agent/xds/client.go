@@ -58,6 +58,8 @@ type Config struct {
 
 	// Subscriptions in the order they are sent; the first goes out with the node.
 	Subscriptions []Subscription
+	// OnRefused is told when istiod may have refused this machine's certificate: a new one may pass. Optional; it must not block.
+	OnRefused func()
 	// OnState is told of every change of State().Phase; optional. It must not block.
 	OnState func(State)
 
@@ -80,13 +82,15 @@ const (
 type State struct {
 	Phase     Phase     `json:"phase"`
 	Address   string    `json:"address"`
-	Since     time.Time `json:"since"`                // when Phase began
-	Answered  bool      `json:"answered"`             // istiod answered on this stream
-	Envoy     bool      `json:"envoy"`                // the stream is Envoy's, the agent's types go along with it
-	Streams   int       `json:"streams"`              // streams opened so far
-	LastError string    `json:"last_error,omitempty"` // why the last attempt or stream ended, if not gracefully; empty once istiod answered
-	NACKs     int       `json:"nacks"`                // pushes refused so far
-	LastNACK  string    `json:"last_nack,omitempty"`  // reason of the last refusal; empty once a later push was taken in
+	Since     time.Time `json:"since"`               // when Phase began
+	Answered  bool      `json:"answered"`            // istiod answered on this stream
+	Envoy     bool      `json:"envoy"`               // the stream is Envoy's, the agent's types go along with it
+	Streams   int       `json:"streams"`             // streams opened so far
+	LastError string    `json:"lastError,omitempty"` // why the last attempt or stream ended, if not gracefully; empty once istiod answered
+	Rejected  bool      `json:"rejected,omitempty"`  // istiod is there and says no: somebody has to change something
+	DownSince time.Time `json:"downSince,omitzero"`  // when the stream was lost, or first tried for; zero while one stands
+	NACKs     int       `json:"nacks"`               // pushes refused so far
+	LastNACK  string    `json:"lastNack,omitempty"`  // reason of the last refusal; empty once a later push was taken in
 }
 
 // Client keeps the stream. Make it with New.
@@ -103,8 +107,7 @@ type Client struct {
 	primary   *session          // the newest that istiod has answered; nil: none stands
 	turn      chan struct{}     // closed and replaced when primary ends
 	envoyLeft time.Time         // when Envoy's last stream ended
-	downAt    time.Time         // when the outage began; zero while a stream stands
-	said      string            // cause of the outage that was logged last
+	said      string            // cause of the outage that was logged last; empty: none was
 }
 
 // New checks cfg. It opens nothing.

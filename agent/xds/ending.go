@@ -40,6 +40,11 @@ func classify(err error) ending {
 		return endRefused
 	}
 	switch status.Code(err) {
+	case codes.Unknown:
+		// istiod still writes "disconnected" of the stream before into the entry, and loses the race against itself.
+		if strings.Contains(err.Error(), "Operation cannot be fulfilled") {
+			return endGraceful
+		}
 	case codes.Unauthenticated, codes.PermissionDenied, codes.FailedPrecondition, codes.InvalidArgument, codes.Unimplemented:
 		return endRejected
 	case codes.Unavailable:
@@ -54,6 +59,26 @@ func classify(err error) ending {
 		}
 	}
 	return endBroken
+}
+
+// sameCause reduces an error to what stays the same when it happens again: numbers, ports above all, do not.
+func sameCause(err error) string {
+	return strings.Map(func(r rune) rune {
+		if r >= '0' && r <= '9' {
+			return -1
+		}
+		return r
+	}, err.Error())
+}
+
+// mayBeRefusal reports whether a new certificate could make a difference. A server that refuses the certificate of a TLS 1.3 client does so after the
+// handshake: its alert is lost when our first write meets the closed connection.
+func mayBeRefusal(end ending, err error) bool {
+	if status.Code(err) == codes.Unauthenticated {
+		return true
+	}
+	msg := err.Error()
+	return end == endBroken && (strings.Contains(msg, "remote error: tls:") || strings.Contains(msg, "broken pipe") || strings.Contains(msg, "connection reset"))
 }
 
 // Limits of the wait before the next attempt, by ending.

@@ -30,6 +30,8 @@ func TestClassify(t *testing.T) {
 		{"nobody listens, told by gRPC", status.Error(codes.Unavailable, `connection error: desc = "transport: Error while dialing: dial tcp 127.0.0.1:15012: connect: connection refused"`), endRefused},
 		{"reset", status.Error(codes.Unavailable, "error reading from server: read: connection reset by peer"), endBroken},
 		{"time-out", context.DeadlineExceeded, endBroken},
+		{"istiod's race with itself", status.Error(codes.Unknown, `failed updating WorkloadEntry a/b: Operation cannot be fulfilled on workloadentries.networking.istio.io "b"`), endGraceful},
+		{"anything unknown", status.Error(codes.Unknown, "x"), endBroken},
 		{"no WorkloadGroup", status.Error(codes.FailedPrecondition, "x"), endRejected},
 		{"no credential passes", status.Error(codes.Unauthenticated, "x"), endRejected},
 		{"wrapped rejection", fmt.Errorf("hint: %w", status.Error(codes.PermissionDenied, "x")), endRejected},
@@ -94,6 +96,36 @@ func TestExplain(t *testing.T) {
 		err := explain(tc.err, "istiod:15012", node)
 		if !errors.Is(err, tc.err) || !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("%s: explain(%v) = %v, want the cause and %q in it", tc.name, tc.err, err, tc.want)
+		}
+	}
+}
+
+func TestSameCauseHasAnotherPort(t *testing.T) {
+	a := errors.New("write tcp 10.99.0.2:51490->10.99.0.1:15012: broken pipe")
+	b := errors.New("write tcp 10.99.0.2:60002->10.99.0.1:15012: broken pipe")
+	if sameCause(a) != sameCause(b) {
+		t.Errorf("%q and %q, want the same", sameCause(a), sameCause(b))
+	}
+	if sameCause(a) == sameCause(errors.New("read tcp: connection reset")) {
+		t.Error("two causes are taken for one")
+	}
+}
+
+func TestMayBeRefusal(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		err  error
+		want bool
+	}{
+		{"TLS alert", status.Error(codes.Unavailable, "remote error: tls: unknown certificate authority"), true},
+		{"the alert was lost", status.Error(codes.Unavailable, "write tcp 10.0.0.1:1->10.0.0.2:2: write: broken pipe"), true},
+		{"istiod says so", status.Error(codes.Unauthenticated, "authentication failure"), true},
+		{"nobody there", syscall.ECONNREFUSED, false},
+		{"no group", status.Error(codes.FailedPrecondition, "x"), false},
+		{"connection age", status.Error(codes.Unavailable, "connection reset, received prior goaway: code: NO_ERROR"), false},
+	} {
+		if got := mayBeRefusal(classify(tc.err), tc.err); got != tc.want {
+			t.Errorf("%s: mayBeRefusal(%v) = %v, want %v", tc.name, tc.err, got, tc.want)
 		}
 	}
 }

@@ -23,21 +23,21 @@ func (c *Client) promote(s *session) {
 		return
 	}
 	c.primary = s
-	c.state.Answered, c.state.LastError = true, ""
-	c.state.Envoy = s.envoy != nil
-	back := time.Duration(0)
-	if !c.downAt.IsZero() {
-		back = time.Since(c.downAt)
+	c.state.Answered, c.state.Envoy = true, s.envoy != nil
+	c.state.LastError, c.state.Rejected = "", false
+	outage := time.Duration(0)
+	if c.said != "" {
+		outage = time.Since(c.state.DownSince)
 	}
-	c.downAt, c.said = time.Time{}, ""
+	c.state.DownSince, c.said = time.Time{}, ""
 	st := c.state
 	c.mu.Unlock()
 	c.health.told(s.told)
 	if former != nil {
 		former.cut()
 	}
-	if back > 0 {
-		c.log.Info("istiod is back", "address", c.cfg.Address, "after", back.Round(time.Millisecond))
+	if outage > 0 {
+		c.log.Info("istiod is back", "address", c.cfg.Address, "after", outage.Round(time.Millisecond))
 	}
 	c.tell(st)
 }
@@ -85,24 +85,26 @@ func (c *Client) waitTurn(ctx context.Context) bool {
 	return false
 }
 
-// failed notes how a stream or an attempt ended. The same cause again is not news.
+// failed notes how a stream or an attempt ended. The same cause again is not news, whatever its ports are this time.
 func (c *Client) failed(end ending, err error) {
 	c.metrics.ends.WithLabelValues(end.String()).Inc()
-	c.mu.Lock()
-	if c.downAt.IsZero() {
-		c.downAt = time.Now()
-	}
 	level := slog.LevelDebug
-	if end != endGraceful && c.said != err.Error() {
-		c.said = err.Error()
-		level = slog.LevelWarn
-	}
-	c.mu.Unlock()
 	if end == endGraceful {
-		err = nil
+		c.setPhase(PhaseWaiting, nil)
+	} else {
+		c.mu.Lock()
+		if cause := sameCause(err); c.said != cause {
+			c.said = cause
+			level = slog.LevelWarn
+		}
+		c.state.Rejected = end == endRejected
+		c.mu.Unlock()
+		c.setPhase(PhaseWaiting, err)
 	}
-	c.setPhase(PhaseWaiting, err)
 	c.log.Log(context.Background(), level, "no stream to istiod", "address", c.cfg.Address, "kind", end.String(), "cause", err)
+	if c.cfg.OnRefused != nil && mayBeRefusal(end, err) {
+		c.cfg.OnRefused()
+	}
 }
 
 // setPhase moves State.Phase. While a session counts, what others attempt does not show.
@@ -114,6 +116,9 @@ func (c *Client) setPhase(p Phase, cause error) {
 	}
 	if c.state.Phase != p {
 		c.state.Since = time.Now()
+	}
+	if p != PhaseConnected && p != PhaseIdle && c.state.DownSince.IsZero() {
+		c.state.DownSince = time.Now()
 	}
 	c.state.Phase = p
 	switch {

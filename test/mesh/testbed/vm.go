@@ -205,7 +205,7 @@ type Status struct {
 	XDS struct {
 		Phase     string
 		Streams   int    // opened so far
-		LastError string `json:"last_error"`
+		LastError string `json:"lastError"`
 	}
 	DNS struct {
 		Source string
