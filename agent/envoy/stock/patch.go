@@ -11,14 +11,14 @@ type patch struct {
 }
 
 // open begins to look into the message in f: patches made until close belong to it.
-func (r *Rewriter) open(f field) (mark int) {
+func (r *Rewriter) open(f *field) (mark int) {
 	r.patches = append(r.patches, patch{at: f.head, end: f.body, hasLength: true})
 	return len(r.patches) - 1
 }
 
 // close ends what open began, after the message's content grew by grown bytes. It returns by how much the field f grows, its length
 // included. A message that nothing was done to leaves no patch.
-func (r *Rewriter) close(mark int, f field, grown int) int {
+func (r *Rewriter) close(mark int, f *field, grown int) int {
 	if len(r.patches) == mark+1 {
 		r.patches = r.patches[:mark]
 		return 0

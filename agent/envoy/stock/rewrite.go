@@ -46,17 +46,16 @@ func (r *Rewriter) Response(typeURL string, delta bool, frame []byte) (out []byt
 	r.in, r.report = frame, Report{}
 	defer func() { r.in, r.patches = nil, r.patches[:0] }()
 	done := 0 // what of frame is in out already
-	for at := 0; at < len(frame); {
-		f, err := fieldAt(frame, at, len(frame))
-		if err != nil {
+	var f field
+	for f.end < len(frame) {
+		if err := f.read(frame, f.end, len(frame)); err != nil {
 			return nil, Report{}, err
 		}
-		at = f.end
 		if f.num != 2 || !f.bytes() { // resources, in both kinds of response
 			continue
 		}
 		r.patches, r.depth = r.patches[:0], 0
-		if _, err := r.resource(f, delta); err != nil {
+		if _, err := r.resource(&f, delta); err != nil {
 			return nil, Report{}, fmt.Errorf("resource %d of a response of %s: %w", r.report.Resources, typeName(typeURL), err)
 		}
 		if len(r.patches) == 0 {
@@ -78,22 +77,21 @@ func (r *Rewriter) Response(typeURL string, delta bool, frame []byte) (out []byt
 }
 
 // resource rewrites one element of a response's resources: a Resource in a delta response, an Any otherwise.
-func (r *Rewriter) resource(f field, delta bool) (grown int, err error) {
+func (r *Rewriter) resource(f *field, delta bool) (grown int, err error) {
 	r.report.Resources++
 	if !delta {
 		return r.delivered(f, f)
 	}
 	mark := r.open(f)
-	for at := f.body; at < f.end; {
-		inner, err := fieldAt(r.in, at, f.end)
-		if err != nil {
+	inner := field{end: f.body}
+	for inner.end < f.end {
+		if err := inner.read(r.in, inner.end, f.end); err != nil {
 			return 0, err
 		}
-		at = inner.end
 		if inner.num != 2 || !inner.bytes() { // Resource.resource
 			continue
 		}
-		n, err := r.delivered(inner, f)
+		n, err := r.delivered(&inner, f)
 		if err != nil {
 			return 0, err
 		}
@@ -110,7 +108,7 @@ const gone = -1 << 62
 
 // delivered rewrites the Any of a resource. What ECDS delivers is an extension by itself: when Envoy lacks it, the whole goes. Envoy does
 // not ask for it: filters that wait for such an extension are taken out of the listeners.
-func (r *Rewriter) delivered(f, whole field) (grown int, err error) {
+func (r *Rewriter) delivered(f, whole *field) (grown int, err error) {
 	config := r.in[f.body:f.end]
 	if string(nameOf(last(config, 1))) == typeTypedExtensionConfig {
 		if name, lacks := r.ext.lacks(effective(last(last(config, 2), 2), 0)); lacks {
@@ -130,25 +128,23 @@ func (r *Rewriter) message(m *message, from, to int) (grown int, err error) {
 	if r.depth++; r.depth > maxDepth {
 		return 0, fmt.Errorf("%w: nested more than %d deep", errWire, maxDepth)
 	}
-	defer func() { r.depth-- }()
 	if m == &cluster {
 		r.facts = 0
 	}
 	r.facts |= m.note
-	for at := from; at < to; {
-		f, err := fieldAt(r.in, at, to)
-		if err != nil {
+	f := field{end: from}
+	for f.end < to {
+		if err := f.read(r.in, f.end, to); err != nil {
 			return 0, err
 		}
-		at = f.end
 		s := m.slot(f.num)
-		if s.note != 0 && (s.only == 0 || r.varint(f) == s.only) {
+		if s.note != 0 && (s.only == 0 || r.varint(&f) == s.only) {
 			r.facts |= s.note
 		}
 		if s.do == pass || !f.bytes() {
 			continue
 		}
-		n, err := r.field(s, f)
+		n, err := r.field(s, &f)
 		if err != nil {
 			return 0, err
 		}
@@ -157,17 +153,23 @@ func (r *Rewriter) message(m *message, from, to int) (grown int, err error) {
 	if m == &cluster {
 		grown += r.mark(to)
 	}
+	r.depth-- // after an error nothing more is read of the response
 	return grown, nil
 }
 
+// nest looks into the message of kind m in f.
+func (r *Rewriter) nest(m *message, f *field) (grown int, err error) {
+	mark := r.open(f)
+	n, err := r.message(m, f.body, f.end)
+	return r.close(mark, f, n), err
+}
+
 // field does what s asks for with f.
-func (r *Rewriter) field(s slot, f field) (grown int, err error) {
+func (r *Rewriter) field(s *slot, f *field) (grown int, err error) {
 	body := r.in[f.body:f.end]
 	switch s.do {
 	case nest:
-		mark := r.open(f)
-		n, err := r.message(s.to, f.body, f.end)
-		return r.close(mark, f, n), err
+		return r.nest(s.to, f)
 	case extension:
 		return r.config(f)
 	case optional:
@@ -178,7 +180,7 @@ func (r *Rewriter) field(s slot, f field) (grown int, err error) {
 	case filter, httpRequest:
 		name, lacks := r.without(s.to, body)
 		if !lacks {
-			return r.field(slot{do: nest, to: s.to}, f)
+			return r.nest(s.to, f)
 		}
 		if s.do == httpRequest && name == ALPN && r.standIn != nil {
 			r.patches = append(r.patches, patch{at: f.head, end: f.end, text: r.standIn})
@@ -213,14 +215,14 @@ func (r *Rewriter) field(s slot, f field) (grown int, err error) {
 }
 
 // remove takes f out whole.
-func (r *Rewriter) remove(f field, name string) (grown int) {
+func (r *Rewriter) remove(f *field, name string) (grown int) {
 	r.patches = append(r.patches, patch{at: f.start, end: f.end})
 	r.report.removed(name)
 	return f.start - f.end
 }
 
 // config rewrites what the Any in f holds, when its type is one of the table's.
-func (r *Rewriter) config(f field) (grown int, err error) {
+func (r *Rewriter) config(f *field) (grown int, err error) {
 	body := r.in[f.body:f.end]
 	t := nameOf(last(body, 1))
 	switch string(t) {
@@ -237,16 +239,15 @@ func (r *Rewriter) config(f field) (grown int, err error) {
 		return 0, nil
 	}
 	mark := r.open(f)
-	for at := f.body; at < f.end; {
-		inner, err := fieldAt(r.in, at, f.end)
-		if err != nil {
+	inner := field{end: f.body}
+	for inner.end < f.end {
+		if err := inner.read(r.in, inner.end, f.end); err != nil {
 			return 0, err
 		}
-		at = inner.end
 		if inner.num != 2 || !inner.bytes() { // Any.value
 			continue
 		}
-		n, err := r.field(slot{do: nest, to: m}, inner)
+		n, err := r.nest(m, &inner)
 		if err != nil {
 			return 0, err
 		}
@@ -304,7 +305,7 @@ func effective(body []byte, depth int) []byte {
 }
 
 // varint is the value of a number, 0 for anything else.
-func (r *Rewriter) varint(f field) uint64 {
+func (r *Rewriter) varint(f *field) uint64 {
 	if f.typ != protowire.VarintType {
 		return 0
 	}

@@ -44,11 +44,13 @@ type message struct {
 	note  note
 }
 
-func (m *message) slot(num protowire.Number) slot {
-	if int(num) < len(m.slots) {
-		return m.slots[num]
+var noSlot slot
+
+func (m *message) slot(num protowire.Number) *slot {
+	if uint(num) < uint(len(m.slots)) {
+		return &m.slots[num]
 	}
-	return slot{}
+	return &noSlot
 }
 
 // Messages on the way to a filter, an ALPN list or an Any, by Envoy's API v3. Names are those of Envoy's messages.

@@ -24,38 +24,52 @@ type field struct {
 // bytes reports whether f is of the wire type that messages, strings and lists have.
 func (f field) bytes() bool { return f.typ == protowire.BytesType }
 
-// fieldAt reads the field at position at of b, which ends before end.
-func fieldAt(b []byte, at, end int) (field, error) {
-	num, typ, n := protowire.ConsumeTag(b[at:end])
-	if n < 0 {
-		return field{}, fmt.Errorf("%w: %w at byte %d", errWire, protowire.ParseError(n), at)
+// read reads the field at position at of b, which ends before end. Nearly every field has a tag and a length of one byte each.
+func (f *field) read(b []byte, at, end int) error {
+	if b = b[:end]; at+1 < len(b) {
+		tag, size := b[at], b[at+1]
+		if tag >= 1<<3 && tag < 0x80 && tag&7 == byte(protowire.BytesType) && size < 0x80 && at+2+int(size) <= end {
+			f.num, f.typ = protowire.Number(tag>>3), protowire.BytesType
+			f.start, f.head, f.body, f.end = at, at+1, at+2, at+2+int(size)
+			return nil
+		}
 	}
-	f := field{num: num, typ: typ, start: at, head: at + n}
+	return f.readAny(b, at)
+}
+
+// readAny is read for any tag and length; b ends where the field must have ended.
+func (f *field) readAny(b []byte, at int) error {
+	end := len(b)
+	num, typ, n := protowire.ConsumeTag(b[at:])
+	if n < 0 {
+		return fmt.Errorf("%w: %w at byte %d", errWire, protowire.ParseError(n), at)
+	}
+	f.num, f.typ, f.start, f.head = num, typ, at, at+n
 	if typ != protowire.BytesType {
-		n := protowire.ConsumeFieldValue(num, typ, b[f.head:end])
+		n := protowire.ConsumeFieldValue(num, typ, b[f.head:])
 		if n < 0 {
-			return field{}, fmt.Errorf("%w: %w at byte %d", errWire, protowire.ParseError(n), at)
+			return fmt.Errorf("%w: %w at byte %d", errWire, protowire.ParseError(n), at)
 		}
 		f.body, f.end = f.head, f.head+n
-		return f, nil
+		return nil
 	}
-	size, n := protowire.ConsumeVarint(b[f.head:end])
+	size, n := protowire.ConsumeVarint(b[f.head:])
 	if n < 0 {
-		return field{}, fmt.Errorf("%w: %w at byte %d", errWire, protowire.ParseError(n), at)
+		return fmt.Errorf("%w: %w at byte %d", errWire, protowire.ParseError(n), at)
 	}
 	f.body = f.head + n
 	if size > uint64(end-f.body) {
-		return field{}, fmt.Errorf("%w: a field of %d bytes where %d are left, at byte %d", errWire, size, end-f.body, at)
+		return fmt.Errorf("%w: a field of %d bytes where %d are left, at byte %d", errWire, size, end-f.body, at)
 	}
 	f.end = f.body + int(size)
-	return f, nil
+	return nil
 }
 
 // fields calls do for each field of b: with its bytes, or with its value when it is a varint.
 func fields(b []byte, do func(num protowire.Number, body []byte, n uint64)) error {
-	for at := 0; at < len(b); {
-		f, err := fieldAt(b, at, len(b))
-		if err != nil {
+	var f field
+	for f.end < len(b) {
+		if err := f.read(b, f.end, len(b)); err != nil {
 			return err
 		}
 		switch f.typ {
@@ -65,16 +79,15 @@ func fields(b []byte, do func(num protowire.Number, body []byte, n uint64)) erro
 			n, _ := protowire.ConsumeVarint(b[f.body:f.end])
 			do(f.num, nil, n)
 		}
-		at = f.end
 	}
 	return nil
 }
 
 // each calls do for each field of b that has number num and holds bytes.
 func each(b []byte, num protowire.Number, do func(body []byte) error) error {
-	for at := 0; at < len(b); {
-		f, err := fieldAt(b, at, len(b))
-		if err != nil {
+	var f field
+	for f.end < len(b) {
+		if err := f.read(b, f.end, len(b)); err != nil {
 			return err
 		}
 		if f.num == num && f.bytes() {
@@ -82,14 +95,21 @@ func each(b []byte, num protowire.Number, do func(body []byte) error) error {
 				return err
 			}
 		}
-		at = f.end
 	}
 	return nil
 }
 
-// last returns the last field num of b, the one that counts; nil when there is none, or b is malformed from there on.
+// last returns the last field num of b, the one that counts; nil when there is none. What is malformed ends the search.
 func last(b []byte, num protowire.Number) (body []byte) {
-	_ = each(b, num, func(found []byte) error { body = found; return nil })
+	var f field
+	for f.end < len(b) {
+		if f.read(b, f.end, len(b)) != nil {
+			return body
+		}
+		if f.num == num && f.bytes() {
+			body = b[f.body:f.end]
+		}
+	}
 	return body
 }
 
