@@ -52,7 +52,8 @@ type Agent struct {
 	cfg      *bootstrap.Config
 	source   string // of cfg: "files" or "last good"
 	problems bootstrap.Problems
-	member   *member // nil between two
+	waiting  []string // settings of the files that wait for a restart
+	member   *member  // nil between two
 	joined   *joinState
 	leaving  bool
 }
@@ -296,12 +297,13 @@ func (a *Agent) reload() {
 		return
 	}
 	a.mu.Lock()
-	old, m := a.cfg, a.member
-	a.cfg, a.source, a.problems = cfg, sourceFiles, problems
+	m := a.member
+	cfg, need := keepOpened(a.cfg, cfg)
+	a.cfg, a.source, a.problems, a.waiting = cfg, sourceFiles, problems, need
 	a.mu.Unlock()
 	a.logs.configure(cfg.Log)
 	a.tables.configure(tableConfig(cfg))
-	if need := needsRestart(old, cfg); len(need) > 0 {
+	if len(need) > 0 {
 		a.log.Warn("reloaded, but some settings wait for systemctl restart wingman", "settings", need)
 	} else {
 		a.log.Info("reloaded")
@@ -336,7 +338,7 @@ func (a *Agent) noteJoined() {
 		return
 	}
 	a.keepSettings()
-	if err := writeJoined(a.cfg.Paths.StateDir, *j); err != nil {
+	if err := writeJoined(a.config().Paths.StateDir, *j); err != nil {
 		a.log.Error("the join is not remembered; after a reboot rules come only after the next one", "cause", err)
 	}
 	a.log.Info("joined the mesh", "node", j.NodeID)

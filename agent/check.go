@@ -2,6 +2,7 @@ package agent
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"time"
@@ -13,31 +14,43 @@ import (
 // Check finds every problem of the files below root, as the daemon would meet them: the settings, and the token's own claims.
 func Check(root string) bootstrap.Problems {
 	cfg, problems := bootstrap.Load(root)
+	joined, err := readJoined(bootstrap.DefaultPaths(root).StateDir)
+	member := err != nil || joined != nil
+	problems = mustHaveMesh(root, problems, member)
 	if cfg == nil {
-		return problems
+		// Whose token it should be is not known, but what it says of itself is.
+		cfg = &bootstrap.Config{Paths: bootstrap.DefaultPaths(root)}
 	}
-	return append(problems, checkToken(cfg, time.Now())...)
+	return append(problems, checkToken(cfg, member, time.Now())...)
 }
 
-// checkToken judges the token by its claims. A machine with a certificate can live without one, so nothing about it is an error there.
-func checkToken(cfg *bootstrap.Config, now time.Time) bootstrap.Problems {
+// checkToken judges the token by its claims. A member of the mesh has a certificate and can live without one, so nothing about it is an error there.
+func checkToken(cfg *bootstrap.Config, member bool, now time.Time) bootstrap.Problems {
 	severity := bootstrap.Error
-	if joined, err := readJoined(cfg.Paths.StateDir); err != nil || joined != nil {
+	if member {
 		severity = bootstrap.Warning
+	}
+	account, how := "this workload's service account", "make one with kubectl create token"
+	if cfg.ServiceAccount != "" {
+		account = "service account " + cfg.Namespace + "/" + cfg.ServiceAccount
+		how = "kubectl create token " + cfg.ServiceAccount + " -n " + cfg.Namespace + " --audience " + identity.DefaultAudience
 	}
 	p := bootstrap.Problem{
 		Severity: severity,
 		File:     cfg.Paths.Token,
 		Key:      "istio-token",
-		Expected: "a token of service account " + cfg.Namespace + "/" + cfg.ServiceAccount + " for the audience " + identity.DefaultAudience,
-		Hint:     "kubectl create token " + cfg.ServiceAccount + " -n " + cfg.Namespace + " --audience " + identity.DefaultAudience,
+		Expected: "a token of " + account + " for the audience " + identity.DefaultAudience,
+		Hint:     how,
 	}
 	raw, err := os.ReadFile(cfg.Paths.Token)
-	if errors.Is(err, fs.ErrNotExist) {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		p.Found = "no file"
 		return bootstrap.Problems{p}
-	}
-	if err != nil {
+	case errors.Is(err, fs.ErrPermission):
+		p.Found, p.Hint = "a file that may not be read", fmt.Sprintf("let uid %d read it", os.Geteuid())
+		return bootstrap.Problems{p}
+	case err != nil:
 		p.Found = err.Error()
 		return bootstrap.Problems{p}
 	}

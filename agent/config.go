@@ -29,12 +29,13 @@ const lastGoodFile = "last-good.json"
 // better off with the settings it had: rules may be in its kernel that need somebody to answer DNS. problems then say what is
 // wrong with the files as they are.
 func loadConfig(root string) (cfg *bootstrap.Config, source string, problems bootstrap.Problems, err error) {
-	cfg, problems = bootstrap.Load(root)
 	stateDir := bootstrap.DefaultPaths(root).StateDir
+	joined, joinErr := readJoined(stateDir)
+	cfg, problems = bootstrap.Load(root)
+	problems = mustHaveMesh(root, problems, joined != nil)
 	if cfg != nil && problems.Err() == nil {
 		return cfg, sourceFiles, problems, nil
 	}
-	joined, joinErr := readJoined(stateDir)
 	if joined == nil {
 		return nil, "", problems, errors.Join(problems.Err(), joinErr)
 	}
@@ -53,6 +54,23 @@ func loadConfig(root string) (cfg *bootstrap.Config, source string, problems boo
 	return cfg, sourceLastGood, problems, nil
 }
 
+// mustHaveMesh makes a missing mesh.yaml an error on a machine that never joined: Istio's defaults would let it join without its readiness probe, and the probe
+// counts only if it is there when the WorkloadEntry is made.
+func mustHaveMesh(root string, problems bootstrap.Problems, joined bool) bootstrap.Problems {
+	if joined {
+		return problems
+	}
+	problems = slices.Clone(problems)
+	mesh := bootstrap.DefaultPaths(root).MeshConfig
+	for i, p := range problems {
+		if p.File == mesh && p.Line == 0 && (p.Found == "no file" || p.Found == "an empty file") {
+			problems[i].Severity = bootstrap.Error
+			problems[i].Hint = "copy istioctl's mesh.yaml here: without it this machine would join with Istio's defaults and without its readiness probe"
+		}
+	}
+	return problems
+}
+
 // saveLastGood keeps the files of settings that work. Nothing is written when nothing changed.
 func saveLastGood(stateDir string, s bootstrap.Snapshot) error {
 	b, err := json.Marshal(s)
@@ -67,7 +85,8 @@ func saveLastGood(stateDir string, s bootstrap.Snapshot) error {
 }
 
 func readLastGood(stateDir string) (bootstrap.Snapshot, error) {
-	b, err := os.ReadFile(filepath.Join(stateDir, lastGoodFile))
+	path := filepath.Join(stateDir, lastGoodFile)
+	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, errors.New("there are no last good settings to fall back to")
 	}
@@ -76,25 +95,34 @@ func readLastGood(stateDir string) (bootstrap.Snapshot, error) {
 	}
 	var s bootstrap.Snapshot
 	if err := json.Unmarshal(b, &s); err != nil {
-		return nil, fmt.Errorf("the last good settings are damaged: %w", err)
+		return nil, errors.Join(fmt.Errorf("the last good settings are damaged: %w", err), setAside(path))
 	}
 	return s, nil
 }
 
-// needsRestart names settings that a running daemon does not follow: it keeps what it opened at its start.
-func needsRestart(old, now *bootstrap.Config) (keys []string) {
-	if old.DNS.Listen != now.DNS.Listen || old.Capture.DualStack != now.Capture.DualStack {
-		keys = append(keys, "dns.listen")
+// keepOpened returns the new settings with those of the old that a running daemon cannot change, because of what it opened at its start, and their names.
+// Rules, watchdog and status then all speak of the sockets that are really there.
+func keepOpened(old, now *bootstrap.Config) (kept *bootstrap.Config, waiting []string) {
+	c := *now
+	keep := func(name string, same bool) {
+		if !same {
+			waiting = append(waiting, name)
+		}
 	}
-	if old.DNS.ForwardTimeout != now.DNS.ForwardTimeout || old.DNS.CacheSize != now.DNS.CacheSize || old.DNS.MaxStale != now.DNS.MaxStale ||
-		!maps.EqualFunc(old.DNS.Forward, now.DNS.Forward, slices.Equal) {
-		keys = append(keys, "dns (forward, forwardTimeout, cacheSize, maxStale)")
-	}
-	if old.Status.Port != now.Status.Port {
-		keys = append(keys, "status.port")
-	}
-	if old.Log.File != now.Log.File || old.Log.Format != now.Log.Format || !maps.Equal(old.Log.Scopes, now.Log.Scopes) {
-		keys = append(keys, "log")
-	}
-	return keys
+	keep("dns.listen", old.DNS.Listen == now.DNS.Listen)
+	keep("dualStack", old.Capture.DualStack == now.Capture.DualStack)
+	keep("dns.forward", maps.EqualFunc(old.DNS.Forward, now.DNS.Forward, slices.Equal))
+	keep("dns.forwardTimeout", old.DNS.ForwardTimeout == now.DNS.ForwardTimeout)
+	keep("dns.cacheSize", old.DNS.CacheSize == now.DNS.CacheSize)
+	keep("dns.maxStale", old.DNS.MaxStale == now.DNS.MaxStale)
+	keep("status.port", old.Status.Port == now.Status.Port)
+	keep("log.file", old.Log.File == now.Log.File)
+	keep("log.format", old.Log.Format == now.Log.Format)
+	keep("log.scopes", maps.Equal(old.Log.Scopes, now.Log.Scopes))
+	c.DNS.Listen, c.Capture.DNSPort = old.DNS.Listen, old.Capture.DNSPort
+	c.DualStack, c.Capture.DualStack = old.DualStack, old.Capture.DualStack
+	c.DNS.Forward, c.DNS.ForwardTimeout, c.DNS.CacheSize, c.DNS.MaxStale = old.DNS.Forward, old.DNS.ForwardTimeout, old.DNS.CacheSize, old.DNS.MaxStale
+	c.Status.Port = old.Status.Port
+	c.Log.File, c.Log.Format, c.Log.Scopes = old.Log.File, old.Log.Format, old.Log.Scopes
+	return &c, waiting
 }

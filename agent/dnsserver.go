@@ -21,33 +21,45 @@ import (
 
 // DNSServer is the DNS proxy alone, with a table from a file: for tests, benchmarks and debugging.
 type DNSServer struct {
+	Root      string   // folder that stands for "/"
 	Table     string   // file: a NameTable in protojson
 	Listen    string   // address, UDP and TCP
-	Upstreams []string // host:port; none: those of /etc/resolv.conf
+	Upstreams []string // address, with or without a port; none: those of /etc/resolv.conf
 	Namespace string   // whose services have names of one label
 	Domain    string   // of Kubernetes services
 	LogLevel  string
 	Stderr    *os.File
 	Getenv    func(string) string
+
+	listen    netip.AddrPort
+	upstreams []netip.AddrPort
 }
 
-// Run serves until ctx ends.
-func (s DNSServer) Run(ctx context.Context) error {
-	listen, err := netip.ParseAddrPort(s.Listen)
-	if err != nil {
-		return fmt.Errorf("--listen: %w", err)
+// Check reads the flags: every wrong one is in the error. Run comes after it.
+func (s *DNSServer) Check() error {
+	var errs []error
+	if s.Table == "" {
+		errs = append(errs, errors.New("--table FILE is missing: a NameTable in protojson"))
 	}
-	var upstreams []netip.AddrPort
+	var err error
+	if s.listen, err = netip.ParseAddrPort(strings.Replace(s.Listen, "localhost:", "127.0.0.1:", 1)); err != nil {
+		errs = append(errs, fmt.Errorf("--listen %q: expected an address and port such as 127.0.0.1:15053", s.Listen))
+	}
 	for _, u := range s.Upstreams {
 		a, err := parseServer(u)
 		if err != nil {
-			return fmt.Errorf("--upstream: %w", err)
+			errs = append(errs, fmt.Errorf("--upstream %q: expected a server's address, with a port if it is not 53", u))
 		}
-		upstreams = append(upstreams, a)
+		s.upstreams = append(s.upstreams, a)
 	}
 	if _, ok := levelNames[s.LogLevel]; !ok {
-		return fmt.Errorf("--log-level %q: expected debug, info, warn, error or none", s.LogLevel)
+		errs = append(errs, fmt.Errorf("--log-level %q: expected debug, info, warn, error or none", s.LogLevel))
 	}
+	return errors.Join(errs...)
+}
+
+// Run serves until ctx ends.
+func (s *DNSServer) Run(ctx context.Context) error {
 	table, err := loadTable(s.Table, dnsproxy.TableConfig{Namespace: s.Namespace, Domain: s.Domain})
 	if err != nil {
 		return err
@@ -56,20 +68,20 @@ func (s DNSServer) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	udp, tcp, err := dnsproxy.Listen(listen)
+	udp, tcp, err := dnsproxy.Listen(s.listen)
 	if err != nil {
 		return err
 	}
+	defer udp.Close()
+	defer tcp.Close()
 	server, err := dnsproxy.New(dnsproxy.Config{
 		UDP:        []*net.UDPConn{udp},
 		TCP:        []*net.TCPListener{tcp},
-		Upstreams:  upstreams,
-		ResolvConf: bootstrap.DefaultPaths("/").ResolvConf,
+		Upstreams:  s.upstreams,
+		ResolvConf: bootstrap.DefaultPaths(s.Root).ResolvConf,
 		Log:        logs.part("dns"),
 	})
 	if err != nil {
-		udp.Close()
-		tcp.Close()
 		return err
 	}
 	server.Replace(table)
@@ -137,7 +149,7 @@ func query(ctx context.Context, server netip.AddrPort, name, qtype string) (stat
 		}
 	}
 	if err != nil {
-		return status.DNSAnswer{}, errors.Join(errors.New("the DNS proxy did not answer"), err)
+		return status.DNSAnswer{}, fmt.Errorf("the DNS proxy did not answer (%w): see wingman status", err)
 	}
 	a := status.DNSAnswer{
 		Question: q.Question[0].Name + " " + dns.TypeToString[t],

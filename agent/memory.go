@@ -11,9 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// giveBack returns memory that only the start needed: the garbage of reading settings and certificates, and the pages of the program that
-// hold initialisation, which the kernel maps in large steps and then counts as resident for ever. They are clean copies of the
-// file; what is needed again is mapped again without a read, from the page cache. Done once, a little after the join.
+// giveBack returns memory that is not needed now: garbage, and pages of the program that were used once. The kernel maps a program in large steps
+// and counts every page as resident for ever, initialisation above all: 15 MB here. They are clean copies of the file; what is needed
+// again is mapped again without a read, from the page cache. Done a little after the join, and now and then.
 func giveBack() error {
 	debug.FreeOSMemory()
 	f, err := os.Open("/proc/self/maps")

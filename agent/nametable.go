@@ -138,13 +138,12 @@ func (f tableFile) load() (savedTable, error) {
 	if err == nil {
 		return t, nil
 	}
-	return savedTable{}, errors.Join(err, f.setAside())
+	return savedTable{}, errors.Join(err, setAside(string(f)))
 }
 
-// setAside renames the file to FILE.bad.
-func (f tableFile) setAside() error {
-	bad := string(f) + ".bad"
-	if err := os.Rename(string(f), bad); err != nil {
+// setAside renames a damaged file to FILE.bad, for inspection.
+func setAside(path string) error {
+	if err := os.Rename(path, path+".bad"); err != nil {
 		return fmt.Errorf("move it aside: %w", err)
 	}
 	return nil

@@ -13,8 +13,12 @@ import (
 // livenessName is asked for by the watchdog: RFC 6761 reserves .invalid, and CH class never leaves this machine.
 const livenessName = "alive.wingman.invalid."
 
-// startBustle is how long after the join the last of what only a start does has run.
-const startBustle = time.Second
+const (
+	// startBustle is how long after the join the last of what only a start does has run.
+	startBustle = time.Second
+	// giveBackEvery is how often memory is given back after that; what is in use is mapped again within microseconds.
+	giveBackEvery = time.Minute
+)
 
 // announce tells systemd: READY once DNS and the admin socket work, STATUS whenever it changes, WATCHDOG while DNS answers.
 // Joining shows in STATUS and delays nothing: a boot must not wait for the mesh.
@@ -54,10 +58,11 @@ func (a *Agent) announce(ctx context.Context, ready ...<-chan struct{}) error {
 		case <-a.news:
 		case <-quiet:
 			if err := giveBack(); err != nil {
-				a.log.Debug("memory of the start is kept", "cause", err)
+				a.log.Debug("memory is not given back", "cause", err)
 			}
+			quiet = time.After(giveBackEvery)
 		case <-tick:
-			if err := alive(ctx, listenAddrs(a.cfg)[0]); err != nil {
+			if err := alive(ctx, listenAddrs(a.config())[0]); err != nil {
 				a.log.Error("the DNS proxy does not answer; without an answer soon systemd restarts this daemon", "cause", err)
 				continue
 			}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"strings"
 	"time"
 
@@ -14,7 +13,6 @@ import (
 
 	"wingman/agent/status"
 	"wingman/bootstrap"
-	"wingman/dnsproxy"
 )
 
 // errNoMember means that nothing of the membership stands yet.
@@ -24,14 +22,7 @@ var errNoMember = errors.New("the daemon is still starting: ask again in a secon
 func (a *Agent) operations() status.Operations {
 	return status.Operations{
 		Status: a.report,
-		Table: func(w io.Writer, match string) error {
-			t := a.dns.Table()
-			if t == nil {
-				_, err := fmt.Fprintln(w, "# no name table yet: every question goes upstream")
-				return err
-			}
-			return writeTable(w, t, match)
-		},
+		Table:  a.names,
 		Query: func(ctx context.Context, name, qtype string, explain bool) (status.DNSAnswer, error) {
 			answer, err := query(ctx, listenAddrs(a.config())[0], name, qtype)
 			if err != nil || !explain {
@@ -94,20 +85,19 @@ func (a *Agent) config() *bootstrap.Config {
 	return a.cfg
 }
 
-// writeTable prints a table's names that match a glob, one a line with its addresses.
-func writeTable(w io.Writer, t *dnsproxy.Table, match string) error {
-	names, err := t.Names(match)
+// names lists the table in use.
+func (a *Agent) names(match string) ([]status.DNSName, error) {
+	names, err := a.dns.Table().Names(match)
 	if err != nil {
-		return err
+		return nil, fmt.Errorf("match %q: %w", match, err)
 	}
+	list := make([]status.DNSName, 0, len(names))
 	for _, n := range names {
-		line := n.Host
-		for _, a := range n.Addrs {
-			line += " " + a.String()
+		d := status.DNSName{Host: n.Host, Namespace: n.Namespace, Registry: n.Registry, Addresses: []string{}}
+		for _, addr := range n.Addrs {
+			d.Addresses = append(d.Addresses, addr.String())
 		}
-		if _, err := fmt.Fprintln(w, line); err != nil {
-			return err
-		}
+		list = append(list, d)
 	}
-	return nil
+	return list, nil
 }

@@ -3,6 +3,7 @@ package agent
 import (
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"wingman/agent/status"
@@ -36,6 +37,7 @@ func (a *Agent) report() status.Report {
 		r.Config.Problems = append(r.Config.Problems, p.Severity.String()+": "+p.String())
 	}
 	broken := a.problems.Err() != nil
+	waiting := a.waiting
 	a.mu.Unlock()
 
 	if cfg.AutoRegisterGroup != "" {
@@ -47,13 +49,16 @@ func (a *Agent) report() status.Report {
 	if broken {
 		degraded = append(degraded, "the settings as they are now cannot be used (wingman config check); "+r.Config.Source+" settings are in force")
 	}
+	if len(waiting) > 0 {
+		degraded = append(degraded, "settings that wait for systemctl restart wingman: "+strings.Join(waiting, ", "))
+	}
 	if m != nil {
 		degraded = append(degraded, m.report(&r)...)
 	}
 	for name, cause := range a.services.troubles() {
 		degraded = append(degraded, name+": "+cause)
 	}
-	if r.Capture.Why != "" && r.Phase != phaseJoining {
+	if r.Capture.Why != "" && joined != nil {
 		degraded = append(degraded, "capture: "+r.Capture.Why)
 	}
 	slices.Sort(degraded)

@@ -100,7 +100,7 @@ func (r *Rules) compare(ctx context.Context) (iptables.Status, iptables.Rules, e
 		return s, r.plan, err
 	}
 	dns, err := r.planAt(iptables.LevelDNS)
-	if err != nil {
+	if err != nil || dns.Empty() {
 		return s, r.plan, err
 	}
 	if lesser, err := r.applier.Status(ctx, dns); err == nil && len(lesser.Diff) < len(s.Diff) {

@@ -81,7 +81,7 @@ func (t *tables) restore() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if err := t.buildLocked(saved, tableDisk); err != nil {
-		t.log.Error("saved name table is not used; mesh names come with istiod's first push", "file", string(t.file), "cause", errors.Join(err, t.file.setAside()))
+		t.log.Error("saved name table is not used; mesh names come with istiod's first push", "file", string(t.file), "cause", errors.Join(err, setAside(string(t.file))))
 		return
 	}
 	t.log.Info("name table restored", "names", t.names, "version", saved.version, "age", time.Since(saved.received).Round(time.Second))

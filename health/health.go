@@ -65,9 +65,9 @@ type Config struct {
 
 // A Report is a verdict on the workload.
 type Report struct {
-	Healthy bool
-	Reason  string // what caused it, one line for a person; never empty, at most maxReason bytes
-	At      time.Time
+	Healthy bool      `json:"healthy"`
+	Reason  string    `json:"reason"` // what caused it, one line for a person; never empty, at most maxReason bytes
+	At      time.Time `json:"at"`
 }
 
 // A Checker probes the workload and keeps the verdict. Its methods are safe for concurrent use.

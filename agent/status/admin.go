@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
 	"net"
@@ -19,8 +18,8 @@ import (
 // Operations are what the admin socket can be asked; every field must be set.
 type Operations struct {
 	Status func() Report
-	// Table writes the DNS table as text, one name a line, to w.
-	Table func(w io.Writer, match string) error
+	// Table returns the names that match a glob; "" matches all.
+	Table func(match string) ([]DNSName, error)
 	Query func(ctx context.Context, name, qtype string, explain bool) (DNSAnswer, error)
 	// Renew asks for a new certificate now and returns when it is in use.
 	Renew func(ctx context.Context) error
@@ -43,10 +42,12 @@ func NewAdmin(path string, ops Operations, log *slog.Logger) *Admin {
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { reply(w, ops.Status()) })
 	mux.HandleFunc("GET /health/history", func(w http.ResponseWriter, _ *http.Request) { reply(w, ops.Health()) })
 	mux.HandleFunc("GET /dns/table", func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-		if err := ops.Table(w, r.FormValue("match")); err != nil {
+		names, err := ops.Table(r.FormValue("match"))
+		if err != nil {
 			refuse(w, http.StatusBadRequest, err)
+			return
 		}
+		reply(w, names)
 	})
 	mux.HandleFunc("GET /dns/query", func(w http.ResponseWriter, r *http.Request) {
 		a, err := ops.Query(r.Context(), r.FormValue("name"), r.FormValue("type"), r.FormValue("explain") != "")

@@ -3,11 +3,9 @@ package status
 import (
 	"context"
 	"errors"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -54,10 +52,7 @@ func newAdmin(t *testing.T, ops Operations) Client {
 func TestClientSpeaksWithAdmin(t *testing.T) {
 	c := newAdmin(t, Operations{
 		Status: func() Report { return Report{Version: "v1", Phase: "joined"} },
-		Table: func(w io.Writer, match string) error {
-			_, err := io.WriteString(w, "match="+match+"\n")
-			return err
-		},
+		Table:  func(match string) ([]DNSName, error) { return []DNSName{{Host: "match=" + match}}, nil },
 		Query: func(_ context.Context, name, qtype string, explain bool) (DNSAnswer, error) {
 			if name == "" {
 				return DNSAnswer{}, errors.New("name \"\": expected a host name")
@@ -70,9 +65,8 @@ func TestClientSpeaksWithAdmin(t *testing.T) {
 	if r, err := c.Status(t.Context()); err != nil || r.Version != "v1" || r.Phase != "joined" {
 		t.Errorf("Status = %+v, %v", r, err)
 	}
-	var b strings.Builder
-	if err := c.Table(t.Context(), &b, "*.corp & more"); err != nil || b.String() != "match=*.corp & more\n" {
-		t.Errorf("Table = %q, %v; want the glob as given", b.String(), err)
+	if names, err := c.Table(t.Context(), "*.corp & more"); err != nil || len(names) != 1 || names[0].Host != "match=*.corp & more" {
+		t.Errorf("Table = %v, %v; want the glob as given", names, err)
 	}
 	if a, err := c.Query(t.Context(), "a.b", "AAAA", true); err != nil || a.Question != "a.b AAAA" || a.RCode != "EXPLAINED" {
 		t.Errorf("Query = %+v, %v", a, err)

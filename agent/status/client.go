@@ -36,15 +36,10 @@ func (c Client) Query(ctx context.Context, name, qtype string, explain bool) (DN
 	return a, c.get(ctx, "/dns/query", q, &a)
 }
 
-// Table copies the DNS table to w; match is a glob over names, empty for all.
-func (c Client) Table(ctx context.Context, w io.Writer, match string) error {
-	body, err := c.do(ctx, http.MethodGet, "/dns/table", url.Values{"match": {match}})
-	if err != nil {
-		return err
-	}
-	defer body.Close()
-	_, err = io.Copy(w, body)
-	return err
+// Table fetches the names of the DNS table that match a glob; "" matches all.
+func (c Client) Table(ctx context.Context, match string) ([]DNSName, error) {
+	var names []DNSName
+	return names, c.get(ctx, "/dns/table", url.Values{"match": {match}}, &names)
 }
 
 // HealthHistory copies the last verdicts, a JSON array, into v.

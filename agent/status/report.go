@@ -14,8 +14,7 @@ type Report struct {
 	StartedAt time.Time `json:"startedAt"`
 	Time      time.Time `json:"time"`
 
-	// Phase is where the machine stands: "starting" (DNS or the admin socket not up), "joining" (no certificate or no
-	// configuration yet), "joined", "leaving".
+	// Phase is where the machine stands: "joining" (no certificate or no configuration yet), "joined", "leaving".
 	Phase string `json:"phase"`
 	// Ready is what /healthz/ready answers; NotReady holds the reasons while it is false.
 	Ready    bool     `json:"ready"`
@@ -86,4 +85,12 @@ type DNSAnswer struct {
 	Micros   int64    `json:"micros"`
 	// Explain says which rule answered; only when asked for.
 	Explain any `json:"explain,omitempty"`
+}
+
+// DNSName is one name of the table.
+type DNSName struct {
+	Host      string   `json:"host"`
+	Addresses []string `json:"addresses"`
+	Namespace string   `json:"namespace,omitempty"` // of a Kubernetes service
+	Registry  string   `json:"registry,omitempty"`
 }

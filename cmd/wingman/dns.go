@@ -1,9 +1,9 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -11,7 +11,7 @@ import (
 )
 
 func newDNS(o *options) *cobra.Command {
-	return group("dns", "Ask or run the DNS proxy", newDNSQuery(o), newDNSTable(o), newDNSServe())
+	return group("dns", "Ask or run the DNS proxy", newDNSQuery(o), newDNSTable(o), newDNSServe(o))
 }
 
 func newDNSQuery(o *options) *cobra.Command {
@@ -41,34 +41,42 @@ func newDNSQuery(o *options) *cobra.Command {
 
 func newDNSTable(o *options) *cobra.Command {
 	var match string
-	c := &cobra.Command{
+	c := outputFlag(&cobra.Command{
 		Use:   "table",
 		Short: "Print the names the mesh knows, as the running daemon has them",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return agent.Client(o.root).Table(cmd.Context(), cmd.OutOrStdout(), match)
+			names, err := agent.Client(o.root).Table(cmd.Context(), match)
+			if err != nil {
+				return err
+			}
+			if o.output == "json" {
+				return writeJSON(cmd.OutOrStdout(), names)
+			}
+			for _, n := range names {
+				if _, err := fmt.Fprintln(cmd.OutOrStdout(), n.Host, strings.Join(n.Addresses, " ")); err != nil {
+					return err
+				}
+			}
+			return nil
 		},
-	}
+	}, o)
 	c.Flags().StringVar(&match, "match", "", "only names that match this glob")
 	return c
 }
 
-func newDNSServe() *cobra.Command {
+func newDNSServe(o *options) *cobra.Command {
 	var s agent.DNSServer
 	c := &cobra.Command{
 		Use:   "serve",
 		Short: "Run only the DNS proxy, from a NameTable file (protojson): for tests, benchmarks and debugging",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if s.Table == "" {
-				return usageError{errors.New("dns serve needs --table FILE: a NameTable in protojson")}
+			s.Root, s.Stderr, s.Getenv = o.root, os.Stderr, os.Getenv
+			if err := s.Check(); err != nil {
+				return usageError{err}
 			}
-			s.Stderr, s.Getenv = os.Stderr, os.Getenv
-			err := s.Run(cmd.Context())
-			if err != nil {
-				return fmt.Errorf("dns serve: %w", err)
-			}
-			return nil
+			return s.Run(cmd.Context())
 		},
 	}
 	f := c.Flags()

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"strings"
@@ -18,7 +19,11 @@ func printAnswer(w io.Writer, a status.DNSAnswer) error {
 		fmt.Fprintf(&b, "  %s\n", rr)
 	}
 	if a.Explain != nil {
-		fmt.Fprintf(&b, "%v\n", a.Explain)
+		text, err := json.MarshalIndent(a.Explain, "  ", "  ")
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(&b, "  %s\n", text)
 	}
 	_, err := io.WriteString(w, b.String())
 	return err

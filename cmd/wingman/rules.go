@@ -48,7 +48,7 @@ func newRules(o *options) *cobra.Command {
 		},
 		outputFlag(&cobra.Command{
 			Use:   "status",
-			Short: "Say what is in the kernel; exit 3 when it is not what the settings plan",
+			Short: "Say what is in the kernel: absent, complete, or partial (exit 3)",
 			Args:  cobra.NoArgs,
 			RunE: func(cmd *cobra.Command, _ []string) error {
 				r, err := agent.OpenRules(cmd.Context(), o.root)

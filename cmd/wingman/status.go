@@ -64,10 +64,18 @@ func printStatus(w io.Writer, r status.Report) error {
 		line("group", "%s", r.Instance.Group)
 	}
 	if id := r.Identity; id != nil {
-		line("identity", "%s %s until %s", id.Phase, id.SPIFFEID, id.NotAfter.Format(time.RFC3339))
+		if id.NotAfter.IsZero() {
+			line("identity", "%s %s", id.Phase, id.SPIFFEID)
+		} else {
+			line("identity", "%s %s until %s", id.Phase, id.SPIFFEID, id.NotAfter.Format(time.RFC3339))
+		}
 	}
 	if x := r.XDS; x != nil {
-		line("istiod", "%s %s for %s", x.Address, x.Phase, r.Time.Sub(x.Since).Round(time.Second))
+		if x.DownSince.IsZero() {
+			line("istiod", "%s %s for %s", x.Address, x.Phase, r.Time.Sub(x.Since).Round(time.Second))
+		} else {
+			line("istiod", "%s away for %s: %s", x.Address, r.Time.Sub(x.DownSince).Round(time.Second), x.LastError)
+		}
 	}
 	switch {
 	case r.Health.Healthy == nil:
