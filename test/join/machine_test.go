@@ -33,6 +33,7 @@ type machine struct {
 	statusAt string
 	env      map[string]string
 
+	sighup chan os.Signal
 	cancel context.CancelFunc
 	done   chan error
 }
@@ -55,7 +56,7 @@ func newIstiod(t *testing.T, cfg controlplane.Config) *controlplane.Server {
 // newMachine makes a machine whose files are complete; its daemon does not run yet. extra are further lines of wingman.yaml.
 func newMachine(t *testing.T, istiod *controlplane.Server, extra ...string) *machine {
 	t.Helper()
-	m := &machine{t: t, root: t.TempDir(), istiod: istiod, env: map[string]string{}}
+	m := &machine{t: t, root: t.TempDir(), istiod: istiod, env: map[string]string{}, sighup: make(chan os.Signal)}
 	m.dns = freePort(t)
 	m.statusAt = fmt.Sprintf("127.0.0.1:%d", freePort(t).Port())
 	m.upstream = newUpstream(t, map[string]string{"www.example.com.": "192.0.2.80"})
@@ -108,7 +109,7 @@ func (m *machine) start() {
 	go func() {
 		defer logFile.Close()
 		m.done <- agent.Run(ctx, agent.Options{
-			Root: m.root, Version: "test", Stderr: logFile,
+			Root: m.root, Version: "test", Stderr: logFile, Reload: m.sighup,
 			Getenv:   func(k string) string { return m.env[k] },
 			Unsetenv: func(k string) error { delete(m.env, k); return nil },
 		})

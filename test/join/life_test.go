@@ -1,0 +1,193 @@
+package join
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"wingman/agent/status"
+	"wingman/test/controlplane"
+	"wingman/test/files"
+)
+
+// reload asks the daemon to read its files again.
+func (m *machine) reload() { m.sighup <- syscall.SIGHUP }
+
+// Promise 6: unhealthy is said before a stop begins, not after.
+func TestUnhealthyIsSaidBeforeTheStreamEnds(t *testing.T) {
+	m := newMachine(t, newIstiod(t, controlplane.Config{}), "probe: {tcpSocket: {port: "+fmt.Sprint(listener(t))+"}, periodSeconds: 1}")
+	m.start()
+	m.until("joined", joined)
+	m.entry("healthy", func(e controlplane.Entry) bool { return e.Condition != nil && e.Condition.Status == "True" })
+	n := len(m.istiod.Events())
+	if err := m.stop(); err != nil {
+		t.Fatal(err)
+	}
+	var order []string
+	for _, e := range m.istiod.Events()[n:] {
+		switch e.Kind {
+		case controlplane.HealthReported, controlplane.StreamClosed:
+			order = append(order, fmt.Sprintf("%s healthy=%v", e.Kind, e.Healthy))
+		}
+	}
+	want := "health reported healthy=false, stream closed healthy=false"
+	if got := strings.Join(order, ", "); got != want {
+		t.Errorf("istiod heard %q, want %q", got, want)
+	}
+}
+
+// Promise 9: without Envoy nobody may send TLS to this machine, whatever is captured.
+func TestWithoutEnvoyNobodySendsTLS(t *testing.T) {
+	m := newMachine(t, newIstiod(t, controlplane.Config{}))
+	m.write(files.Wingman, strings.Replace(m.read(files.Wingman), "capture: none", "capture: all", 1))
+	m.start()
+	r := m.until("joined", joined)
+	e := m.entry("there", func(controlplane.Entry) bool { return true })
+	if got := e.Labels["security.istio.io/tlsMode"]; got != "disabled" {
+		t.Errorf("tlsMode %q, want disabled", got)
+	}
+	if r.Capture.Level == "all" {
+		t.Errorf("capture %+v, want none of TCP: there is no Envoy to take it", r.Capture)
+	}
+}
+
+func TestIstiodIsFoundByTheHostsFile(t *testing.T) {
+	istiod := newIstiod(t, controlplane.Config{ServerNames: []string{"istiod.nowhere.invalid"}})
+	m := newMachine(t, istiod)
+	_, port, _ := strings.Cut(istiod.Addr(), ":")
+	settings := strings.ReplaceAll(m.read(files.Wingman), `"`+istiod.Addr()+`"`, `"istiod.nowhere.invalid:`+port+`"`)
+	m.write(files.Wingman, settings)
+	m.write(files.Hosts, "127.0.0.1 istiod.nowhere.invalid\n")
+	m.start()
+	m.until("joined by the hosts file", joined)
+}
+
+func TestChangedAddressMakesAnotherEntry(t *testing.T) {
+	m := newMachine(t, newIstiod(t, controlplane.Config{Grace: 100 * time.Millisecond}))
+	m.start()
+	m.until("joined", joined)
+	m.entry("at its address", func(e controlplane.Entry) bool { return e.Address == "10.99.0.2" })
+	t.Cleanup(func() {
+		if err := setAddress(address); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := setAddress("10.99.0.7/24"); err != nil {
+		t.Fatal(err)
+	}
+	m.entry("at its new address", func(e controlplane.Entry) bool { return e.Address == "10.99.0.7" && e.Connected })
+	m.mustResolve("webapp.istioinaction", "10.96.97.98")
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if err := m.istiod.WaitEntries(ctx, func(es []controlplane.Entry) bool { return len(es) == 1 }); err != nil {
+		t.Errorf("the entry of the old address stays: %+v", m.istiod.Entries())
+	}
+}
+
+func TestReload(t *testing.T) {
+	m := newMachine(t, newIstiod(t, controlplane.Config{}))
+	m.start()
+	first := m.until("joined", joined)
+	good := m.read(files.Wingman)
+
+	// A bad file changes nothing, and is said.
+	m.write(files.Wingman, good+"nonsense: true\n")
+	m.reload()
+	r := m.until("degraded by the bad file", func(r status.Report) bool { return strings.Contains(strings.Join(r.Degraded, " "), "cannot be used") })
+	if !joined(r) || !strings.Contains(strings.Join(r.Config.Problems, " "), "nonsense") {
+		t.Errorf("after a bad reload %+v, want joined and the problem named", r)
+	}
+	m.mustResolve("webapp.istioinaction", "10.96.97.98")
+
+	// What is open stays open: DNS is where the sockets are, and what waits for a restart is said.
+	elsewhere := freePort(t)
+	m.write(files.Wingman, strings.Replace(good, m.dns.String(), elsewhere.String(), 1))
+	m.reload()
+	m.until("waiting for a restart", func(r status.Report) bool { return strings.Contains(strings.Join(r.Degraded, " "), "dns.listen") })
+	m.mustResolve("webapp.istioinaction", "10.96.97.98")
+
+	// A label takes another node: a new stream with it.
+	m.write(files.Wingman, good+"workload: {instance: renamed}\n")
+	m.reload()
+	r = m.until("registered under its new name", func(r status.Report) bool {
+		return joined(r) && strings.Contains(r.Instance.NodeID, "renamed.") && r.XDS != nil && r.XDS.Answered
+	})
+	if len(r.Degraded) > 0 && strings.Contains(strings.Join(r.Degraded, " "), "restart") {
+		t.Errorf("degraded %v although the file is as the daemon is", r.Degraded)
+	}
+	if r.PID != first.PID || r.Identity.Serial != first.Identity.Serial {
+		t.Errorf("after reloads serial %s, want %s: the certificate is used on", r.Identity.Serial, first.Identity.Serial)
+	}
+}
+
+// A control plane that is away, and one that says no, both show.
+func TestAnOutageShows(t *testing.T) {
+	istiod := newIstiod(t, controlplane.Config{})
+	istiod.RemoveGroup(files.Namespace, files.Group)
+	m := newMachine(t, istiod)
+	m.start()
+	m.until("degraded, naming the group", func(r status.Report) bool {
+		return strings.Contains(strings.Join(r.Degraded, " "), files.Namespace+"/"+files.Group)
+	})
+	files.AddGroup(istiod)
+	m.until("joined once the group is there", func(r status.Report) bool {
+		return joined(r) && !strings.Contains(strings.Join(r.Degraded, " "), "WorkloadGroup")
+	})
+	istiod.Stop()
+	r := m.until("away", func(r status.Report) bool { return r.XDS != nil && r.XDS.LastError != "" })
+	if r.XDS.DownSince.IsZero() || time.Since(r.XDS.DownSince) > patience {
+		t.Errorf("down since %v, want the moment it went", r.XDS.DownSince)
+	}
+}
+
+// The mesh's CA was replaced: a new root and a fresh token are enough, nobody restarts or renews anything.
+func TestReplacedCAIsFollowed(t *testing.T) {
+	istiod := newIstiod(t, controlplane.Config{})
+	m := newMachine(t, istiod)
+	m.start()
+	old := m.until("joined", joined).Identity.Serial
+	if err := istiod.Faults().RotateRoot(false); err != nil {
+		t.Fatal(err)
+	}
+	istiod.Faults().DropConnections()
+	m.until("cut off", func(r status.Report) bool { return r.XDS.LastError != "" })
+	m.write(files.RootCert, string(istiod.RootPEM()))
+	m.token(controlplane.TokenOptions{})
+	m.until("a member of the new CA's mesh", func(r status.Report) bool {
+		return joined(r) && r.Identity.Serial != old && r.XDS.Answered
+	})
+}
+
+// listener opens a port that accepts connections.
+func listener(t *testing.T) int {
+	t.Helper()
+	l, err := net.Listen("tcp", ":0") // the probe comes from 127.0.0.6 to the machine's own address
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			c.Close()
+		}
+	}()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+func (m *machine) read(name string) string {
+	m.t.Helper()
+	b, err := os.ReadFile(m.path(name))
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return string(b)
+}
