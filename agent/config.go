@@ -12,6 +12,7 @@ import (
 	"slices"
 
 	"wingman/bootstrap"
+	"wingman/bootstrap/identity"
 )
 
 // Where the settings in force are from.
@@ -36,6 +37,10 @@ func loadConfig(root string) (cfg *bootstrap.Config, source string, problems boo
 	if cfg != nil && problems.Err() == nil {
 		return cfg, sourceFiles, problems, nil
 	}
+	if cfg != nil && problems.Without(bootstrap.KeyRootCert).Err() == nil && keptRoot(cfg) {
+		// The store was wiped, and with it what our link leads to; identity goes by the operator's own file.
+		return cfg, sourceFiles, problems.Without(bootstrap.KeyRootCert), nil
+	}
 	if joined == nil {
 		return nil, "", problems, errors.Join(problems.Err(), joinErr)
 	}
@@ -52,6 +57,12 @@ func loadConfig(root string) (cfg *bootstrap.Config, source string, problems boo
 		return nil, "", problems, errors.Join(problems.Err(), fmt.Errorf("the last good settings cannot be used either: %w", old.Err()))
 	}
 	return cfg, sourceLastGood, problems, nil
+}
+
+// keptRoot reports whether the operator's root file is kept beside its place.
+func keptRoot(cfg *bootstrap.Config) bool {
+	_, err := os.Stat(identity.KeptRoot(cfg.Paths.RootCert))
+	return err == nil
 }
 
 // mustHaveMesh makes a missing mesh.yaml an error on a machine that never joined: Istio's defaults would let it join without its readiness probe, and the probe

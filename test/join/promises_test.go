@@ -2,6 +2,8 @@ package join
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -130,13 +132,41 @@ func TestIdentityOutlivesItsToken(t *testing.T) {
 	pairOnDisk(t, m)
 }
 
+// Promise 5: a store that was damaged or wiped costs a new certificate, not the membership.
+func TestADamagedStoreIsLeftBehind(t *testing.T) {
+	for name, damage := range map[string]func(m *machine){
+		"the only key is cut off": func(m *machine) { m.write("var/lib/wingman/identity/current/key.pem", "-----BEGIN RSA") },
+		"the chain is another's": func(m *machine) {
+			m.write("var/lib/wingman/identity/current/cert-chain.pem", string(m.istiod.RootPEM()))
+		},
+		"the state folder is wiped": func(m *machine) { m.remove("var/lib/wingman") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := newMachine(t, newIstiod(t, controlplane.Config{}))
+			m.start()
+			first := m.until("joined", joined).Identity.Serial
+			if err := m.stop(); err != nil {
+				t.Fatal(err)
+			}
+			damage(m)
+			m.token(controlplane.TokenOptions{})
+			m.start()
+			m.until("joined again with another certificate", func(r status.Report) bool {
+				return joined(r) && r.Identity.Serial != "" && r.Identity.Serial != first && r.XDS != nil && r.XDS.Answered
+			})
+			pairOnDisk(t, m)
+		})
+	}
+}
+
 // pairOnDisk checks that what applications read belongs together.
 func pairOnDisk(t *testing.T, m *machine) {
 	t.Helper()
-	for _, f := range []string{"key.pem", "cert-chain.pem", "root-cert.pem"} {
-		if b, err := os.ReadFile(m.path("etc/certs/" + f)); err != nil || !strings.Contains(string(b), "-----BEGIN") {
-			t.Errorf("%s: %d bytes, %v; want PEM", f, len(b), err)
-		}
+	if _, err := tls.LoadX509KeyPair(m.path("etc/certs/cert-chain.pem"), m.path("etc/certs/key.pem")); err != nil {
+		t.Errorf("key and chain in /etc/certs: %v", err)
+	}
+	if b, err := os.ReadFile(m.path("etc/certs/root-cert.pem")); err != nil || !x509.NewCertPool().AppendCertsFromPEM(b) {
+		t.Errorf("root in /etc/certs: %d bytes, %v; want PEM", len(b), err)
 	}
 }
 
