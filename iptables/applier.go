@@ -147,6 +147,11 @@ func (a *Applier) apply(ctx context.Context, rules *Rules) error {
 	if err := removeIstioTables(s); err != nil {
 		return err
 	}
+	if !needsPassthroughV6(rules) {
+		if err := removePassthroughV6(); err != nil {
+			return err
+		}
+	}
 	stale, err := staleRoutes(rules.Routes, s.marks)
 	if err != nil {
 		return err

@@ -171,3 +171,55 @@ func settled(text string) string {
 	}
 	return b.String()
 }
+
+func TestOneConfigurationAfterAnother(t *testing.T) {
+	tests := []struct {
+		name          string
+		first, second func(*Config)
+	}{
+		{"another mark keeps the route of the same table", func(c *Config) { c.Mode = ModeTProxy }, func(c *Config) { c.Mode, c.TProxyMark = ModeTProxy, 1400 }},
+		{"another route table", func(c *Config) { c.Mode = ModeTProxy }, func(c *Config) { c.Mode, c.TProxyTable = ModeTProxy, 140 }},
+		{"a table that is needed no more", func(c *Config) { c.Mode, c.DropInvalid, c.DualStack = ModeTProxy, true, true }, func(c *Config) {}},
+		{"rules between those of others that name none of our chains", func(c *Config) { c.ExcludeInterfaces, c.VirtualInterfaces = []string{"tun0"}, []string{"virbr0"} }, func(c *Config) { c.ExcludeInterfaces = []string{"wg0"} }},
+		{"only DNS after all", func(c *Config) {}, func(c *Config) { c.Level = LevelDNS }},
+		{"all after only DNS", func(c *Config) { c.Level = LevelDNS }, func(c *Config) {}},
+		{"nothing after all", func(c *Config) { c.Mode, c.DualStack = ModeTProxy, true }, func(c *Config) { c.Level = LevelNone }},
+	}
+	for _, backend := range allBackends {
+		for _, tt := range tests {
+			t.Run(backend+"/"+tt.name, func(t *testing.T) {
+				t.Parallel()
+				netns.New(t)
+				if backend != BackendNative {
+					load(t, "iptables-"+backend+"-restore", strangers)
+				}
+				empty := save(t, backend)
+				cfg, facts := vmDefault(backend)
+				tt.second(&cfg)
+				mustApply(t, cfg, facts)
+				want := save(t, backend)
+				if err := applier(t).Remove(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+
+				cfg, facts = vmDefault(backend)
+				tt.first(&cfg)
+				mustApply(t, cfg, facts)
+				cfg, facts = vmDefault(backend)
+				tt.second(&cfg)
+				mustApply(t, cfg, facts)
+				// The kernel numbers a policy rule before those that are there.
+				got := strings.ReplaceAll(save(t, backend), "32764:", "32765:")
+				if diff := cmp.Diff(want, got); diff != "" {
+					t.Errorf("after the other configuration the kernel is not as without it (-without +with):\n%s", diff)
+				}
+				if err := applier(t).Remove(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				if diff := cmp.Diff(empty, save(t, backend)); diff != "" {
+					t.Errorf("remove left (-before +after):\n%s", diff)
+				}
+			})
+		}
+	}
+}
