@@ -33,7 +33,7 @@ func TestExtensions(t *testing.T) {
 	disabled[1].Disabled = true
 	prefixed := slices.Clone(istioExtensions)
 	for i := range prefixed {
-		prefixed[i].TypeURLs = []string{"type.googleapis.com/" + prefixed[i].TypeURLs[0]}
+		prefixed[i].Name, prefixed[i].TypeURLs = "renamed", []string{"type.googleapis.com/" + prefixed[i].TypeURLs[0]}
 	}
 	for _, c := range []struct {
 		name    string

@@ -2,12 +2,16 @@ package stock
 
 import (
 	"bytes"
+	"errors"
 	"testing"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
+	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/structpb"
 )
 
@@ -49,6 +53,9 @@ func FuzzResponse(f *testing.F) {
 		if report.Changed == 0 && !bytes.Equal(in, out) {
 			t.Fatalf("changed without a word: %+v", report)
 		}
+		if valid(was.ProtoReflect()) && !valid(is.ProtoReflect()) {
+			t.Fatal("a message inside was broken")
+		}
 		clear := func(m proto.Message) {
 			m.ProtoReflect().Clear(m.ProtoReflect().Descriptor().Fields().ByName("resources"))
 		}
@@ -57,7 +64,7 @@ func FuzzResponse(f *testing.F) {
 		if !proto.Equal(was, is) {
 			t.Fatalf("the envelope changed from %v to %v", was, is)
 		}
-		again, second, err := r.Response(urlOf(fixtureLDS), delta, out)
+		_, second, err := r.Response(urlOf(fixtureLDS), delta, out)
 		if err != nil {
 			t.Fatalf("cannot be read again: %v", err)
 		}
@@ -67,8 +74,39 @@ func FuzzResponse(f *testing.F) {
 		if second.Marked != report.Marked {
 			t.Fatalf("clusters are marked by whim: %d, then %d", report.Marked, second.Marked)
 		}
-		_ = again
 	})
+}
+
+// valid reports whether every Any of a known type, however deep, holds a message of that type.
+func valid(m protoreflect.Message) bool {
+	if a, ok := m.Interface().(*anypb.Any); ok {
+		inner, err := a.UnmarshalNew()
+		if errors.Is(err, protoregistry.NotFound) || a.TypeUrl == "" {
+			return true
+		}
+		return err == nil && valid(inner.ProtoReflect())
+	}
+	ok := true
+	m.Range(func(fd protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		switch {
+		case fd.IsMap():
+			if fd.MapValue().Message() != nil {
+				v.Map().Range(func(_ protoreflect.MapKey, e protoreflect.Value) bool {
+					ok = ok && valid(e.Message())
+					return ok
+				})
+			}
+		case fd.Message() == nil:
+		case fd.IsList():
+			for i := range v.List().Len() {
+				ok = ok && valid(v.List().Get(i).Message())
+			}
+		default:
+			ok = valid(v.Message())
+		}
+		return ok
+	})
+	return ok
 }
 
 func FuzzFromRequest(f *testing.F) {

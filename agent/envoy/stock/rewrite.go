@@ -55,7 +55,7 @@ func (r *Rewriter) Response(typeURL string, delta bool, frame []byte) (out []byt
 			continue
 		}
 		r.patches, r.depth = r.patches[:0], 0
-		if _, err := r.resource(&f, delta); err != nil {
+		if err := r.resource(&f, delta); err != nil {
 			return nil, Report{}, fmt.Errorf("resource %d of a response of %s: %w", r.report.Resources, typeName(typeURL), err)
 		}
 		if len(r.patches) == 0 {
@@ -70,54 +70,35 @@ func (r *Rewriter) Response(typeURL string, delta bool, frame []byte) (out []byt
 		done = r.patches[len(r.patches)-1].end
 	}
 	slices.Sort(r.report.Left)
-	if done == 0 && out == nil {
+	if out == nil {
 		return frame, r.report, nil
 	}
 	return append(out, frame[done:]...), r.report, nil
 }
 
 // resource rewrites one element of a response's resources: a Resource in a delta response, an Any otherwise.
-func (r *Rewriter) resource(f *field, delta bool) (grown int, err error) {
+//
+// What ECDS delivers is an extension by itself: when Envoy lacks it, the whole resource goes. Envoy does not wait for it, since the
+// filters that would are taken out of the listeners.
+func (r *Rewriter) resource(f *field, delta bool) error {
 	r.report.Resources++
-	if !delta {
-		return r.delivered(f, f)
-	}
-	mark := r.open(f)
-	inner := field{end: f.body}
-	for inner.end < f.end {
-		if err := inner.read(r.in, inner.end, f.end); err != nil {
-			return 0, err
-		}
-		if inner.num != 2 || !inner.bytes() { // Resource.resource
-			continue
-		}
-		n, err := r.delivered(&inner, f)
-		if err != nil {
-			return 0, err
-		}
-		if n == gone {
-			return 0, nil
-		}
-		grown += n
-	}
-	return r.close(mark, f, grown), nil
-}
-
-// gone is what delivered returns after it took out the whole resource.
-const gone = -1 << 62
-
-// delivered rewrites the Any of a resource. What ECDS delivers is an extension by itself: when Envoy lacks it, the whole goes. Envoy does
-// not ask for it: filters that wait for such an extension are taken out of the listeners.
-func (r *Rewriter) delivered(f, whole *field) (grown int, err error) {
 	config := r.in[f.body:f.end]
+	if delta {
+		config = last(config, 2)
+	}
 	if string(nameOf(last(config, 1))) == typeTypedExtensionConfig {
 		if name, lacks := r.ext.lacks(effective(last(last(config, 2), 2), 0)); lacks {
-			r.patches = append(r.patches[:0], patch{at: whole.start, end: whole.end})
-			r.report.removed(name)
-			return gone, nil
+			r.remove(f, name)
+			return nil
 		}
 	}
-	return r.config(f)
+	var err error
+	if delta {
+		_, err = r.nest(&deltaResource, f)
+	} else {
+		_, err = r.config(f)
+	}
+	return err
 }
 
 // maxDepth bounds the nesting of messages, as Envoy's own parser does (100).
@@ -230,7 +211,7 @@ func (r *Rewriter) config(f *field) (grown int, err error) {
 		t = nameOf(last(last(body, 2), 1))
 		r.check(t)
 		return 0, nil
-	case typeFilterConfig, typeExtensionWithMatcher, typeListener, typeCluster, typeRoutes, typeVirtualHost, typeScopedRoutes, typeTypedExtensionConfig:
+	case typeFilterConfig, typeListener, typeCluster, typeRoutes, typeVirtualHost, typeScopedRoutes, typeTypedExtensionConfig:
 	default:
 		r.check(t)
 	}

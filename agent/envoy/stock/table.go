@@ -55,6 +55,7 @@ func (m *message) slot(num protowire.Number) *slot {
 
 // Messages on the way to a filter, an ALPN list or an Any, by Envoy's API v3. Names are those of Envoy's messages.
 var (
+	deltaResource         = message{slots: []slot{2: {do: extension}}}
 	extensionConfigSource = message{slots: []slot{2: {do: optional}, 4: {do: typeURLs}}}
 	typedExtensionConfig  = message{slots: []slot{2: {do: extension}}}
 	accessLog             = message{slots: []slot{4: {do: extension}}}

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
 
@@ -77,6 +78,7 @@ func TestTableMatchesEnvoysAPI(t *testing.T) {
 			}
 		}
 	}
+	check((&discoveryv3.Resource{}).ProtoReflect().Descriptor(), &deltaResource)
 	for name, m := range types {
 		d, err := protoregistry.GlobalFiles.FindDescriptorByName(protoreflect.FullName(name))
 		if err != nil {
