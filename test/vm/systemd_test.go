@@ -134,6 +134,8 @@ func TestAStopIsToldFromARestart(t *testing.T) {
 	want = append(want, "stop false error <nil>")
 	step(false, "systemctl", "try-restart", "wingman")
 	step(true, "systemctl", "isolate", "rescue.target")
+	// isolate does not wait for what it stops, and a start that comes after a stop makes it none.
+	m.await("the stop", func() bool { return m.show("wingman", "ActiveState") == "inactive" })
 	m.Run("systemctl", "isolate", "multi-user.target")
 	m.waitActive("wingman.service")
 	m.Reboot()
