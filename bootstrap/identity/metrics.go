@@ -34,7 +34,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		return prometheus.NewGauge(prometheus.GaugeOpts{Name: name, Help: help})
 	}
 	m := &metrics{
-		notAfter: gauge(metricNotAfter, "When the workload certificate in use expires. Istio: citadel's cert_expiry_seconds as a date."),
+		notAfter: gauge(metricNotAfter, "When the workload certificate in use expires. Istio: istio_agent_cert_expiry_seconds, there as seconds left."),
 		received: gauge(metricReceived, "When the workload certificate in use was received."),
 		renewAt:  gauge(metricRenewAt, "When its renewal is due."),
 		token:    gauge(metricToken, "When the token in the token file expires, by its own claims."),

@@ -31,7 +31,8 @@ type output struct {
 
 // ensure puts the three links in place. What stood there before is kept beside it under keptSuffix; a link that is somebody else's
 // is left alone and said. taken is the content of rootPath (the operator's root file, which may be one of the three) that has
-// been taken into the trust bundle, nil when none was: any other content of it is not replaced, it is news. Errors are joined; each link stands alone.
+// been taken into the trust bundle, nil when none was: any other content of it is not replaced, it is news. Errors are joined;
+// each link stands alone.
 func (o output) ensure(rootPath string, taken []byte, now time.Time) error {
 	if err := os.MkdirAll(o.dir, 0o755); err != nil {
 		if errors.Is(err, fs.ErrPermission) {

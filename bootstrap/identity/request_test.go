@@ -285,7 +285,7 @@ func TestARequestEndsWithItsContext(t *testing.T) {
 	}()
 	within(t, 5*time.Second, asked, "the request at the CA")
 	cancel()
-	if out := within(t, time.Second, done, "the end of the request"); out.err == nil || !strings.Contains(out.err.Error(), "given up") {
+	if out := within(t, 10*time.Second, done, "the end of the request"); out.err == nil || !strings.Contains(out.err.Error(), "given up") {
 		t.Errorf("got %v", out.err)
 	}
 }
