@@ -113,9 +113,7 @@ func RunConnectionAge(t *testing.T, cp ControlPlane, age, grace time.Duration) {
 		t.Run(kind.name, func(t *testing.T) {
 			m, cred := newVM(t, cp), token(t, cp)
 			conn := dial(t, cp, cred)
-			a := openADSOn(t, cp, conn, cred, kind.delta)
-			a.send(message{typeURL: nameTableType, node: m.node(t)})
-			a.ack(a.expect(nameTableType))
+			a := joinOn(t, cp, conn, m, cred, kind.delta)
 			opened := time.Now()
 			err := a.end(2*age + grace + stepTimeout)
 			lived := time.Since(opened)
@@ -125,9 +123,7 @@ func RunConnectionAge(t *testing.T, cp ControlPlane, age, grace time.Duration) {
 			if lived < age/2 {
 				t.Errorf("stream ended after %s, want about %s", lived, age+grace)
 			}
-			next := openADSOn(t, cp, conn, cred, kind.delta)
-			next.send(message{typeURL: nameTableType, node: m.node(t)})
-			next.expect(nameTableType)
+			joinOn(t, cp, conn, m, cred, kind.delta)
 		})
 	}
 }

@@ -4,7 +4,9 @@ import (
 	"maps"
 	"strings"
 	"testing"
+	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 )
@@ -18,10 +20,27 @@ var kinds = []struct {
 // join opens a stream for a machine, asks for the name table as the first request, and takes the answer.
 func join(t *testing.T, cp ControlPlane, m vm, c credential, delta bool) *ads {
 	t.Helper()
-	a := openADS(t, cp, c, delta)
-	a.send(message{typeURL: nameTableType, node: m.node(t)})
-	a.ack(a.expect(nameTableType))
-	return a
+	return joinOn(t, cp, dial(t, cp, c), m, c, delta)
+}
+
+// joinOn is join over a connection that is there. Right after another stream of the machine has closed istiod may still be writing that into the entry,
+// loses the race against itself and ends the new stream (Unknown, "Operation cannot be fulfilled"): a client tries again.
+func joinOn(t *testing.T, cp ControlPlane, conn *grpc.ClientConn, m vm, c credential, delta bool) *ads {
+	t.Helper()
+	for deadline := time.Now().Add(stepTimeout); ; {
+		a := openADSOn(t, cp, conn, c, delta)
+		a.send(message{typeURL: nameTableType, node: m.node(t)})
+		r, err := a.receive()
+		switch {
+		case err == nil && r.typeURL == nameTableType:
+			a.ack(r)
+			return a
+		case err == nil:
+			t.Fatalf("answer is of %s, want %s", r.typeURL, nameTableType)
+		case !strings.Contains(err.Error(), "Operation cannot be fulfilled") || time.Now().After(deadline):
+			t.Fatalf("stream ended, want an answer of %s: %v", nameTableType, err)
+		}
+	}
 }
 
 func registration(t *testing.T, cp ControlPlane) {
