@@ -132,7 +132,11 @@ func (a *Applier) apply(ctx context.Context, rules *Rules) error {
 		return errors.Join(err, undo())
 	}
 	a.host.step("routes")
-	if err := a.backend(name).apply(ctx, rules, s); err != nil {
+	err = a.backend(name).apply(ctx, rules, s)
+	if name == BackendNFT && rules.Backend == BackendAuto && isIncompatible(err) {
+		name, err = BackendNative, a.backend(BackendNative).apply(ctx, rules, s)
+	}
+	if err != nil {
 		return errors.Join(err, undo())
 	}
 	// From here on the new rules work; what is left is tidying up.

@@ -88,6 +88,19 @@ func TestWithoutEnvoyOnlyDNSGoesElsewhere(t *testing.T) {
 	}
 }
 
+func TestOnlyInboundPortsAreAStepOfAdoption(t *testing.T) {
+	w := newWorld(t)
+	cfg, facts := vmDefault(BackendNative)
+	cfg.InboundExcludePorts, cfg.OutboundPorts = []uint16{9090}, []uint16{443}
+	mustApply(t, cfg.OnlyInbound([]uint16{8080}), facts)
+	expect(t, w, []flow{
+		{who: "outside", proto: "tcp", to: vmAddr, port: 8080, end: "15006"},
+		{who: "outside", proto: "tcp", to: vmAddr, port: 9090, end: "direct"},
+		{who: "app", proto: "tcp", to: "203.0.113.9", port: 443, end: "direct"},
+		{who: "app", proto: "udp", to: "10.0.0.2", port: 53, end: "15053"},
+	})
+}
+
 func TestLevelNoneLeavesTheKernelAlone(t *testing.T) {
 	cfg, facts := vmDefault(BackendAuto)
 	cfg.Level = LevelNone

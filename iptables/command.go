@@ -86,6 +86,13 @@ func runCommand(ctx context.Context, stdin string, argv ...string) (string, erro
 
 const needsCapabilities = "it needs the capabilities NET_ADMIN and NET_RAW: run as root, or give them to the unit (AmbientCapabilities=)"
 
+// isIncompatible reports whether iptables-nft found a table that another tool made natively, which older versions refuse
+// to touch.
+func isIncompatible(err error) bool {
+	var ce *CommandError
+	return errors.As(err, &ce) && strings.Contains(ce.Stderr, "is incompatible, use 'nft' tool")
+}
+
 // hint turns what an iptables command said into the next step.
 func hint(command, stderr string) string {
 	has := func(s string) bool { return strings.Contains(stderr, s) }
@@ -94,6 +101,8 @@ func hint(command, stderr string) string {
 		return "the lock file must be writable for this user (tmpfiles.d: f /run/xtables.lock 0660 root istio-proxy -)"
 	case has("xtables lock"):
 		return lockHolder()
+	case has("is incompatible, use 'nft' tool"):
+		return "somebody else made that table with nft: choose backend native (or auto), which has a table of its own"
 	case has("you must be root"), has("Permission denied"), has("Operation not permitted"):
 		return needsCapabilities
 	case has("Table does not exist"), has("can't initialize"), has("Could not fetch rule set generation id"), has("does not exist (do you need to insmod?)"):

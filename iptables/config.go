@@ -161,6 +161,15 @@ func (c *Config) capturesInbound() bool { return c.InboundAll || len(c.InboundPo
 // capturesTCP reports whether Envoy takes any traffic: the full set of Istio's chains is then in place.
 func (c *Config) capturesTCP() bool { return c.Level == LevelAll && c.Mode != ModeNone }
 
+// OnlyInbound returns the configuration that captures DNS as c does and, of all other traffic, only the inbound connections to
+// some ports: a step of adoption between LevelDNS and LevelAll.
+func (c Config) OnlyInbound(ports []uint16) Config {
+	c.Level = LevelAll
+	c.InboundAll, c.InboundPorts, c.InboundExcludePorts = false, ports, nil
+	c.OutboundAll, c.OutboundCIDRs, c.OutboundPorts = false, nil, nil
+	return c
+}
+
 // validate returns every problem of c, which must have its defaults.
 func (c *Config) validate() error {
 	var errs []error

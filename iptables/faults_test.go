@@ -182,6 +182,30 @@ func TestMissingCommandsMeanTheNativeBackend(t *testing.T) {
 	}
 }
 
+func TestATableThatIptablesRefusesMeansTheNativeBackend(t *testing.T) {
+	netns.New(t)
+	a := applier(t)
+	a.host.run = func(_ context.Context, _ string, argv ...string) (string, error) { // as iptables 1.8.4 does
+		const says = "iptables-nft-restore v1.8.4 (nf_tables): table `nat' is incompatible, use 'nft' tool."
+		return "", &CommandError{Command: strings.Join(argv, " "), Stderr: says, Hint: hint(argv[0], says), Err: errors.New("exit status 1")}
+	}
+	cfg, facts := vmDefault(BackendNFT)
+	rules, err := Plan(cfg, facts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Apply(t.Context(), rules); err == nil || !strings.Contains(err.Error(), "choose backend native") {
+		t.Errorf("Apply by nft: %v; want the way out", err)
+	}
+	rules.Backend = BackendAuto
+	if err := a.Apply(t.Context(), rules); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(listing(t), "jump nat-istio-redirect") {
+		t.Error("the native table is not there")
+	}
+}
+
 func TestNativeBackendStartsNoProcessAndADefaultVMAtMostThree(t *testing.T) {
 	for backend, most := range map[string]int{BackendNative: 0, BackendNFT: 3, BackendLegacy: 3} {
 		t.Run(backend, func(t *testing.T) {
