@@ -20,23 +20,19 @@ type Admin struct {
 	client *http.Client
 }
 
-// NewAdmin makes a client for the Envoy that was started with in. It opens nothing.
-func NewAdmin(in Input) *Admin {
-	return &Admin{
-		base: "http://" + in.AdminAddr().String(),
-		own:  []string{portEnd(in.ReadinessPort), portEnd(in.PrometheusPort)},
-		// A connection for each call: one kept open would outlive the Envoy it leads to, and count as active in Connections.
+// NewAdmin makes a client for the Envoy whose admin port is at addr. own are the ports of listeners that carry no traffic of the
+// workload: those of its bootstrap file (Input.OwnPorts). It opens nothing.
+func NewAdmin(addr netip.AddrPort, own ...uint16) *Admin {
+	a := &Admin{
+		base: "http://" + addr.String(),
+		// A connection for each call: one kept open would outlive the Envoy it leads to.
 		client: &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DisableCompression: true}},
 	}
+	for _, port := range own {
+		a.own = append(a.own, "_"+strconv.Itoa(int(port)))
+	}
+	return a
 }
-
-// AdminOf is NewAdmin for a machine of which only its settings and addresses matter.
-func AdminOf(adminAddr netip.AddrPort, readinessPort, prometheusPort uint16) *Admin {
-	in := Input{AdminPort: adminAddr.Port(), ReadinessPort: readinessPort, PrometheusPort: prometheusPort, Addrs: []netip.Addr{adminAddr.Addr()}}
-	return NewAdmin(in)
-}
-
-func portEnd(port uint16) string { return "_" + strconv.Itoa(int(port)) }
 
 // Ready reports whether Envoy serves: its clusters and listeners have arrived and are warm. state is Envoy's own word (LIVE,
 // PRE_INITIALIZING, INITIALIZING, DRAINING). An error means that it did not answer.

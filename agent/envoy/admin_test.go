@@ -16,7 +16,7 @@ func adminOf(t *testing.T, h http.HandlerFunc) *Admin {
 	t.Helper()
 	s := httptest.NewServer(h)
 	t.Cleanup(s.Close)
-	return AdminOf(netip.MustParseAddrPort(s.Listener.Addr().String()), 15021, 15090)
+	return NewAdmin(netip.MustParseAddrPort(s.Listener.Addr().String()), 15021, 15090)
 }
 
 func TestConnections(t *testing.T) {

@@ -138,6 +138,9 @@ func (in Input) AdminAddr() netip.AddrPort {
 	return netip.AddrPortFrom(netip.MustParseAddr(familiesOf(in.Addrs).localhost), in.AdminPort)
 }
 
+// OwnPorts are those of the listeners in the file.
+func (in Input) OwnPorts() []uint16 { return []uint16{in.ReadinessPort, in.PrometheusPort} }
+
 func nodeOf(n bootstrap.Node) obj {
 	o := obj{"id": n.ID, "cluster": n.Cluster, "metadata": n.Metadata}
 	locality := obj{}

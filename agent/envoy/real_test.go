@@ -66,7 +66,7 @@ func TestEnvoyServes(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			admin := NewAdmin(in)
+			admin := NewAdmin(in.AdminAddr(), in.OwnPorts()...)
 			envoytest.Start(t, program, f.JSON)
 
 			// No control plane yet: it must wait for one, not serve half of a configuration.
@@ -129,7 +129,7 @@ func TestEnvoyCountsConnectionsAndDrains(t *testing.T) {
 	}
 	ads := envoytest.NewADS(t, in.XDSSocket)
 	ads.Set(envoytest.TypeListener, tcpListener(t, "virtualInbound", 15006))
-	admin := NewAdmin(in)
+	admin := NewAdmin(in.AdminAddr(), in.OwnPorts()...)
 	envoytest.Start(t, program, f.JSON, "--drain-time-s", "1")
 	awaitLive(t, admin)
 

@@ -2,6 +2,8 @@ package main
 
 import (
 	"os"
+	"os/signal"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -16,11 +18,14 @@ func newProxy(o *options) *cobra.Command {
 		Short: "Keep Envoy running, in the foreground: the supervisor that wingman-proxy.service runs",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			reopen := make(chan os.Signal, 1)
+			signal.Notify(reopen, syscall.SIGHUP)
 			return proxy.Run(cmd.Context(), proxy.Options{
 				Root:        o.root,
 				Getenv:      os.Getenv,
 				Stdout:      os.Stdout,
 				Stderr:      os.Stderr,
+				Reopen:      reopen,
 				HangTimeout: hang,
 			})
 		},

@@ -9,6 +9,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"io"
 	"log"
 	"math/big"
@@ -137,6 +138,26 @@ func TestEnvoyAcceptsWhatIsLeft(t *testing.T) {
 	}
 }
 
+// certificate makes a pair that nobody checks, and its PEM.
+func certificate(t *testing.T) (pair tls.Certificate, chainPEM, keyPEM []byte) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{"peer"}, NotAfter: time.Now().Add(time.Hour)}
+	cert, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{cert}, PrivateKey: key},
+		pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
+}
+
 // peer is a TLS server that keeps what each client offers.
 type peer struct {
 	addr    *corev3.Address
@@ -145,15 +166,7 @@ type peer struct {
 
 func newPeer(t *testing.T) *peer {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
-	cert, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
+	cert, _, _ := certificate(t)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -165,7 +178,7 @@ func newPeer(t *testing.T) *peer {
 		ErrorLog: log.New(io.Discard, "", 0),
 		Handler:  http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, r.Proto) }),
 		TLSConfig: &tls.Config{
-			Certificates: []tls.Certificate{{Certificate: [][]byte{cert}, PrivateKey: key}},
+			Certificates: []tls.Certificate{cert},
 			NextProtos:   []string{"h2", "http/1.1"}, // as Istio's inbound listeners
 			GetConfigForClient: func(h *tls.ClientHelloInfo) (*tls.Config, error) {
 				p.offered <- slices.Clone(h.SupportedProtos)
@@ -219,64 +232,106 @@ func runEnvoy(t *testing.T, file string) {
 	}
 }
 
-// The other side of TLS sees the protocols that it would see from Istio's Envoy.
-func TestPeersSeeIstiosProtocols(t *testing.T) {
-	envoyProgram(t)
-	p, tunnel := newPeer(t), newPeer(t)
-	dir, err := os.MkdirTemp("", "stock") // short: it holds sockets
+// pipes are the sockets on which Envoy listens, in a folder with a short name.
+type pipes string
+
+func newPipes(t *testing.T) pipes {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "stock")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	pipe := func(name string) *corev3.Address {
-		return &corev3.Address{Address: &corev3.Address_Pipe{Pipe: &corev3.Pipe{Path: filepath.Join(dir, name)}}}
-	}
+	return pipes(dir)
+}
 
-	// Clusters as istiod makes them: for TCP and HTTP/1, for HTTP/2, one that follows the client, one with the TLS of a DestinationRule,
-	// and one whose connections go through a tunnel (HBONE).
-	cluster := func(name string, to *corev3.Address, tlsContext *tlsv3.UpstreamTlsContext, o *upstreamv3.HttpProtocolOptions) *clusterv3.Cluster {
-		c := &clusterv3.Cluster{
-			Name: name, ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC}, ConnectTimeout: durationpb.New(5 * time.Second),
-			LoadAssignment: endpoints(name, to), TransportSocket: socket(t, tlsContext),
-			Filters: []*clusterv3.Filter{{Name: "istio.metadata_exchange", TypedConfig: udpa(t, typeMetadataExchange)}},
-		}
-		if o != nil {
-			c.TypedExtensionProtocolOptions = options(t, o)
-		}
-		return c
-	}
-	follow := &upstreamv3.HttpProtocolOptions{UpstreamProtocolOptions: &upstreamv3.HttpProtocolOptions_UseDownstreamProtocolConfig{UseDownstreamProtocolConfig: &upstreamv3.HttpProtocolOptions_UseDownstreamHttpConfig{
-		HttpProtocolOptions: &corev3.Http1ProtocolOptions{}, Http2ProtocolOptions: &corev3.Http2ProtocolOptions{},
-	}}}
-	inside := cluster("inside", &corev3.Address{Address: &corev3.Address_EnvoyInternalAddress{EnvoyInternalAddress: &corev3.EnvoyInternalAddress{
-		AddressNameSpecifier: &corev3.EnvoyInternalAddress_ServerListenerName{ServerListenerName: "connect_originate"},
-	}}}, upstreamTLS(peerExchange, "istio"), nil)
-	inside.TransportSocket = socket(t, &internalv3.InternalUpstreamTransport{TransportSocket: inside.TransportSocket})
-	clusters := delta(t,
-		cluster("http1", p.addr, upstreamTLS(peerExchange, "istio"), nil),
-		cluster("http2", p.addr, upstreamTLS(peerExchange, "istio", "h2"), http2Only()),
-		cluster("follow", p.addr, upstreamTLS(peerExchange, "istio"), follow),
-		inside,
-		cluster("tunnel", tunnel.addr, upstreamTLS("h2"), http2Only()),
-	)
+func (p pipes) address(name string) *corev3.Address {
+	return &corev3.Address{Address: &corev3.Address_Pipe{Pipe: &corev3.Pipe{Path: filepath.Join(string(p), name)}}}
+}
 
-	manager := &hcmv3.HttpConnectionManager{StatPrefix: "h", HttpFilters: []*hcmv3.HttpFilter{
-		httpFilterOf(udpa(t, typePeerMetadata)), httpFilterOf(any0(typeALPN)), httpFilterOf(any0(typeStats)), httpFilterOf(packed(t, &routerv3.Router{})),
-	}}
+func (p pipes) dial(name string) (net.Conn, error) {
+	return net.Dial("unix", filepath.Join(string(p), name))
+}
+
+// clients speak one version of HTTP each to the listener on a pipe.
+func (p pipes) clients(name string) map[string]*http.Client {
+	clients := map[string]*http.Client{}
+	for version, set := range map[string]func(*http.Protocols){
+		"HTTP/1.1": func(p *http.Protocols) { p.SetHTTP1(true) }, "HTTP/2.0": func(p *http.Protocols) { p.SetUnencryptedHTTP2(true) },
+	} {
+		protocols := new(http.Protocols)
+		set(protocols)
+		clients[version] = &http.Client{Transport: &http.Transport{
+			Protocols:   protocols,
+			DialContext: func(context.Context, string, string) (net.Conn, error) { return p.dial(name) },
+		}}
+	}
+	return clients
+}
+
+// istioCluster is a cluster as istiod makes it.
+func istioCluster(t *testing.T, name string, to *corev3.Address, tlsContext *tlsv3.UpstreamTlsContext, o *upstreamv3.HttpProtocolOptions) *clusterv3.Cluster {
+	c := &clusterv3.Cluster{
+		Name: name, ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC}, ConnectTimeout: durationpb.New(5 * time.Second),
+		LoadAssignment: endpoints(name, to), TransportSocket: socket(t, tlsContext),
+		Filters: []*clusterv3.Filter{{Name: "istio.metadata_exchange", TypedConfig: udpa(t, typeMetadataExchange)}},
+	}
+	if o != nil {
+		c.TypedExtensionProtocolOptions = options(t, o)
+	}
+	return c
+}
+
+func forward(to string) *tcpproxyv3.TcpProxy {
+	return &tcpproxyv3.TcpProxy{StatPrefix: "t", ClusterSpecifier: &tcpproxyv3.TcpProxy_Cluster{Cluster: to}}
+}
+
+// outbound are two listeners as istiod makes them: for HTTP, with a route to each cluster by its name, and for TCP to one cluster.
+func outbound(t *testing.T, p pipes, tcp string, clusters ...string) (toHTTP, toTCP *listenerv3.Listener) {
 	host := &routev3.VirtualHost{Name: "v", Domains: []string{"*"}}
-	for _, name := range []string{"http1", "http2", "follow", "inside"} {
+	for _, name := range clusters {
 		host.Routes = append(host.Routes, &routev3.Route{
 			Match:  &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/" + name}},
 			Action: &routev3.Route_Route{Route: &routev3.RouteAction{ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: name}}},
 		})
 	}
-	manager.RouteSpecifier = &hcmv3.HttpConnectionManager_RouteConfig{RouteConfig: &routev3.RouteConfiguration{VirtualHosts: []*routev3.VirtualHost{host}}}
-	forward := func(to string) *tcpproxyv3.TcpProxy {
-		return &tcpproxyv3.TcpProxy{StatPrefix: "t", ClusterSpecifier: &tcpproxyv3.TcpProxy_Cluster{Cluster: to}}
-	}
-	toHTTP, toTCP := managed(t, manager), chain(networkFilterOf(any0(typeStats)), networkFilterOf(packed(t, forward("http1"))))
-	toHTTP.Name, toHTTP.Address = "http", pipe("http")
-	toTCP.Name, toTCP.Address = "tcp", pipe("tcp")
+	toHTTP = managed(t, &hcmv3.HttpConnectionManager{
+		StatPrefix:     "h",
+		RouteSpecifier: &hcmv3.HttpConnectionManager_RouteConfig{RouteConfig: &routev3.RouteConfiguration{VirtualHosts: []*routev3.VirtualHost{host}}},
+		HttpFilters: []*hcmv3.HttpFilter{
+			httpFilterOf(udpa(t, typePeerMetadata)), httpFilterOf(any0(typeALPN)), httpFilterOf(any0(typeStats)), httpFilterOf(packed(t, &routerv3.Router{})),
+		},
+	})
+	toTCP = chain(networkFilterOf(any0(typeStats)), networkFilterOf(packed(t, forward(tcp))))
+	toHTTP.Name, toHTTP.Address = "http", p.address("http")
+	toTCP.Name, toTCP.Address = "tcp", p.address("tcp")
+	return toHTTP, toTCP
+}
+
+// The other side of TLS sees the protocols that it would see from Istio's Envoy.
+func TestPeersSeeIstiosProtocols(t *testing.T) {
+	envoyProgram(t)
+	p, tunnel := newPeer(t), newPeer(t)
+	pipes := newPipes(t)
+
+	// Clusters as istiod makes them: for TCP and HTTP/1, for HTTP/2, one that follows the client, one with the TLS of a DestinationRule,
+	// and one whose connections go through a tunnel (HBONE).
+	follow := &upstreamv3.HttpProtocolOptions{UpstreamProtocolOptions: &upstreamv3.HttpProtocolOptions_UseDownstreamProtocolConfig{UseDownstreamProtocolConfig: &upstreamv3.HttpProtocolOptions_UseDownstreamHttpConfig{
+		HttpProtocolOptions: &corev3.Http1ProtocolOptions{}, Http2ProtocolOptions: &corev3.Http2ProtocolOptions{},
+	}}}
+	inside := istioCluster(t, "inside", &corev3.Address{Address: &corev3.Address_EnvoyInternalAddress{EnvoyInternalAddress: &corev3.EnvoyInternalAddress{
+		AddressNameSpecifier: &corev3.EnvoyInternalAddress_ServerListenerName{ServerListenerName: "connect_originate"},
+	}}}, upstreamTLS(peerExchange, "istio"), nil)
+	inside.TransportSocket = socket(t, &internalv3.InternalUpstreamTransport{TransportSocket: inside.TransportSocket})
+	clusters := delta(t,
+		istioCluster(t, "http1", p.addr, upstreamTLS(peerExchange, "istio"), nil),
+		istioCluster(t, "http2", p.addr, upstreamTLS(peerExchange, "istio", "h2"), http2Only()),
+		istioCluster(t, "follow", p.addr, upstreamTLS(peerExchange, "istio"), follow),
+		inside,
+		istioCluster(t, "tunnel", tunnel.addr, upstreamTLS("h2"), http2Only()),
+	)
+
+	toHTTP, toTCP := outbound(t, pipes, "http1", "http1", "http2", "follow", "inside")
 	proxied := forward("tunnel")
 	proxied.TunnelingConfig = &tcpproxyv3.TcpProxy_TunnelingConfig{Hostname: "peer:80"}
 	originate := chain(networkFilterOf(packed(t, proxied)))
@@ -294,18 +349,7 @@ func TestPeersSeeIstiosProtocols(t *testing.T) {
 	}
 	runEnvoy(t, bootstrap(t, unpacked(t, newLDS, newListener), unpacked(t, newCDS, newCluster)))
 
-	dial := func(name string) (net.Conn, error) { return net.Dial("unix", filepath.Join(dir, name)) }
-	clients := map[string]*http.Client{}
-	for version, set := range map[string]func(*http.Protocols){
-		"HTTP/1.1": func(p *http.Protocols) { p.SetHTTP1(true) }, "HTTP/2.0": func(p *http.Protocols) { p.SetUnencryptedHTTP2(true) },
-	} {
-		protocols := new(http.Protocols)
-		set(protocols)
-		clients[version] = &http.Client{Transport: &http.Transport{
-			Protocols:   protocols,
-			DialContext: func(context.Context, string, string) (net.Conn, error) { return dial("http") },
-		}}
-	}
+	clients := pipes.clients("http")
 	one, two := []string{"istio-http/1.1", "istio", "http/1.1"}, []string{"istio-h2", "istio", "h2"}
 	for _, c := range []struct {
 		name, client, path string
@@ -333,7 +377,7 @@ func TestPeersSeeIstiosProtocols(t *testing.T) {
 		})
 	}
 	t.Run("TCP to the cluster that HTTP/1 uses too", func(t *testing.T) {
-		conn, err := dial("tcp")
+		conn, err := pipes.dial("tcp")
 		if err != nil {
 			t.Fatal(err)
 		}

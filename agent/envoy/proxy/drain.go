@@ -1,0 +1,61 @@
+package proxy
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"wingman/agent/envoy"
+)
+
+// Numbers of a drain.
+const (
+	drainAsk  = 2 * time.Second        // most that one question takes
+	drainPoll = 250 * time.Millisecond // between two
+	// drainEmpty is how often in a row there must be no connection: one may just be coming.
+	drainEmpty = 2
+	// drainDeaf is after how many questions without an answer there is no sense in more.
+	drainDeaf = 3
+)
+
+// drain makes Envoy shed its connections and returns when it has none left, cannot be asked, or ctx ends.
+func drain(ctx context.Context, admin *envoy.Admin, log *slog.Logger) {
+	ask := func(question func(ctx context.Context) error) error {
+		ctx, cancel := context.WithTimeout(ctx, drainAsk)
+		defer cancel()
+		return question(ctx)
+	}
+	if err := ask(admin.Drain); err != nil {
+		log.Warn("Envoy cannot be drained; it is ended at once", "cause", err)
+		return
+	}
+	tick := time.NewTicker(drainPoll)
+	defer tick.Stop()
+	for empty, deaf := 0, 0; ; {
+		var n int
+		var known bool
+		err := ask(func(ctx context.Context) (err error) { n, known, err = admin.Connections(ctx); return err })
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err != nil:
+			if deaf++; deaf == drainDeaf {
+				log.Warn("a draining Envoy does not answer; it is ended", "cause", err)
+				return
+			}
+		case known && n == 0:
+			deaf = 0
+			if empty++; empty == drainEmpty {
+				log.Info("no connection is left")
+				return
+			}
+		default: // what is not counted is waited for until the end
+			empty, deaf = 0, 0
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}

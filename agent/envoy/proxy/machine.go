@@ -1,0 +1,183 @@
+package proxy
+
+import "time"
+
+// Phase is where the supervisor stands with its Envoy.
+type Phase string
+
+// Phases.
+const (
+	PhaseWaiting  Phase = "waiting"  // Envoy cannot be started yet: State.Cause says why
+	PhaseStarting Phase = "starting" // it runs and has no configuration yet
+	PhaseLive     Phase = "live"     // it serves
+	PhaseHanging  Phase = "hanging"  // its admin port did not answer for HangTimeout: it was told to abort
+	PhaseBackoff  Phase = "back-off" // it ended; the next start comes by itself
+	PhaseDraining Phase = "draining" // asked to stop: connections come to their ends
+	PhaseStopping Phase = "stopping" // told to end
+	PhaseStopped  Phase = "stopped"
+)
+
+// timings are the machine's numbers.
+type timings struct {
+	first, most time.Duration // wait before a start after an end: doubles from first to most
+	retry       time.Duration // most that a start waits for what it needs
+	well        time.Duration // an Envoy that was live for so long starts from first again
+	hang        time.Duration // without an answer
+	drain       time.Duration // most that a drain takes; zero: none
+	grace       time.Duration // between SIGABRT or SIGTERM and SIGKILL
+}
+
+// machine is the state of the supervisor. Its zero value, with timings, waits to start at once.
+type machine struct {
+	timings
+	phase    Phase
+	deadline time.Time     // when evDeadline is due; zero: never
+	ended    time.Duration // wait after the next end; zero: first
+	failed   time.Duration // wait after the next failed start; zero: first
+	answered time.Time     // last answer of the present Envoy, or its start
+	liveAt   time.Time     // since when the present Envoy is live; zero: not yet
+	stop     bool          // asked to stop
+}
+
+// event is what happened.
+type event int
+
+const (
+	evDeadline    event = iota // machine.deadline passed
+	evStarted                  // after actStart: Envoy runs
+	evCannotStart              // after actStart: it does not
+	evLive                     // it answered, and serves
+	evNotLive                  // it answered, and does not serve
+	evSilent                   // it did not answer
+	evEnded
+	evDrained // after actDrain: nothing left to wait for
+	evStop    // the supervisor is to stop
+)
+
+// action is what is to be done about it.
+type action int
+
+const (
+	actNone action = iota
+	actStart
+	actAbort     // SIGABRT: Envoy says where it hangs
+	actKill      // SIGKILL
+	actDrain     // begin to drain; evDrained follows
+	actTerminate // SIGTERM
+	actDone      // nothing runs any more
+)
+
+func newMachine(t timings, now time.Time) machine {
+	return machine{timings: t, phase: PhaseWaiting, deadline: now}
+}
+
+// step is pure. An event that makes no sense in a phase (an answer that was under way when Envoy ended) changes nothing.
+func (m machine) step(ev event, now time.Time) (machine, action) {
+	if ev == evStop {
+		return m.stopNow(now)
+	}
+	switch m.phase {
+	case PhaseWaiting, PhaseBackoff:
+		switch ev {
+		case evDeadline:
+			m.deadline = time.Time{}
+			return m, actStart
+		case evStarted:
+			m.phase, m.deadline, m.failed, m.answered, m.liveAt = PhaseStarting, time.Time{}, 0, now, time.Time{}
+		case evCannotStart:
+			m.phase = PhaseWaiting
+			m.deadline, m.failed = m.after(now, m.failed, m.retry)
+		}
+	case PhaseStarting, PhaseLive:
+		switch ev {
+		case evLive:
+			m.answered = now
+			if m.phase == PhaseStarting {
+				m.phase, m.liveAt = PhaseLive, now
+			}
+		case evNotLive:
+			m.answered = now
+		case evSilent:
+			if now.Sub(m.answered) >= m.hang {
+				m.phase, m.deadline = PhaseHanging, now.Add(m.grace)
+				return m, actAbort
+			}
+		case evEnded:
+			return m.backOff(now), actNone
+		}
+	case PhaseHanging:
+		switch ev {
+		case evDeadline:
+			m.deadline = time.Time{}
+			return m, actKill
+		case evEnded:
+			if m.stop {
+				return m.done()
+			}
+			return m.backOff(now), actNone
+		}
+	case PhaseDraining:
+		switch ev {
+		case evDrained, evDeadline:
+			return m.terminate(now)
+		case evEnded:
+			return m.done()
+		}
+	case PhaseStopping:
+		switch ev {
+		case evDeadline:
+			m.deadline = time.Time{}
+			return m, actKill
+		case evEnded:
+			return m.done()
+		}
+	}
+	return m, actNone
+}
+
+// stopNow begins the way out. Only an Envoy that serves has something to drain.
+func (m machine) stopNow(now time.Time) (machine, action) {
+	if m.stop {
+		return m, actNone
+	}
+	m.stop = true
+	switch m.phase {
+	case PhaseWaiting, PhaseBackoff:
+		return m.done()
+	case PhaseStarting:
+		return m.terminate(now)
+	case PhaseLive:
+		if m.drain <= 0 {
+			return m.terminate(now)
+		}
+		m.phase, m.deadline = PhaseDraining, now.Add(m.drain)
+		return m, actDrain
+	}
+	return m, actNone // hanging: its end, which is under way, is the end
+}
+
+func (m machine) terminate(now time.Time) (machine, action) {
+	m.phase, m.deadline = PhaseStopping, now.Add(m.grace)
+	return m, actTerminate
+}
+
+func (m machine) done() (machine, action) {
+	m.phase, m.deadline = PhaseStopped, time.Time{}
+	return m, actDone
+}
+
+// backOff plans the next start after an end.
+func (m machine) backOff(now time.Time) machine {
+	if !m.liveAt.IsZero() && now.Sub(m.liveAt) >= m.well {
+		m.ended = 0
+	}
+	m.phase = PhaseBackoff
+	m.deadline, m.ended = m.after(now, m.ended, m.most)
+	return m
+}
+
+// after returns now and wait later, and the wait after that.
+func (m machine) after(now time.Time, wait, most time.Duration) (time.Time, time.Duration) {
+	wait = min(max(wait, m.first), most)
+	return now.Add(wait), min(2*wait, most)
+}

@@ -1,0 +1,166 @@
+package proxy
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"wingman/bootstrap"
+	"wingman/systemd"
+)
+
+// Options are what cmd hands in.
+type Options struct {
+	Root           string // folder that stands for "/"
+	Getenv         func(string) string
+	Stdout, Stderr *os.File
+	Reopen         <-chan os.Signal // SIGHUP: the log file was moved away; may be nil
+	HangTimeout    time.Duration    // see Config.HangTimeout
+}
+
+// settingsRetry is how often settings that cannot be used are read again.
+const settingsRetry = 5 * time.Second
+
+// Run is `wingman proxy`: it keeps this machine's Envoy running until ctx ends, and returns nil then.
+//
+// Whatever is missing is waited for, settings too: its unit starts it again at once whenever it ends, and a loop of starts would
+// cost the machine more than a wait.
+func Run(ctx context.Context, o Options) error {
+	notify, err := systemd.NewNotifier(o.Getenv)
+	if err != nil {
+		return err
+	}
+	hostname, err := os.Hostname()
+	if err != nil {
+		return fmt.Errorf("host name: %w", err)
+	}
+	handler, err := newLog(bootstrap.Log{Level: "info"}, o)
+	if err != nil {
+		return err
+	}
+	log := slog.New(handler)
+	// The unit must not time out while istiod is away, or there is no Envoy: up means that it is being looked after.
+	if err := notify.Ready(); err != nil {
+		log.Debug("systemd was not told", "cause", err)
+	}
+	var helpers sync.WaitGroup
+	defer helpers.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	helpers.Go(func() { pat(ctx, notify) })
+	cfg := waitSettings(ctx, o.Root, log, notify)
+	if cfg == nil {
+		return nil // only ctx ends the wait
+	}
+	if handler, err = newLog(cfg.Log, o); err != nil {
+		return err
+	}
+	log = slog.New(handler)
+	helpers.Go(func() { reopen(ctx, handler, log, o.Reopen) })
+	c := ConfigOf(cfg, hostname, log.With(systemd.ScopeKey, "proxy"))
+	c.EnvoyLog = log.With(systemd.ScopeKey, "envoy")
+	c.HangTimeout, c.Stdout = o.HangTimeout, o.Stdout
+	c.OnState = func(s State) {
+		if err := notify.Status(s.text()); err != nil {
+			log.Debug("systemd was not told", "cause", err)
+		}
+	}
+	s, err := New(c)
+	if err != nil {
+		return err
+	}
+	context.AfterFunc(ctx, func() {
+		if err := notify.Stopping(); err != nil {
+			log.Debug("systemd was not told", "cause", err)
+		}
+	})
+	return s.Run(ctx)
+}
+
+// waitSettings returns settings once there are some that can be used, nil when ctx ends before.
+func waitSettings(ctx context.Context, root string, log *slog.Logger, notify *systemd.Notifier) *bootstrap.Config {
+	said := ""
+	for {
+		cfg, warning, err := loadSettings(root)
+		if warning != nil {
+			log.Warn("settings cannot be used; Envoy runs with the last good ones", "cause", warning)
+		}
+		if err == nil {
+			return cfg
+		}
+		if err.Error() != said {
+			said = err.Error()
+			log.Error("settings cannot be used; they are read again until they can", "cause", err)
+			if err := notify.Status("waiting for settings that can be used"); err != nil {
+				log.Debug("systemd was not told", "cause", err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(settingsRetry):
+		}
+	}
+}
+
+// pat keeps systemd's watchdog quiet, where one is set.
+func pat(ctx context.Context, notify *systemd.Notifier) {
+	every := notify.WatchdogInterval()
+	if every == 0 {
+		return
+	}
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		_ = notify.Watchdog() // without it systemd acts
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// reopen follows logrotate.
+func reopen(ctx context.Context, h *systemd.LogHandler, log *slog.Logger, asked <-chan os.Signal) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-asked:
+			if err := h.Reopen(); err != nil {
+				log.Error("the log file stays the old one", "cause", err)
+			}
+		}
+	}
+}
+
+// text is one line for systemctl status.
+func (s State) text() string {
+	text := "Envoy: " + string(s.Phase)
+	if s.PID != 0 {
+		text += fmt.Sprintf(", pid %d", s.PID)
+	}
+	if s.EnvoyState != "" {
+		text += ", " + s.EnvoyState
+	}
+	if s.Cause != "" {
+		text += ": " + s.Cause
+	}
+	return text
+}
+
+// newLog makes the handler of every logger here.
+func newLog(c bootstrap.Log, o Options) (*systemd.LogHandler, error) {
+	levels := map[string]slog.Level{"debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "error": slog.LevelError, "none": slog.LevelError + 100}
+	scopes := map[string]slog.Level{}
+	for scope, name := range c.Scopes {
+		scopes[scope] = levels[name]
+	}
+	return systemd.NewLogHandler(systemd.LogConfig{
+		Stream: o.Stderr, Getenv: o.Getenv, JSON: c.Format == "json", Level: levels[c.Level], Scopes: scopes, File: c.File,
+	})
+}

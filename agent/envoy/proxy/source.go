@@ -1,0 +1,174 @@
+package proxy
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"wingman/agent/envoy"
+	"wingman/bootstrap"
+)
+
+// lastGoodFile is where the agent keeps the settings' files as they last worked, below the state folder.
+const lastGoodFile = "last-good.json"
+
+// loadSettings reads the settings of a machine. Where the files cannot be used it takes those that the agent used last, as the agent
+// does: a file that was broken last must not take Envoy from a machine whose traffic goes through it. warning then says why.
+func loadSettings(root string) (cfg *bootstrap.Config, warning error, err error) {
+	cfg, problems := bootstrap.Load(root)
+	if cfg != nil {
+		return cfg, nil, nil // an unusable root certificate is the agent's business
+	}
+	b, readErr := os.ReadFile(filepath.Join(bootstrap.DefaultPaths(root).StateDir, lastGoodFile))
+	var files bootstrap.Snapshot
+	if readErr != nil || json.Unmarshal(b, &files) != nil {
+		return nil, nil, problems.Err()
+	}
+	cfg, _ = bootstrap.LoadSnapshot(root, files)
+	if cfg == nil {
+		return nil, nil, problems.Err()
+	}
+	return cfg, problems.Err(), nil
+}
+
+// source finds the bootstrap file, or makes it.
+type source struct {
+	cfg      *bootstrap.Config
+	hostname string
+	patience time.Duration // how long the agent's file is waited for
+	began    time.Time     // when it was first missed; zero: not yet
+	log      *slog.Logger
+	noted    bool
+}
+
+// agentPatience is how long the agent has to write its file: it starts with this process, and needs the machine's address.
+const agentPatience = 5 * time.Second
+
+// path returns the agent's file. Where the agent has not written one, this process makes its own after a while: Envoy then runs,
+// and waits for the agent's sockets.
+func (s *source) path(ctx context.Context) (string, error) {
+	ours := envoy.BootstrapPath(s.cfg)
+	if _, err := os.Stat(ours); err == nil {
+		s.began = time.Time{}
+		return ours, nil
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("envoy's bootstrap file: %w", err)
+	}
+	if s.began.IsZero() {
+		s.began = time.Now()
+	}
+	if time.Since(s.began) < s.patience {
+		return "", fmt.Errorf("the agent has not written %s: %w", ours, errExpected)
+	}
+	f, err := Make(ctx, s.cfg, s.hostname)
+	if err != nil {
+		return "", fmt.Errorf("the agent has not written %s, and without it: %w", ours, err)
+	}
+	path := filepath.Join(RunDir(s.cfg), filepath.Base(ours))
+	if _, err := envoy.Write(path, f); err != nil {
+		return "", err
+	}
+	if !s.noted {
+		s.noted = true
+		s.log.Warn("the agent has not written Envoy's bootstrap file; one is made from the settings", "missing", ours, "made", path)
+		for _, note := range f.Notes {
+			s.log.Warn("Envoy's bootstrap file", "note", note)
+		}
+	}
+	return path, nil
+}
+
+// Make makes the bootstrap file of this machine, as the agent does, without the agent: `wingman envoy bootstrap`. The machine's
+// address is asked of the kernel, with the route to istiod's addresses in istioctl's hosts file where it has them.
+func Make(ctx context.Context, cfg *bootstrap.Config, hostname string) (envoy.File, error) {
+	host := cfg.Discovery.Address
+	if i := strings.LastIndexByte(host, ':'); i > 0 {
+		host = host[:i]
+	}
+	targets := cfg.Hosts[strings.ToLower(host)]
+	if a, err := netip.ParseAddr(strings.Trim(host, "[]")); err == nil {
+		targets = []netip.Addr{a}
+	}
+	addrs, err := bootstrap.InstanceAddrs(ctx, cfg, targets)
+	if err != nil {
+		return envoy.File{}, err
+	}
+	node := cfg.Node(bootstrap.NodeFacts{Hostname: hostname, Addrs: addrs, Envoy: true})
+	return envoy.Bootstrap(envoy.InputOf(cfg, node, addrs))
+}
+
+// portsOf lists what Envoy will listen on: the ports of the bootstrap file, and those that istiod's listeners get.
+func portsOf(cfg *bootstrap.Config, facts envoy.Facts) []Port {
+	ports := []Port{{Addr: facts.Admin, Purpose: "its admin interface", Setting: "envoy.adminPort"}}
+	for _, l := range facts.Listeners {
+		p := Port{Addr: l, Purpose: "a listener of its bootstrap file"}
+		switch l.Port() {
+		case cfg.Status.ReadinessPort:
+			p.Purpose, p.Setting = "readiness", "status.readinessPort"
+		case cfg.Status.PrometheusPort:
+			p.Purpose, p.Setting = "metrics", "status.prometheusPort"
+		}
+		ports = append(ports, p)
+	}
+	everywhere := netip.IPv6Unspecified()
+	if facts.IPv4 {
+		everywhere = netip.IPv4Unspecified()
+	}
+	add := func(port uint16, purpose, setting string) {
+		ports = append(ports, Port{Addr: netip.AddrPortFrom(everywhere, port), Purpose: purpose, Setting: setting})
+	}
+	add(cfg.Capture.ProxyPort, "outbound traffic", "rules.proxyPort")
+	add(cfg.Capture.InboundPort, "inbound traffic", "rules.inboundPort")
+	if cfg.Envoy.HBONE {
+		add(cfg.Capture.TunnelPort, "HBONE", "rules.tunnelPort")
+	}
+	return ports
+}
+
+// override is the variable whose file is merged into the bootstrap file (Istio: pkg/envoy/proxy.go).
+const override = "ISTIO_BOOTSTRAP_OVERRIDE"
+
+// argumentsOf are the flags for one machine.
+func argumentsOf(cfg *bootstrap.Config, facts envoy.Facts) ([]string, error) {
+	args := arguments(cfg.Envoy, facts.IPv4)
+	for _, s := range cfg.Settings() {
+		if s.Key == override && s.Value != "" {
+			b, err := os.ReadFile(filepath.Join(cfg.Root, filepath.Join("/", s.Value)))
+			if err != nil {
+				return nil, fmt.Errorf("%s of %s: %w", override, s.File, err)
+			}
+			args = append(args, "--config-yaml", string(b))
+		}
+	}
+	return args, nil
+}
+
+// ConfigOf is the configuration of the supervisor of one machine. The caller adds outputs and logs.
+func ConfigOf(cfg *bootstrap.Config, hostname string, log *slog.Logger) Config {
+	files := &source{cfg: cfg, hostname: hostname, patience: agentPatience, log: log}
+	c := Config{
+		Program:   func() (string, error) { return envoy.Find(cfg.Envoy) },
+		Required:  cfg.Envoy.Enabled == "true",
+		Bootstrap: files.path,
+		Args:      func(f envoy.Facts) ([]string, error) { return argumentsOf(cfg, f) },
+		Ports:     func(f envoy.Facts) []Port { return portsOf(cfg, f) },
+		Dir:       cfg.Root,
+		RunDir:    RunDir(cfg),
+		Env:       os.Environ(),
+		Drain:     cfg.Envoy.TerminationDrain,
+		Log:       log,
+	}
+	// Root's traffic is not exempt from capture: an Envoy of root would get back what it sends.
+	if os.Geteuid() == 0 && cfg.Capture.UserKnown && cfg.Capture.ProxyUID != 0 {
+		c.User = &User{UID: cfg.Capture.ProxyUID, GID: cfg.Capture.ProxyGID}
+	}
+	return c
+}

@@ -1,0 +1,315 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"wingman/agent/envoy"
+)
+
+// Config is what a Supervisor is made from. Functions are called from Run's goroutine before each start; their errors are told and
+// the start tried again.
+type Config struct {
+	// Program finds Envoy.
+	Program func() (string, error)
+	// Bootstrap returns the path of the bootstrap file.
+	Bootstrap func(ctx context.Context) (string, error)
+	// Args returns the flags for an Envoy of these facts, but for the bootstrap file.
+	Args func(envoy.Facts) ([]string, error)
+	// Ports are those that Envoy will listen on, with these facts.
+	Ports func(envoy.Facts) []Port
+
+	Required bool // a missing program is a fault, not a choice
+
+	Dir    string   // Envoy's working folder, where relative paths of istiod's configuration begin
+	RunDir string   // lock and state
+	Env    []string // this process's environment
+	User   *User    // whom Envoy runs as; nil: this process's user
+
+	Drain       time.Duration // most that a stop waits for connections; zero: not at all. Istio: terminationDrainDuration
+	HangTimeout time.Duration // an Envoy that does not answer for so long is ended; zero means 60 s
+	Stdout      io.Writer     // takes Envoy's access logs; nil discards
+	OnState     func(State)   // told of every change, from Run's goroutine; nil: nobody
+	Log         *slog.Logger  // nil discards
+	EnvoyLog    *slog.Logger  // takes Envoy's own log; nil means Log
+}
+
+// Numbers of a supervisor; drain and hang time are settings.
+const (
+	firstWait   = 50 * time.Millisecond // so that the first restart comes within 100 ms
+	mostWait    = 30 * time.Second
+	mostRetry   = 5 * time.Second // for a program, a bootstrap file, a port: a file or two are looked at
+	wellAfter   = time.Minute
+	endGrace    = 5 * time.Second
+	defaultHang = time.Minute // a push of 50 MB keeps Envoy's main thread busy for seconds
+	askEagerly  = 50 * time.Millisecond
+	askCalmly   = time.Second
+)
+
+// Supervisor keeps an Envoy running. Make it with New.
+type Supervisor struct {
+	cfg     Config
+	log     *slog.Logger
+	timings timings
+	orphan  bool // tests only: Envoy outlives this process
+
+	// Run's goroutine alone uses these.
+	lock    *lock
+	envoy   *running       // nil: none
+	admin   *envoy.Admin   // of the present Envoy
+	cancel  func()         // ends what asks and drains the present Envoy
+	helpers sync.WaitGroup // what asks and drains
+	heard   chan answer    // what Envoy said
+	drained chan struct{}
+	killed  bool // by this supervisor
+	said    string
+
+	mu    sync.Mutex // guards everything below
+	state State
+}
+
+// answer is the outcome of one question to an admin port.
+type answer struct {
+	pid   int // of the Envoy that was asked
+	event event
+	state string
+}
+
+// New checks cfg. It opens and starts nothing.
+func New(cfg Config) (*Supervisor, error) {
+	if cfg.Program == nil || cfg.Bootstrap == nil || cfg.Args == nil || cfg.Ports == nil || cfg.RunDir == "" || cfg.Dir == "" {
+		return nil, errors.New("a supervisor needs a program, a bootstrap file, flags, ports and folders")
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.EnvoyLog == nil {
+		cfg.EnvoyLog = cfg.Log
+	}
+	if cfg.Stdout == nil {
+		cfg.Stdout = io.Discard
+	}
+	if cfg.HangTimeout <= 0 {
+		cfg.HangTimeout = defaultHang
+	}
+	return &Supervisor{
+		cfg: cfg, log: cfg.Log,
+		timings: timings{first: firstWait, most: mostWait, retry: mostRetry, well: wellAfter, hang: cfg.HangTimeout, drain: cfg.Drain, grace: endGrace},
+		heard:   make(chan answer), drained: make(chan struct{}, 1),
+		state: State{Phase: PhaseStopped, Supervisor: os.Getpid(), Since: time.Now()},
+	}, nil
+}
+
+// State returns a snapshot; safe at any time.
+func (s *Supervisor) State() State {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.state
+}
+
+// Run keeps Envoy running until ctx ends, drains it then and returns nil. Its errors are what only a person can mend: another
+// supervisor runs, or the run folder cannot be used. Call it once.
+func (s *Supervisor) Run(ctx context.Context) error {
+	l, err := takeLock(ctx, s.cfg.RunDir, s.log)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return err
+	}
+	s.lock = l
+	defer l.close()
+	if n, err := raiseFileLimit(); err != nil {
+		s.log.Warn("Envoy gets no more open files than this process had", "cause", err)
+	} else {
+		s.log.Debug("limit of open files", "files", n)
+	}
+	m := newMachine(s.timings, time.Now())
+	s.publish(m, "")
+	stop := ctx.Done()
+	for {
+		var due <-chan time.Time
+		if !m.deadline.IsZero() {
+			due = time.After(time.Until(m.deadline))
+		}
+		var ended chan error
+		if s.envoy != nil {
+			ended = s.envoy.ended
+		}
+		var ev event
+		select {
+		case <-stop:
+			stop, ev = nil, evStop
+		case <-due:
+			ev = evDeadline
+		case err := <-ended:
+			s.gone(err, m)
+			ev = evEnded
+		case a := <-s.heard:
+			if s.envoy == nil || a.pid != s.envoy.pid {
+				continue
+			}
+			s.noteWord(a.state)
+			ev = a.event
+		case <-s.drained:
+			ev = evDrained
+		}
+		next, act := m.step(ev, time.Now())
+		if m = s.moved(m, next); act == actDone {
+			return nil
+		}
+		if m = s.act(ctx, m, act); m.phase == PhaseStopped {
+			return nil
+		}
+	}
+}
+
+// act does what the machine wants, and returns the machine as it is then.
+func (s *Supervisor) act(ctx context.Context, m machine, act action) machine {
+	switch act {
+	case actStart:
+		ev := evStarted
+		if err := s.start(ctx); err != nil {
+			ev = evCannotStart
+			s.publishCause(err.Error())
+			s.sayCannotStart(err)
+		}
+		next, _ := m.step(ev, time.Now())
+		return s.moved(m, next)
+	case actAbort:
+		s.envoy.signal(syscall.SIGABRT)
+	case actKill:
+		s.log.Warn("Envoy does not end when told to; it is killed", "pid", s.envoy.pid)
+		s.killed = true
+		s.envoy.signal(syscall.SIGKILL)
+	case actTerminate:
+		s.envoy.signal(syscall.SIGTERM)
+	case actDrain:
+		drainCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+		end := s.cancel
+		s.cancel = func() { cancel(); end() }
+		admin := s.admin
+		s.helpers.Go(func() {
+			drain(drainCtx, admin, s.log)
+			s.drained <- struct{}{} // it holds one, and there is one drain
+		})
+	}
+	return m
+}
+
+// start looks for everything that Envoy needs, and starts it.
+func (s *Supervisor) start(ctx context.Context) error {
+	program, err := s.cfg.Program()
+	if err != nil {
+		return err
+	}
+	file, err := s.cfg.Bootstrap(ctx)
+	if err != nil {
+		return err
+	}
+	content, err := os.ReadFile(file)
+	if err != nil {
+		return fmt.Errorf("envoy's bootstrap file: %w", err)
+	}
+	facts, err := envoy.FactsOf(content)
+	if err != nil {
+		return err
+	}
+	if err := checkPorts(s.cfg.Ports(facts)); err != nil {
+		return err
+	}
+	args, err := s.cfg.Args(facts)
+	if err != nil {
+		return err
+	}
+	c := command{
+		path: program, args: append([]string{"--config-path", file}, args...), env: environment(s.cfg.Env), dir: s.cfg.Dir,
+		user: s.cfg.User, lock: s.lock.file, stdout: s.cfg.Stdout, log: s.cfg.EnvoyLog, orphan: s.orphan,
+	}
+	if s.envoy, err = c.start(); err != nil {
+		return err
+	}
+	s.said, s.killed = "", false
+	if p, err := processOf(s.envoy.pid); err == nil { // else it ended already
+		if err := s.lock.note(p); err != nil {
+			s.log.Warn("an Envoy left over would not be known", "cause", err)
+		}
+	}
+	s.admin = envoy.NewAdmin(facts.Admin, facts.OwnPorts()...)
+	askCtx, cancel := context.WithCancel(context.Background())
+	s.cancel = cancel
+	admin, pid := s.admin, s.envoy.pid
+	s.helpers.Go(func() { s.ask(askCtx, admin, pid) })
+
+	s.mu.Lock()
+	s.state.Starts++
+	s.state.PID, s.state.Program, s.state.EnvoyState = pid, program, ""
+	s.mu.Unlock()
+	return nil
+}
+
+// ask asks Envoy how it is, until ctx ends: often until it is live, then now and then.
+func (s *Supervisor) ask(ctx context.Context, admin *envoy.Admin, pid int) {
+	limit := max(min(s.cfg.HangTimeout/4, 2*time.Second), 50*time.Millisecond)
+	pause := askEagerly
+	for {
+		one, cancel := context.WithTimeout(ctx, limit)
+		live, word, err := admin.Ready(one)
+		cancel()
+		a := answer{pid: pid, event: evNotLive, state: word}
+		switch {
+		case err != nil:
+			a.event = evSilent
+		case live:
+			a.event, pause = evLive, min(askCalmly, limit)
+		}
+		select {
+		case s.heard <- a:
+		case <-ctx.Done():
+			return
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// gone takes the end of Envoy in.
+func (s *Supervisor) gone(err error, m machine) {
+	s.cancel()
+	s.helpers.Wait()
+	select {
+	case <-s.drained: // a drain that the end cut short
+	default:
+	}
+	pid := s.envoy.pid
+	s.envoy, s.admin, s.cancel = nil, nil, nil
+	if noteErr := s.lock.note(process{}); noteErr != nil {
+		s.log.Warn("an Envoy left over would not be known", "cause", noteErr)
+	}
+	cause := "it ended by itself, with exit status 0"
+	if err != nil {
+		cause = err.Error()
+	}
+	if strings.HasPrefix(cause, killedBy+"SIGKILL") && !s.killed {
+		cause += " (not by this process: the kernel does that when memory runs out)"
+	}
+	s.mu.Lock()
+	s.state.PID, s.state.EnvoyState, s.state.Cause = 0, "", cause
+	s.mu.Unlock()
+	if m.stop {
+		s.log.Info("Envoy has ended", "pid", pid, "with", cause)
+		return
+	}
+	s.log.Error("Envoy ended; it will be started again", "pid", pid, "cause", cause)
+}
