@@ -35,7 +35,7 @@
 //	    generations/6/              to fall back to
 //	    corrupt/5/                  did not pass the check at a start; kept for inspection, at most three
 //	OutputDir/                      /etc/certs
-//	    key.pem -> StateDir/identity/current/key.pem          and the other two: one rename changes all three
+//	    key.pem -> …/identity/current/key.pem                 and the other two, relative: one rename changes all three
 //	    root-cert.pem.before-wingman                          what stood there before the link
 //
 // cert-chain.pem holds the leaf and its intermediates; roots are in root-cert.pem only. meta.json holds the time of receipt and

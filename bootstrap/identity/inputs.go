@@ -61,7 +61,7 @@ func (r *runner) readRootFile(now time.Time) (news bool) {
 	data, _, err := readRegular(r.cfg.RootFile, maxPEMSize)
 	if errors.Is(err, fs.ErrNotExist) && len(r.roots.of(fromFile)) == 0 {
 		// The store was wiped and our link leads nowhere: what stood there before the link is beside it.
-		if kept, _, keptErr := readRegular(r.cfg.RootFile+keptSuffix, maxPEMSize); keptErr == nil {
+		if kept, _, keptErr := readRegular(KeptRoot(r.cfg.RootFile), maxPEMSize); keptErr == nil {
 			data, err = kept, nil
 		}
 	}

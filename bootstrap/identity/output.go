@@ -18,6 +18,10 @@ const (
 	settleTime = 2 * time.Second
 )
 
+// KeptRoot is where the operator's root file is kept once our link stands at path. It is what there is to go by when the store was
+// wiped and the link leads nowhere.
+func KeptRoot(path string) string { return path + keptSuffix }
+
 // errUnsettled means that an output file is still being written: try again after settleTime.
 var errUnsettled = errors.New("a file is still being written")
 
@@ -83,8 +87,8 @@ func unsettled(info fs.FileInfo, now time.Time) bool {
 	return age >= 0 && age < settleTime
 }
 
-// target is what our link of that name says: the way from the folder it really lies in to the current generation. Relative, so that it also holds for
-// who sees the machine's files below another root.
+// target is what our link of that name says: the way from the folder it really lies in to the current generation. Relative, so that
+// it also holds for who sees the machine's files below another root.
 func (o output) target(name string) (string, error) {
 	dir, err := filepath.EvalSymlinks(o.dir)
 	if err != nil {
