@@ -283,29 +283,39 @@ func TestPopularAnswersAreAskedForBeforeTheyEnd(t *testing.T) {
 	}
 }
 
-// TestCachedDenialsDoNotHideTheMesh: the table may change while an answer lives.
-func TestCachedDenialsDoNotHideTheMesh(t *testing.T) {
-	soa := "corp.example. 600 IN SOA ns. root. 1 2 3 4 300"
+// TestCachedAnswersDoNotHideTheMesh: the table may change while an answer lives.
+func TestCachedAnswersDoNotHideTheMesh(t *testing.T) {
+	const soa = "corp.example. 600 IN SOA ns. root. 1 2 3 4 300"
+	const name = "98.97.96.10.in-addr.arpa."
+	const completed = "auto.corp.internal.svc.cluster.local."
 	up := newUpstream(t, func(query []byte, _ transport) [][]byte {
 		req := new(dns.Msg)
 		if err := req.Unpack(query); err != nil {
 			t.Error(err)
 		}
+		switch req.Question[0].Name {
+		case name:
+			return [][]byte{replyTo(t, req, 0, name+" 300 IN PTR host.corp.example.")}
+		case completed:
+			return [][]byte{replyTo(t, req, 0, completed+" 300 IN A 192.0.2.1")}
+		}
 		return [][]byte{replyTo(t, req, dns.RcodeNameError, "--", soa)}
 	})
 	s := serve(t, Config{Upstreams: []netip.AddrPort{up.addr}})
 	s.forward.mu.Lock()
-	s.forward.conf.search = searchKeys([]string{"corp.example"})
+	s.forward.conf.search = searchKeys([]string{"svc.cluster.local", "corp.example"})
 	s.forward.mu.Unlock()
+	const denied = "NXDOMAIN ra [] SOA"
 	names := []struct {
-		name  string
-		qtype uint16
-		with  string
+		name          string
+		qtype         uint16
+		without, with string
 	}{
-		{"forum", dns.TypeA, "NOERROR aa,ra [forum. 30 IN A 10.96.72.87]"},
-		{"forum.corp.example", dns.TypeA, "NOERROR aa,ra [forum. 30 IN A 10.96.72.87; forum.corp.example. 30 IN CNAME forum.]"},
-		{"istioinaction.svc.cluster.local", dns.TypeA, "NOERROR ra [] SOA"},
-		{"98.97.96.10.in-addr.arpa", dns.TypePTR, "NOERROR aa,ra [98.97.96.10.in-addr.arpa. 30 IN PTR webapp.istioinaction.svc.cluster.local.]"},
+		{"forum", dns.TypeA, denied, "NOERROR aa,ra [forum. 30 IN A 10.96.72.87]"},
+		{"forum.corp.example", dns.TypeA, denied, "NOERROR aa,ra [forum. 30 IN A 10.96.72.87; forum.corp.example. 30 IN CNAME forum.]"},
+		{"istioinaction.svc.cluster.local", dns.TypeA, denied, "NOERROR ra [] SOA"},
+		{name, dns.TypePTR, "NOERROR ra [" + name + " 300 IN PTR host.corp.example.]", "NOERROR aa,ra [" + name + " 30 IN PTR webapp.istioinaction.svc.cluster.local.]"},
+		{completed, dns.TypeA, "NOERROR ra [" + completed + " 300 IN A 192.0.2.1]", "NOERROR aa,ra [auto.corp.internal. 30 IN A 240.240.0.1; " + completed + " 30 IN CNAME auto.corp.internal.]"},
 	}
 	ask := func() (got []string) {
 		for _, n := range names {
@@ -313,15 +323,14 @@ func TestCachedDenialsDoNotHideTheMesh(t *testing.T) {
 		}
 		return got
 	}
-	none := slices.Repeat([]string{"NXDOMAIN ra [] SOA"}, len(names))
-	var with []string
+	var without, with []string
 	for _, n := range names {
-		with = append(with, n.with)
+		without, with = append(without, n.without), append(with, n.with)
 	}
 	for i, step := range []struct {
 		table *Table
 		want  []string
-	}{{nil, none}, {forum(t), with}, {forum(t), with}, {nil, none}} {
+	}{{nil, without}, {forum(t), with}, {forum(t), with}, {nil, without}} {
 		s.Replace(step.table)
 		if diff := cmp.Diff(step.want, ask()); diff != "" {
 			t.Errorf("step %d (-want +got)\n%s", i, diff)
