@@ -280,7 +280,7 @@ func TestWhatCannotBeUsedIsNotedAndLeftOut(t *testing.T) {
 			if len(f.Notes) != 1 || !strings.HasPrefix(f.Notes[0], tt.note) {
 				t.Errorf("notes: %q, want one that begins with %q", f.Notes, tt.note)
 			}
-			if b := parse(t, f.JSON); len(b.StaticResources.Clusters) != 4 || b.Tracing != nil || len(b.StatsSinks) != 0 {
+			if b := parse(t, f.JSON); len(b.StaticResources.Clusters) != 4 || len(b.StatsSinks) != 0 {
 				t.Errorf("something was not left out: %s", f.JSON)
 			}
 		})

@@ -16,7 +16,7 @@ var usualPlaces = []string{"/usr/local/bin/envoy", "/usr/bin/envoy"}
 
 // Reasons why a machine runs no Envoy.
 var (
-	ErrDisabled  = errors.New("Envoy is switched off by envoy.enabled")
+	ErrDisabled  = errors.New("switched off by envoy.enabled")
 	ErrNoProgram = errors.New("no Envoy here")
 )
 
