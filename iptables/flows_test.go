@@ -1,6 +1,7 @@
 package iptables
 
 import (
+	"flag"
 	"fmt"
 	"net"
 	"os"
@@ -203,6 +204,46 @@ func TestPacketsEndWhereIstiosOwnRulesSendThemExceptForGuards(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+var update = flag.Bool("update", false, "rewrite the table of flows in docs/capture.md")
+
+func TestTheDocumentationHasTheFlows(t *testing.T) {
+	const page, from, to = "../docs/capture.md", "<!-- flows: made by go test ./iptables -run TestTheDocumentation -update -->\n", "<!-- end of flows -->"
+	var b strings.Builder
+	b.WriteString("| who | to | ends at | by Istio's own rules |\n|---|---|---|---|\n")
+	for _, f := range flows {
+		who := map[string]string{"member": "a member of group 101", "other": "a member of group 300", "proxygroup": "proxy's group"}[f.who]
+		if who == "" {
+			who = f.who
+		}
+		if f.from != "" {
+			who += " from " + f.from
+		}
+		istio := f.istio
+		if istio == "" {
+			istio = "the same"
+		}
+		fmt.Fprintf(&b, "| %s | %s %s | %s | %s |\n", who, f.proto, net.JoinHostPort(f.to, fmt.Sprint(f.port)), f.end, istio)
+	}
+	text, err := os.ReadFile(page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	head, rest, ok := strings.Cut(string(text), from)
+	table, tail, ok2 := strings.Cut(rest, to)
+	if !ok || !ok2 {
+		t.Fatalf("%s has no place for the flows", page)
+	}
+	if *update {
+		if err := os.WriteFile(page, []byte(head+from+b.String()+to+tail), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	if diff := cmp.Diff(b.String(), table); diff != "" {
+		t.Errorf("%s is not what the tests send; run with -update (-tests +page):\n%s", page, diff)
 	}
 }
 

@@ -88,28 +88,39 @@ func (s *seen) tables(flavour string, fam Family) []string {
 	})
 }
 
+// chains lists the chains of ours that a flavour holds, by table.
+func (s *seen) chains(flavour string, fam Family) map[string][]string {
+	out := map[string][]string{}
+	if flavour == BackendLegacy {
+		for name, t := range s.legacy[fam].tables {
+			for _, c := range t.chains {
+				if ours(c) {
+					out[name] = append(out[name], c)
+				}
+			}
+		}
+		return out
+	}
+	if s.nft == nil {
+		return out
+	}
+	for _, c := range s.nft.chains {
+		if c.Table.Family == nftFamilies[fam] && slices.Contains(ourTables, c.Table.Name) && ours(c.Name) {
+			out[c.Table.Name] = append(out[c.Table.Name], c.Name)
+		}
+	}
+	return out
+}
+
 // ours reports whether a flavour may hold anything of ours in a family. When in doubt it says yes.
 func (s *seen) ours(flavour string, fam Family) bool {
 	if fam == IPv6 && s.noIPv6 {
 		return false
 	}
-	if flavour == BackendLegacy {
-		if s.legacy[fam].err != nil {
-			return true
-		}
-		for _, t := range s.legacy[fam].tables {
-			if slices.ContainsFunc(t.chains, ours) {
-				return true
-			}
-		}
-		return false
+	if flavour == BackendLegacy && s.legacy[fam].err != nil {
+		return true
 	}
-	if s.nft == nil {
-		return false
-	}
-	return slices.ContainsFunc(s.nft.chains, func(c *nftables.Chain) bool {
-		return c.Table.Family == nftFamilies[fam] && slices.Contains(ourTables, c.Table.Name) && ours(c.Name)
-	})
+	return len(s.chains(flavour, fam)) > 0
 }
 
 // usesLegacy reports whether anybody has rules or chains in a table of iptables-legacy.

@@ -138,16 +138,26 @@ func (x *xtables) apply(ctx context.Context, rules *Rules, seen *seen) error {
 // marks reports whether tables that we make are marked, so that they can be removed: legacy tables cannot be.
 func (x *xtables) marks() bool { return x.flavour == BackendNFT }
 
-// known returns the state of a family, without starting a process where a look found nothing of ours.
+// known returns the state of a family, without starting a process where a look found nothing of ours, or nothing but marks.
 func (x *xtables) known(ctx context.Context, fam Family, seen *seen) (state, error) {
-	if seen.ours(x.flavour, fam) {
-		have, err := x.read(ctx, fam)
-		seen.marks = append(seen.marks, have.tproxyMarks()...)
-		return have, err
+	chains := seen.chains(x.flavour, fam)
+	for _, names := range chains {
+		if slices.ContainsFunc(names, func(c string) bool { return c != chainTable && c != chainGuest }) {
+			have, err := x.read(ctx, fam)
+			seen.marks = append(seen.marks, have.tproxyMarks()...)
+			return have, err
+		}
+	}
+	if seen.ours(x.flavour, fam) && len(chains) == 0 { // could not look
+		return x.read(ctx, fam)
 	}
 	s := state{}
 	for _, name := range seen.tables(x.flavour, fam) {
 		s[name] = newSavedTable()
+		for _, c := range chains[name] {
+			s[name].order = append(s[name].order, c)
+			s[name].policy[c] = "-"
+		}
 	}
 	return s, nil
 }
