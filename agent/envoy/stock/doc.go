@@ -26,6 +26,8 @@
 // is read once, and a daemon that must stay small does not carry Envoy's whole API. The tests hold the table against that API.
 // One limit: where an HTTP filter before istio.alpn clears the chosen route, the list is that of the route chosen first.
 //
+// With WINGMAN_ENVOY=/path/to/envoy the tests also run a real one: what it accepts, and what its peers see in TLS.
+//
 // No goroutines, files or ports. To match: Istio pilot/pkg/xds/filters (what is sent), pilot/pkg/networking/core/cluster_tls.go and
 // listener.go (ALPN); Envoy source/common/http/conn_manager_impl.cc (the cluster is known before HTTP filters run).
 package stock
