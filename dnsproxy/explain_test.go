@@ -94,6 +94,7 @@ func TestMetrics(t *testing.T) {
 	exchange(t, s.addr, overUDP, odd)
 	ask(t, s.addr, overUDP, []byte("x"), 20*time.Millisecond)
 	want := []string{
+		"wingman_dnsproxy_cache_entries 1", // the answer that had a TTL to go by
 		"wingman_dnsproxy_dropped_total 1",
 		"wingman_dnsproxy_queries_total rcode=NOERROR source=cache transport=udp type=A 1",
 		"wingman_dnsproxy_queries_total rcode=NOERROR source=local transport=udp type=AAAA 1",
@@ -104,8 +105,9 @@ func TestMetrics(t *testing.T) {
 		"wingman_dnsproxy_queries_total rcode=NXDOMAIN source=upstream transport=udp type=other 1",
 		"wingman_dnsproxy_table_names 11",
 		"wingman_dnsproxy_upstream_duration_seconds upstream=" + up.addr.String() + " 2",
+		"wingman_dnsproxy_upstream_healthy upstream=" + up.addr.String() + " 1",
 	}
-	if diff := cmp.Diff(want, exposed(t, registry, metricQueries, metricDropped, metricTableNames, metricUpstreamTime)); diff != "" {
+	if diff := cmp.Diff(want, exposed(t, registry, metricQueries, metricDropped, metricTableNames, metricUpstreamTime, metricUpstreamUp, metricCacheEntries)); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
 	for _, line := range []string{

@@ -3,7 +3,6 @@ package dnsproxy
 import (
 	"encoding/binary"
 	"sync/atomic"
-	"time"
 
 	"github.com/miekg/dns"
 	"github.com/prometheus/client_golang/prometheus"
@@ -17,6 +16,9 @@ const (
 	metricUpstreamTime   = "wingman_dnsproxy_upstream_duration_seconds"
 	metricUpstreamFails  = "wingman_dnsproxy_upstream_failures_total"
 	metricUpstreamBogus  = "wingman_dnsproxy_upstream_bogus_total"
+	metricUpstreamUp     = "wingman_dnsproxy_upstream_healthy"
+	metricCacheEntries   = "wingman_dnsproxy_cache_entries"
+	metricCacheBytes     = "wingman_dnsproxy_cache_bytes"
 	metricTableNames     = "wingman_dnsproxy_table_names"
 	metricTableTimestamp = "wingman_dnsproxy_table_timestamp_seconds"
 )
@@ -98,18 +100,18 @@ func questionType(msg []byte) uint16 {
 // metrics is what the server shows to Prometheus.
 type metrics struct {
 	counters
-	table    func() (names int, since time.Time)
+	stats    func() Stats // for what is a state
 	overload prometheus.Counter
 	took     *prometheus.HistogramVec // by upstream
 	failures *prometheus.CounterVec   // by upstream and reason
 	bogus    prometheus.Counter
 
-	queries, drops, names, since *prometheus.Desc
+	queries, drops, names, since, entries, bytes, healthy *prometheus.Desc
 }
 
-func newMetrics(table func() (int, time.Time)) *metrics {
+func newMetrics(stats func() Stats) *metrics {
 	return &metrics{
-		table: table,
+		stats: stats,
 		overload: prometheus.NewCounter(prometheus.CounterOpts{Name: metricOverload,
 			Help: "Questions answered SERVFAIL because too many were waiting for upstream."}),
 		took: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: metricUpstreamTime,
@@ -118,18 +120,21 @@ func newMetrics(table func() (int, time.Time)) *metrics {
 		failures: prometheus.NewCounterVec(prometheus.CounterOpts{Name: metricUpstreamFails,
 			Help: "Questions an upstream did not answer usefully, by reason. Istio: dns_upstream_failures_total."}, []string{"upstream", "reason"}),
 		bogus: prometheus.NewCounter(prometheus.CounterOpts{Name: metricUpstreamBogus,
-			Help: "Datagrams from upstream addresses that answered no question of ours: wrong id, another question, garbage."}),
+			Help: "Datagrams from upstream addresses that answered no question of ours: late, wrong id, another question, garbage."}),
 		queries: prometheus.NewDesc(metricQueries,
 			"Answers by transport, query type, response code and source. Istio: dns_requests_total.", []string{"transport", "type", "rcode", "source"}, nil),
-		drops: prometheus.NewDesc(metricDropped, "Packets without an answer: responses, or too short for a header.", nil, nil),
-		names: prometheus.NewDesc(metricTableNames, "Names in the table, short forms not counted.", nil, nil),
-		since: prometheus.NewDesc(metricTableTimestamp, "When the table in use came, in Unix time. Absent without a table.", nil, nil),
+		drops:   prometheus.NewDesc(metricDropped, "Packets without an answer: responses, or too short for a header.", nil, nil),
+		names:   prometheus.NewDesc(metricTableNames, "Names in the table, short forms not counted.", nil, nil),
+		since:   prometheus.NewDesc(metricTableTimestamp, "When the table in use came, in Unix time. Absent without a table.", nil, nil),
+		entries: prometheus.NewDesc(metricCacheEntries, "Upstream answers in the cache, stale ones included.", nil, nil),
+		bytes:   prometheus.NewDesc(metricCacheBytes, "Memory of the cache.", nil, nil),
+		healthy: prometheus.NewDesc(metricUpstreamUp, "1 while an upstream answers and does not lead back to this agent.", []string{"upstream"}, nil),
 	}
 }
 
 // Describe is the prometheus.Collector's.
 func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{m.queries, m.drops, m.names, m.since} {
+	for _, d := range []*prometheus.Desc{m.queries, m.drops, m.names, m.since, m.entries, m.bytes, m.healthy} {
 		ch <- d
 	}
 	m.overload.Describe(ch)
@@ -144,10 +149,23 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(m.queries, prometheus.CounterValue, float64(n), via, qtype, rcode, from)
 	})
 	ch <- prometheus.MustNewConstMetric(m.drops, prometheus.CounterValue, float64(m.dropped.Load()))
-	names, since := m.table()
-	ch <- prometheus.MustNewConstMetric(m.names, prometheus.GaugeValue, float64(names))
-	if !since.IsZero() {
-		ch <- prometheus.MustNewConstMetric(m.since, prometheus.GaugeValue, float64(since.UnixMilli())/1000)
+	now := m.stats()
+	ch <- prometheus.MustNewConstMetric(m.names, prometheus.GaugeValue, float64(now.TableNames))
+	if !now.TableSince.IsZero() {
+		ch <- prometheus.MustNewConstMetric(m.since, prometheus.GaugeValue, float64(now.TableSince.UnixMilli())/1000)
+	}
+	ch <- prometheus.MustNewConstMetric(m.entries, prometheus.GaugeValue, float64(now.CacheEntries))
+	ch <- prometheus.MustNewConstMetric(m.bytes, prometheus.GaugeValue, float64(now.CacheBytes))
+	shown := map[string]bool{} // a server may be on several routes
+	for _, u := range now.Upstreams {
+		if !shown[u.Address] {
+			healthy := 0.0
+			if u.Healthy {
+				healthy = 1
+			}
+			ch <- prometheus.MustNewConstMetric(m.healthy, prometheus.GaugeValue, healthy, u.Address)
+		}
+		shown[u.Address] = true
 	}
 	m.overload.Collect(ch)
 	m.bogus.Collect(ch)

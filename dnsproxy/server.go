@@ -63,16 +63,13 @@ func New(cfg Config) (*Server, error) {
 		s.log = slog.New(slog.DiscardHandler)
 	}
 	s.table.Store(&tableInUse{})
-	s.metrics = newMetrics(func() (int, time.Time) {
-		now := s.table.Load()
-		return now.Len(), now.since
-	})
+	s.metrics = newMetrics(s.Stats)
+	s.forward = newForwarder(s, routes)
 	if cfg.Metrics != nil {
 		if err := cfg.Metrics.Register(s.metrics); err != nil {
 			return nil, fmt.Errorf("dns proxy: register metrics: %w", err)
 		}
 	}
-	s.forward = newForwarder(s, routes)
 	return s, nil
 }
 

@@ -1,6 +1,9 @@
 package dnsproxy
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // Stats is a server's state for people, in the JSON of `wingman status`.
 type Stats struct {
@@ -10,6 +13,8 @@ type Stats struct {
 	Queries      uint64            `json:"queries"` // answered
 	BySource     map[string]uint64 `json:"bySource"`
 	Waiting      int               `json:"waiting"` // clients waiting for upstream now
+	CacheEntries int               `json:"cacheEntries"`
+	CacheBytes   int               `json:"cacheBytes"`
 	Upstreams    []UpstreamStats   `json:"upstreams"`
 }
 
@@ -18,6 +23,7 @@ type UpstreamStats struct {
 	Address   string        `json:"address"`
 	Suffix    string        `json:"suffix,omitempty"` // of split DNS; empty for the default
 	Healthy   bool          `json:"healthy"`
+	Looping   bool          `json:"looping,omitempty"`  // leads back to this agent and is not asked
 	Latency   time.Duration `json:"latencyNanoseconds"` // smoothed; 0 before the first answer
 	LastError string        `json:"lastError,omitempty"`
 }
@@ -30,13 +36,14 @@ func (s *Server) Stats() Stats {
 		st.Queries += n
 		st.BySource[from] += n
 	})
+	st.CacheEntries, st.CacheBytes = s.cache.usage()
 	f := s.forward
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	st.Waiting = f.waiting
 	for _, r := range f.routes {
-		for _, u := range r.servers {
-			us := UpstreamStats{Address: u.label, Healthy: !u.down(time.Now()), Latency: u.srtt, LastError: u.lastError}
+		for _, u := range slices.Concat(r.servers, r.backup) {
+			us := UpstreamStats{Address: u.label, Healthy: !u.down(time.Now()) && !u.looping, Looping: u.looping, Latency: u.srtt, LastError: u.lastError}
 			if len(r.suffix) > 0 {
 				us.Suffix = nameOf(r.suffix)
 			}
