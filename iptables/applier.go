@@ -122,7 +122,10 @@ func (a *Applier) apply(ctx context.Context, rules *Rules) error {
 		return err
 	}
 	defer release()
-	s := a.host.look()
+	s, err := a.host.look()
+	if err != nil {
+		return err
+	}
 	name, err := a.choose(rules.Backend, s)
 	if err != nil {
 		return err
@@ -177,7 +180,10 @@ func (a *Applier) remove(ctx context.Context) error {
 		return err
 	}
 	defer release()
-	s := a.host.look()
+	s, err := a.host.look()
+	if err != nil {
+		return err
+	}
 	var errs []error
 	for _, name := range allBackends {
 		errs = append(errs, a.backend(name).remove(ctx, s))

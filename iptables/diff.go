@@ -99,7 +99,11 @@ func without(a, b []string) []string {
 
 // Diff reads the kernel back and says in what it is not as planned. No difference means that Apply would change nothing.
 func (a *Applier) Diff(ctx context.Context, rules Rules) ([]Difference, error) {
-	sections, err := a.sections(ctx, &rules, a.host.look())
+	s, err := a.host.look()
+	if err != nil {
+		return nil, err
+	}
+	sections, err := a.sections(ctx, &rules, s)
 	if err != nil {
 		return nil, err
 	}

@@ -15,7 +15,7 @@ type Facts struct {
 	Resolvers []netip.Addr
 	// Addrs are the machine's addresses in the kernel's order, loopback and link-local ones included.
 	Addrs []netip.Addr
-	// NoIPv6 says that the kernel has no IPv6 (ipv6.disable=1): IPv6 rules cannot exist.
+	// NoIPv6 says that the kernel has no IPv6 (ipv6.disable=1), or that it is switched off (sysctl disable_ipv6).
 	NoIPv6 bool
 	// Groups maps the names of /etc/group to their gids.
 	Groups map[string]uint32

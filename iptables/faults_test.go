@@ -247,9 +247,11 @@ func TestWithoutTheCapabilityTheErrorSaysSo(t *testing.T) {
 	for _, backend := range allBackends {
 		t.Run(backend, func(t *testing.T) {
 			netns.New(t)
-			err := startChild(t, asUser(t, nil), "apply", "redirect", backend)
-			if err == nil || !strings.Contains(err.Error(), "NET_ADMIN") {
-				t.Errorf("apply without capabilities: %v; want NET_ADMIN in it", err)
+			for _, action := range []string{"apply", "remove", "status"} {
+				err := startChild(t, asUser(t, nil), action, "redirect", backend)
+				if err == nil || !strings.Contains(err.Error(), "NET_ADMIN") {
+					t.Errorf("%s without capabilities: %v; want NET_ADMIN in it", action, err)
+				}
 			}
 		})
 	}

@@ -51,7 +51,7 @@ func GatherFacts(ctx context.Context, cfg GatherConfig) (Facts, error) {
 	if f.Addrs, f.InterfaceAddrs, err = interfaceAddrs(); err != nil {
 		return Facts{}, err
 	}
-	f.NoIPv6 = noIPv6()
+	f.NoIPv6 = noIPv6() || ipv6Disabled()
 	var notes []string
 	f.SSH, notes = gatherSSH(ctx, cfg, systemHost())
 	f.Notes = append(f.Notes, notes...)
@@ -143,4 +143,16 @@ func noIPv6() bool {
 		unix.Close(fd)
 	}
 	return errors.Is(err, unix.EAFNOSUPPORT)
+}
+
+// ipv6Disabled reports whether IPv6 is switched off in this network namespace, loopback included: its rules could be made, but
+// not the routes and the address that they lean on.
+func ipv6Disabled() bool {
+	for _, name := range []string{"all", "lo"} {
+		b, err := os.ReadFile("/proc/sys/net/ipv6/conf/" + name + "/disable_ipv6")
+		if err != nil || strings.TrimSpace(string(b)) != "1" {
+			return false
+		}
+	}
+	return true
 }

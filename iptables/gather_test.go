@@ -181,3 +181,26 @@ func TestGatherFactsReadsThisNamespace(t *testing.T) {
 		t.Error("no port of sshd is guarded")
 	}
 }
+
+func TestDualStackOnAMachineWithIPv6SwitchedOff(t *testing.T) {
+	for _, backend := range allBackends {
+		t.Run(backend, func(t *testing.T) {
+			netns.New(t)
+			for _, name := range []string{"all", "lo"} {
+				sysctl(t, "net/ipv6/conf/"+name+"/disable_ipv6", "1")
+			}
+			facts, err := GatherFacts(t.Context(), GatherConfig{})
+			if err != nil || !facts.NoIPv6 {
+				t.Fatalf("NoIPv6 %t, %v; want it noticed", facts.NoIPv6, err)
+			}
+			cfg, _ := childConfig("tproxy", backend)
+			rules := mustApply(t, cfg, facts)
+			if rules.Families[IPv6].Wanted || len(rules.Notes) == 0 {
+				t.Errorf("IPv6 wanted: %t, notes %q; want none, and a note", rules.Families[IPv6].Wanted, rules.Notes)
+			}
+			if diff, err := applier(t).Diff(t.Context(), rules); err != nil || len(diff) > 0 {
+				t.Errorf("%d differences, %v", len(diff), err)
+			}
+		})
+	}
+}

@@ -43,16 +43,19 @@ type nftSeen struct {
 
 var nftFamilies = [2]nftables.TableFamily{IPv4: nftables.TableFamilyIPv4, IPv6: nftables.TableFamilyIPv6}
 
-// look reads which tables and chains exist, by both flavours and natively.
-func (h *host) look() *seen {
+// look reads which tables and chains exist, by both flavours and natively. It fails only when this process may not look, for
+// then everything would seem to be absent.
+func (h *host) look() (*seen, error) {
 	s := &seen{}
-	s.nft, s.nftErr = lookNFT()
+	if s.nft, s.nftErr = lookNFT(); errors.Is(s.nftErr, unix.EPERM) {
+		return nil, s.nftErr
+	}
 	for _, fam := range []Family{IPv4, IPv6} {
 		l := &s.legacy[fam]
 		l.tables, l.err = legacyTables(fam)
 	}
 	s.noIPv6 = noIPv6()
-	return s
+	return s, nil
 }
 
 func lookNFT() (*nftSeen, error) {

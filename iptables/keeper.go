@@ -70,7 +70,7 @@ type Keeper struct {
 	stale   bool          // the plan may have to change
 	pending bool          // the plan is still to be put in
 	legacy  bool          // the rules are with iptables-legacy
-	print   uint64        // fingerprint of the kernel when it was last as planned
+	sum     uint64        // fingerprint of the kernel when it was last as planned
 	lostBy  string        // who changed nf_tables since then
 	retry   time.Duration // wait after the last failure, zero after a success
 
@@ -231,17 +231,20 @@ func (k *Keeper) look(ctx context.Context, now time.Time) time.Duration {
 
 // compare returns in what the kernel is not as planned. It reads the rules only when their fingerprint has changed.
 func (k *Keeper) compare(ctx context.Context) ([]Difference, error) {
-	s := k.applier.host.look()
-	print, err := fingerprint(&k.rules, s)
+	s, err := k.applier.host.look()
 	if err != nil {
 		return nil, err
 	}
-	if print == k.print {
+	sum, err := fingerprint(&k.rules, s)
+	if err != nil {
+		return nil, err
+	}
+	if sum == k.sum {
 		return nil, nil
 	}
-	lost, err := k.applier.Diff(ctx, k.rules) // after the print: what changes from here on shows in the next one
+	lost, err := k.applier.Diff(ctx, k.rules) // after the sum: what changes from here on shows in the next one
 	if err == nil && len(lost) == 0 {
-		k.print = print
+		k.sum = sum
 		k.legacy = s.ours(BackendLegacy, IPv4) || s.ours(BackendLegacy, IPv6)
 	}
 	return lost, err
@@ -254,7 +257,7 @@ func (k *Keeper) put(ctx context.Context, level slog.Level, message string, args
 	if err := k.applier.Apply(ctx, k.rules); err != nil {
 		return k.failed(ctx, "apply", err)
 	}
-	k.print = 0
+	k.sum = 0
 	k.generation = nftGeneration()
 	lost, err := k.compare(ctx)
 	if err != nil {

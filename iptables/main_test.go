@@ -40,6 +40,9 @@ func child(args []string) error {
 	switch args[0] {
 	case "remove":
 		return a.Remove(context.Background())
+	case "status":
+		_, err := a.Status(context.Background(), Rules{})
+		return err
 	case "guardian":
 		d, err := time.ParseDuration(args[1])
 		if err != nil {

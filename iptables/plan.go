@@ -60,7 +60,7 @@ func Plan(cfg Config, facts Facts) (Rules, error) {
 	if facts.captureIPv6(&cfg) {
 		families = append(families, IPv6)
 	} else if cfg.DualStack {
-		rules.Notes = append(rules.Notes, "IPv6 is not captured: this kernel has no IPv6")
+		rules.Notes = append(rules.Notes, "IPv6 is not captured: this machine has none, or has it switched off (sysctl disable_ipv6)")
 	}
 	guards := planGuards(&cfg, &facts)
 	for _, fam := range families {

@@ -35,9 +35,11 @@ func applyRoutes(rules *Rules, passthrough bool) (undo func() error, err error) 
 	}
 	if passthrough {
 		err := netlink.AddrAdd(lo, &netlink.Addr{IPNet: passthroughV6})
-		if err == nil {
+		switch {
+		case err == nil:
 			undos = append(undos, func() error { return netlink.AddrDel(lo, &netlink.Addr{IPNet: passthroughV6}) })
-		} else if !errors.Is(err, unix.EEXIST) {
+		case errors.Is(err, unix.EACCES): // IPv6 is switched off (sysctl disable_ipv6): nothing will need the address
+		case !errors.Is(err, unix.EEXIST):
 			return undo, kernelError("add ::6 to lo", err)
 		}
 	}

@@ -13,7 +13,10 @@ import (
 // snapshot remembers all of ours that is in the kernel, by any backend, and returns what puts it back. Rules of others that
 // change in between are left alone. Both must be called holding the lock, in the namespace.
 func (a *Applier) snapshot(ctx context.Context) (restore func(ctx context.Context) error, err error) {
-	s := a.host.look()
+	s, err := a.host.look()
+	if err != nil {
+		return nil, err
+	}
 	var parts []func(ctx context.Context) error
 	for _, flavour := range []string{BackendNFT, BackendLegacy} {
 		part, err := (&xtables{a.host, flavour}).snapshot(ctx, s)
@@ -59,7 +62,10 @@ func (x *xtables) snapshot(ctx context.Context, s *seen) (func(ctx context.Conte
 		}
 	}
 	return func(ctx context.Context) error {
-		now := x.host.look()
+		now, err := x.host.look()
+		if err != nil {
+			return err
+		}
 		var change []Family
 		for _, fam := range []Family{IPv4, IPv6} {
 			if s.ours(x.flavour, fam) || now.ours(x.flavour, fam) {
@@ -73,7 +79,13 @@ func (x *xtables) snapshot(ctx context.Context, s *seen) (func(ctx context.Conte
 // snapshot of the native table keeps it in the kernel's own words.
 func (n *native) snapshot(s *seen) (func(ctx context.Context) error, error) {
 	if !s.nativeTable() {
-		return func(ctx context.Context) error { return n.remove(ctx, n.host.look()) }, nil
+		return func(ctx context.Context) error {
+			now, err := n.host.look()
+			if err != nil {
+				return err
+			}
+			return n.remove(ctx, now)
+		}, nil
 	}
 	before, err := readRaw(nftables.TableFamilyINet, nativeTable)
 	if err != nil {

@@ -47,7 +47,10 @@ func (c *Counters) add(o Counters) {
 
 // Status reads back what is in the kernel and compares it with a plan; the zero plan stands for "not known".
 func (a *Applier) Status(ctx context.Context, rules Rules) (Status, error) {
-	s := a.host.look()
+	s, err := a.host.look()
+	if err != nil {
+		return Status{}, err
+	}
 	st := Status{State: Absent, Backends: []string{}}
 	for _, name := range allBackends {
 		b := a.backend(name)
@@ -76,7 +79,6 @@ func (a *Applier) Status(ctx context.Context, rules Rules) (Status, error) {
 		st.Counters.add(counters)
 		st.State = Present
 	}
-	var err error
 	if st.Routes, err = staleRoutes(nil, s.marks); err != nil {
 		return Status{}, err
 	}
