@@ -101,6 +101,7 @@ func TestRulesThatSomebodyTookOutAreBackWithinASecond(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.backend+"/"+tt.name, func(t *testing.T) {
+			t.Parallel()
 			ns := netns.New(t)
 			cfg, facts := vmDefault(tt.backend)
 			if strings.Contains(tt.name, "policy rule") {

@@ -131,13 +131,15 @@ func TestSSHOnAnotherPortLivesThroughEverything(t *testing.T) {
 	for _, backend := range allBackends {
 		for _, mode := range []Mode{ModeRedirect, ModeTProxy} {
 			t.Run(fmt.Sprintf("%s/%s", backend, mode), func(t *testing.T) {
+				t.Parallel()
 				w := newWorld(t, 2222)
 				server := startSSHD(t)
+				none := filepath.Join(t.TempDir(), "none")
 				live := server.session(t, w)
 				live.alive(t, "before capture")
 
 				plan := func(ctx context.Context) (Rules, error) {
-					facts, err := GatherFacts(ctx, GatherConfig{SSHDConfig: filepath.Join(t.TempDir(), "none")})
+					facts, err := GatherFacts(ctx, GatherConfig{SSHDConfig: none})
 					if err != nil {
 						return Rules{}, err
 					}
