@@ -10,8 +10,7 @@ import (
 
 // hopelessLocked reports whether all servers are down.
 func (fl *flight) hopelessLocked() bool {
-	now := time.Now()
-	return !slices.ContainsFunc(fl.order, func(s *server) bool { return !s.down(now) })
+	return !slices.ContainsFunc(fl.order, func(s *server) bool { return !s.down() })
 }
 
 func (fl *flight) join(f *forwarder, w waiter) {
@@ -189,7 +188,7 @@ func (f *forwarder) finishLocked(fl *flight, answer []byte) *flight {
 		fl.timer.Stop()
 	}
 	for _, a := range fl.attempts {
-		if late := time.Since(a.sent); late > a.server.lateAfter() {
+		if late := time.Since(a.sent); late >= a.server.patience(1, 1) {
 			a.server.failedLocked(f, reasonTimeout, fmt.Errorf("no answer within %v", late.Round(time.Millisecond)))
 		}
 		if a.sock != nil {

@@ -117,7 +117,9 @@ func (f *forwarder) ask(w waiter, q *upstreamQuery) {
 	} else {
 		fl = f.newFlightLocked(q)
 		fl.join(f, w)
-		done = f.advanceLocked(fl)
+		if done = f.advanceLocked(fl); done == nil && len(fl.order) > 1 {
+			f.tryLocked(fl)
+		}
 	}
 	var late []waiter
 	if fl.stale != nil && !fl.done && (!time.Now().Before(fl.staleAt) || fl.hopelessLocked()) {

@@ -2,7 +2,6 @@ package dnsproxy
 
 import (
 	"bytes"
-	"context"
 	"encoding/binary"
 	"fmt"
 	"net"
@@ -10,7 +9,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -185,6 +183,7 @@ func TestBadUpstreams(t *testing.T) {
 }
 
 func TestClientsAreAnsweredBeforeTheirPatienceEnds(t *testing.T) {
+	t.Parallel()
 	up := newUpstream(t, silent)
 	const limit = time.Second
 	s := serve(t, Config{Upstreams: []netip.AddrPort{up.addr}, ForwardTimeout: limit})
@@ -194,6 +193,37 @@ func TestClientsAreAnsweredBeforeTheirPatienceEnds(t *testing.T) {
 	}
 	if ask(t, s.addr, overUDP, req, limit) == nil {
 		t.Error("no answer within the client's time-out, want SERVFAIL at nine tenths of it")
+	}
+}
+
+// TestASilentServerIsAskedLast: nobody waits for it again and again, and it is found out when it is back.
+func TestASilentServerIsAskedLast(t *testing.T) {
+	t.Parallel()
+	first, second := newUpstream(t, silent), newUpstream(t, zone(t))
+	s := serve(t, Config{Upstreams: []netip.AddrPort{first.addr, second.addr}})
+	serial := 0
+	ask := func() (asked []string) {
+		serial++
+		exchange(t, s.addr, overUDP, question(fmt.Sprintf("%d.example.com", serial), dns.TypeA))
+		return first.questions()
+	}
+	for range downAfter {
+		ask()
+	}
+	if asked := ask(); len(asked) != downAfter {
+		t.Errorf("the silent server was asked %q, want the first %d questions alone", asked, downAfter)
+	}
+	if st := s.Stats().Upstreams; st[0].Healthy || !st[1].Healthy {
+		t.Errorf("health: %+v, want the first alone sick", st)
+	}
+	first.set(zone(t))
+	s.forward.mu.Lock()
+	s.forward.routes[0].servers[0].nextTry = time.Time{} // the time for a try has come
+	s.forward.mu.Unlock()
+	ask()
+	waitFor(t, func() bool { return s.Stats().Upstreams[0].Healthy })
+	if asked := ask(); len(asked) != downAfter+2 {
+		t.Errorf("once it is back the first server was asked %q, want a try and the last question", asked)
 	}
 }
 
@@ -310,97 +340,5 @@ func TestSourcePortsAndIDsVary(t *testing.T) {
 	defer mu.Unlock()
 	if len(ports) < 3 || len(ids) < questions*9/10 {
 		t.Errorf("%d questions went out by %d ports with %d ids, want 3 ports and nearly as many ids as questions", questions, len(ports), len(ids))
-	}
-}
-
-// TestARestartLosesNothing hands the same sockets from one server to the next while questions keep coming, as systemd's FD
-// store does: promise 2.
-func TestARestartLosesNothing(t *testing.T) {
-	udp, tcp, err := Listen(loopback)
-	if err != nil {
-		t.Fatal(err)
-	}
-	store, err := udp.File()
-	if err != nil {
-		t.Fatal(err)
-	}
-	udp.Close()
-	defer store.Close()
-	defer tcp.Close()
-	up := newUpstream(t, zone(t, example))
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	var asked, lost atomic.Uint64
-	var wg sync.WaitGroup
-	started := make(chan struct{})
-	const clients = 8
-	for range clients {
-		wg.Go(func() {
-			conn, err := net.Dial("udp", tcp.Addr().String())
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			defer conn.Close()
-			buf := make([]byte, 2000)
-			for i := 0; ctx.Err() == nil; i++ {
-				if asked.Add(1) == 10*clients {
-					close(started)
-				}
-				name, want := "forum", "10.96.72.87"
-				if i%2 == 1 {
-					name, want = "www.example.com", "192.0.2.80"
-				}
-				req, err := question(name, dns.TypeA).Pack()
-				if err != nil {
-					t.Error(err)
-				}
-				if _, err := conn.Write(req); err != nil {
-					t.Error(err)
-				}
-				if err := conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
-					t.Error(err)
-				}
-				n, err := conn.Read(buf)
-				if err != nil || !bytes.HasSuffix(buf[:n], netip.MustParseAddr(want).AsSlice()) {
-					lost.Add(1)
-				}
-			}
-		})
-	}
-	const restarts = 50
-	for i := range restarts {
-		handed, err := net.FilePacketConn(store)
-		if err != nil {
-			t.Fatal(err)
-		}
-		s := serve(t, Config{UDP: []*net.UDPConn{handed.(*net.UDPConn)}, TCP: []*net.TCPListener{tcp}, Upstreams: []netip.AddrPort{up.addr}}, forum(t))
-		if i == 0 {
-			<-started
-		}
-		exchange(t, s.addr, overTCP, question("forum", dns.TypeA))
-		if i == restarts-1 {
-			cancel()
-			wg.Wait()
-		}
-		s.stop()
-	}
-	if lost.Load() > 0 {
-		t.Errorf("%d of %d questions lost or answered wrongly over %d restarts", lost.Load(), asked.Load(), restarts-1)
-	}
-}
-
-// waitFor polls for what another goroutine is about to bring about.
-func waitFor(t testing.TB, done func() bool) {
-	t.Helper()
-	end := time.After(patience)
-	tick := time.NewTicker(time.Millisecond)
-	defer tick.Stop()
-	for !done() {
-		select {
-		case <-end:
-			t.Fatal("did not happen in time")
-		case <-tick.C:
-		}
 	}
 }

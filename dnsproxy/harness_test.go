@@ -335,3 +335,18 @@ func brief(m *dns.Msg) string {
 	}
 	return line
 }
+
+// waitFor polls for what another goroutine is about to bring about.
+func waitFor(t testing.TB, done func() bool) {
+	t.Helper()
+	end := time.After(patience)
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for !done() {
+		select {
+		case <-end:
+			t.Fatal("did not happen in time")
+		case <-tick.C:
+		}
+	}
+}

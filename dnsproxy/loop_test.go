@@ -63,6 +63,7 @@ func forwarding(t testing.TB, to func() netip.AddrPort) func([]byte, transport) 
 }
 
 func TestLoops(t *testing.T) {
+	t.Parallel()
 	t.Run("an upstream that is ourselves is never asked", func(t *testing.T) {
 		udp, tcp, err := Listen(loopback)
 		if err != nil {

@@ -152,6 +152,7 @@ func lossy(t *testing.T, to netip.AddrPort, delay time.Duration, loss float64) n
 
 // TestRealResolvers: Unbound and dnsmasq behind a way with 1 % loss and 300 ms delay, one of them dead, both, and back again.
 func TestRealResolvers(t *testing.T) {
+	t.Parallel()
 	first, second := unbound(t), dnsmasq(t)
 	first.start(t)
 	second.start(t)

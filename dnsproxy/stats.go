@@ -43,7 +43,7 @@ func (s *Server) Stats() Stats {
 	st.Waiting = f.waiting
 	for _, r := range f.routes {
 		for _, u := range slices.Concat(r.servers, r.backup) {
-			us := UpstreamStats{Address: u.label, Healthy: !u.down(time.Now()) && !u.looping, Looping: u.looping, Latency: u.srtt, LastError: u.lastError}
+			us := UpstreamStats{Address: u.label, Healthy: !u.down() && !u.looping, Looping: u.looping, Latency: u.srtt, LastError: u.lastError}
 			if len(r.suffix) > 0 {
 				us.Suffix = nameOf(r.suffix)
 			}

@@ -196,6 +196,7 @@ func TestUpstreamByTCP(t *testing.T) {
 
 // TestStoppingAnswersWhatIsInFlight: a stop waits for answers that come soon, and no longer than it says.
 func TestStoppingAnswersWhatIsInFlight(t *testing.T) {
+	t.Parallel()
 	release := make(chan struct{})
 	good := zone(t, example)
 	up := newUpstream(t, func(q []byte, via transport) [][]byte {

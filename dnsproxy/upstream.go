@@ -99,12 +99,27 @@ func (r *route) orderLocked(f *forwarder) []*server {
 		r.turn++
 		order = slices.Concat(order[r.turn%n:], order[:r.turn%n])
 	}
-	now := time.Now()
-	if len(order) > 1 && slices.ContainsFunc(order, func(s *server) bool { return s.down(now) }) {
+	if len(order) > 1 && slices.ContainsFunc(order, (*server).down) {
 		order = slices.Clone(order)
-		slices.SortStableFunc(order, func(a, b *server) int { return compareBool(a.down(now), b.down(now)) })
+		slices.SortStableFunc(order, func(a, b *server) int { return compareBool(a.down(), b.down()) })
 	}
 	return order
+}
+
+// tryLocked asks servers that are down the flight's question, each now and then, in flights of their own that nobody waits
+// for. An answer ends a server's being down.
+func (f *forwarder) tryLocked(fl *flight) {
+	now := time.Now()
+	for _, s := range fl.order[1:] {
+		key := "try " + s.label
+		if !s.down() || now.Before(s.nextTry) || f.flights[key] != nil {
+			continue
+		}
+		s.nextTry = now.Add(tryEvery)
+		try := &flight{key: key, query: fl.query, route: fl.route, order: []*server{s}, probe: true, deadline: now.Add(probeTimeout)}
+		f.flights[key] = try
+		f.advanceLocked(try)
+	}
 }
 
 // usableLocked lists the servers that do not lead back here. The others are probed: it may have ended.
@@ -152,7 +167,7 @@ type server struct {
 	srtt, rttvar time.Duration // RFC 6298; zero before the first answer
 	fails        int           // in a row
 	lastError    string        // why, of the last failure
-	downUntil    time.Time     // not first before then
+	nextTry      time.Time     // while it is down
 
 	looping   bool      // leads back to us
 	sawProbe  bool      // the last probe came back
@@ -175,14 +190,15 @@ const (
 
 const (
 	downAfter = 3               // failures in a row
-	downFor   = 5 * time.Second // then it is tried again
+	tryEvery  = 5 * time.Second // a server that is down
 
 	firstPatience = 400 * time.Millisecond // before anything is known of a server
 	minPatience   = 50 * time.Millisecond
 	maxPatience   = time.Second
 )
 
-func (s *server) down(now time.Time) bool { return now.Before(s.downUntil) }
+// down reports a server that has failed so often that it is asked last.
+func (s *server) down() bool { return s.fails >= downAfter }
 
 // patience is the time to wait for an answer before another query goes out: to another server soon after the answer is
 // late, to the same one with doubling intervals.
@@ -194,15 +210,12 @@ func (s *server) patience(sends, servers int) time.Duration {
 	return min(wait<<((sends-1)/max(servers, 1)), 2*maxPatience)
 }
 
-// lateAfter is when a missing answer says something about the server.
-func (s *server) lateAfter() time.Duration { return max(2*s.patience(1, 1), firstPatience) }
-
 func (s *server) answeredLocked(f *forwarder, took time.Duration) {
 	s.took.Observe(took.Seconds())
 	if s.fails >= downAfter {
 		f.log.Info("upstream resolver answers again", "upstream", s.label)
 	}
-	s.fails, s.lastError, s.downUntil = 0, "", time.Time{}
+	s.fails, s.lastError = 0, ""
 	if s.srtt == 0 {
 		s.srtt, s.rttvar = took, took/2
 		return
@@ -215,10 +228,8 @@ func (s *server) answeredLocked(f *forwarder, took time.Duration) {
 func (s *server) failedLocked(f *forwarder, reason string, err error) {
 	f.s.metrics.failures.WithLabelValues(s.label, reason).Inc()
 	s.lastError = err.Error()
-	if s.fails++; s.fails >= downAfter {
-		s.downUntil = time.Now().Add(downFor)
-	}
-	if s.fails == downAfter {
+	if s.fails++; s.fails == downAfter {
+		s.nextTry = time.Now().Add(tryEvery)
 		f.log.Warn("upstream resolver does not answer", "upstream", s.label, "reason", reason, "cause", err)
 	}
 }
