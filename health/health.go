@@ -258,13 +258,13 @@ func (c *Checker) History() []Report {
 
 // A ProbeState is what one probe last found, for status pages.
 type ProbeState struct {
-	Kind      string // "http", "https", "tcp", "exec", "grpc" or "unit"
-	Target    string // "GET http://10.99.0.2:8080/healthz"
-	State     string // "unknown", "healthy" or "unhealthy", after thresholds
-	Successes int    // in a row
-	Failures  int    // in a row
-	LastError string // of the last probe; empty after a success
-	At        time.Time
+	Kind      string    `json:"kind"`                 // "http", "https", "tcp", "exec", "grpc" or "unit"
+	Target    string    `json:"target"`               // "GET http://10.99.0.2:8080/healthz"
+	State     string    `json:"state"`                // "unknown", "healthy" or "unhealthy", after thresholds
+	Successes int       `json:"successes"`            // in a row
+	Failures  int       `json:"failures"`             // in a row
+	LastError string    `json:"last_error,omitempty"` // of the last probe; empty after a success
+	At        time.Time `json:"at,omitzero"`          // of the last probe
 }
 
 // Probes returns the state of each configured probe, in configuration order; none for a trivial probe.
