@@ -79,6 +79,8 @@ func (a *Applier) choose(wanted string, s *seen) (string, error) {
 		return BackendNFT, nil
 	case hasLegacy && legacyRules && s.ours(BackendLegacy, IPv4):
 		return BackendLegacy, nil
+	case s.nativeTable():
+		return BackendNative, nil
 	case hasLegacy && legacyRules && !s.usesNFT():
 		return BackendLegacy, nil
 	case hasLegacy && legacyRules && a.plainFlavour() == BackendLegacy:
@@ -130,6 +132,8 @@ func (a *Applier) apply(ctx context.Context, rules *Rules) error {
 	if err != nil {
 		return err
 	}
+	a.log.Debug("backend of the capture rules chosen", "backend", name, "configured", rules.Backend, "nf_tables", s.nft != nil,
+		"legacy_in_use", s.usesLegacy(), "native_table", s.nativeTable())
 	undo, err := applyRoutes(rules, needsPassthroughV6(rules))
 	if err != nil {
 		return errors.Join(err, undo())

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
 
 	"wingman/test/netns"
 )
@@ -201,8 +203,8 @@ func TestATableThatIptablesRefusesMeansTheNativeBackend(t *testing.T) {
 	if err := a.Apply(t.Context(), rules); err != nil {
 		t.Fatal(err)
 	}
-	if !strings.Contains(listing(t), "jump nat-istio-redirect") {
-		t.Error("the native table is not there")
+	if st, err := a.Status(t.Context(), rules); err != nil || st.State != Complete || !slices.Equal(st.Backends, []string{BackendNative}) {
+		t.Errorf("status %s by %v, %v; want complete by native", st.State, st.Backends, err)
 	}
 }
 
@@ -439,5 +441,27 @@ func leftovers(t *testing.T, f *fixture) {
 	if f.cfg.Mode == ModeTProxy {
 		cfg := f.cfg.withDefaults()
 		ip(t, fmt.Sprintf("rule add fwmark %d lookup %d", cfg.TProxyMark, cfg.TProxyTable), fmt.Sprintf("route add local default dev lo table %d", cfg.TProxyTable))
+	}
+}
+
+func TestATableThatSomebodyBeginsToUseIsNotDeleted(t *testing.T) {
+	netns.New(t)
+	sh(t, "nft", "add", "table", "ip", "raw")
+	generation := nftGeneration()
+	idle, err := idleTables(IPv4, []string{"raw", "mangle"})
+	if err != nil || !slices.Equal(idle, []string{"raw"}) {
+		t.Fatalf("idle tables %v, %v; want raw", idle, err)
+	}
+	sh(t, "nft", "add", "chain", "ip", "raw", "theirs") // between our look and our change
+	var b rawBatch
+	b.add(unix.NFT_MSG_DELTABLE, 0, nftFamilies[IPv4], []netlink.Attribute{{Type: unix.NFTA_TABLE_NAME, Data: []byte("raw\x00")}})
+	if err := b.send(generation); !errors.Is(err, unix.ERESTART) {
+		t.Errorf("deleting what is not as we saw it: %v, want ERESTART", err)
+	}
+	if err := dropIdleTables(IPv4, []string{"raw"}); err != nil {
+		t.Errorf("dropIdleTables: %v, want it to leave the table", err)
+	}
+	if out := sh(t, "nft", "list", "tables"); !strings.Contains(out, "ip raw") {
+		t.Error("the table with their chain is gone")
 	}
 }

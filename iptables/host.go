@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/google/nftables"
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -171,30 +172,55 @@ func (s *seen) usesNFT() bool {
 }
 
 // dropIdleTables deletes tables of iptables-nft in which nothing is left but chains of the kernel's hooks, empty and accepting.
+// The kernel does it only if nobody has changed anything since we looked: then we look again.
 func dropIdleTables(fam Family, names []string) error {
+	err := unix.ERESTART
+	for try := 0; try < 5 && errors.Is(err, unix.ERESTART); try++ {
+		generation := nftGeneration()
+		idle, lookErr := idleTables(fam, names)
+		if lookErr != nil {
+			return lookErr
+		}
+		var b rawBatch
+		for _, name := range idle {
+			b.add(unix.NFT_MSG_DELTABLE, 0, nftFamilies[fam], []netlink.Attribute{{Type: unix.NFTA_TABLE_NAME, Data: []byte(name + "\x00")}})
+		}
+		if sendErr := b.send(generation); sendErr == nil {
+			return nil
+		} else if !errors.As(sendErr, &err) {
+			return fmt.Errorf("delete empty tables %v: %w", idle, sendErr)
+		}
+	}
+	return kernelError(fmt.Sprintf("delete empty tables of %v", names), err)
+}
+
+// idleTables returns which of the tables are there and do nothing.
+func idleTables(fam Family, names []string) ([]string, error) {
 	conn, err := nftables.New()
 	if err != nil {
-		return fmt.Errorf("open nf_tables: %w", err)
+		return nil, fmt.Errorf("open nf_tables: %w", err)
+	}
+	tables, err := conn.ListTablesOfFamily(nftFamilies[fam])
+	if err != nil {
+		return nil, kernelError("list the tables of nf_tables", err)
 	}
 	chains, err := conn.ListChainsOfTableFamily(nftFamilies[fam])
 	if err != nil {
-		return fmt.Errorf("list the chains of nf_tables: %w", err)
+		return nil, kernelError("list the chains of nf_tables", err)
 	}
-	for _, name := range names {
-		idle := true
+	var out []string
+	for _, t := range tables {
+		idle := slices.Contains(names, t.Name)
 		for _, c := range chains {
-			if c.Table.Name != name {
+			if !idle || c.Table.Name != t.Name {
 				continue
 			}
 			rules, err := conn.GetRules(c.Table, c)
-			idle = idle && err == nil && len(rules) == 0 && builtins[c.Name] && (c.Policy == nil || *c.Policy == nftables.ChainPolicyAccept)
+			idle = err == nil && len(rules) == 0 && builtins[c.Name] && (c.Policy == nil || *c.Policy == nftables.ChainPolicyAccept)
 		}
 		if idle {
-			conn.DelTable(&nftables.Table{Name: name, Family: nftFamilies[fam]})
+			out = append(out, t.Name)
 		}
 	}
-	if err := conn.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("delete empty tables %v: %w", names, err)
-	}
-	return nil
+	return out, nil
 }

@@ -2,8 +2,10 @@ package iptables
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -88,63 +90,73 @@ func readRaw(family nftables.TableFamily, name string) (*rawTable, error) {
 
 // write replaces the table by what was read, counters included, in one transaction.
 func (t *rawTable) write() error {
-	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
-	if err != nil {
-		return fmt.Errorf("open nf_tables: %w", err)
-	}
-	defer conn.Close()
-	if err := conn.SetWriteBuffer(4 << 20); err != nil {
-		return fmt.Errorf("open nf_tables: %w", err)
-	}
+	var b rawBatch
 	name := []netlink.Attribute{{Type: unix.NFTA_TABLE_NAME, Data: []byte(t.name + "\x00")}}
-	batch := []netlink.Message{{
-		Header: netlink.Header{Type: unix.NFNL_MSG_BATCH_BEGIN, Flags: netlink.Request},
-		Data:   nfgenmsg(unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES, nil),
-	}}
-	add := func(message uint16, flags netlink.HeaderFlags, attrs []netlink.Attribute) error {
-		data, err := netlink.MarshalAttributes(attrs)
-		if err != nil {
-			return err
-		}
-		batch = append(batch, netlink.Message{
-			Header: netlink.Header{Type: nftType(message), Flags: netlink.Request | netlink.Acknowledge | flags},
-			Data:   nfgenmsg(byte(t.family), 0, data),
-		})
-		return nil
-	}
-	err = firstError(
-		add(unix.NFT_MSG_NEWTABLE, netlink.Create, name), // so that deleting it is no error
-		add(unix.NFT_MSG_DELTABLE, 0, name),
-		add(unix.NFT_MSG_NEWTABLE, netlink.Create, name),
-	)
+	b.add(unix.NFT_MSG_NEWTABLE, netlink.Create, t.family, name) // so that deleting it is no error
+	b.add(unix.NFT_MSG_DELTABLE, 0, t.family, name)
+	b.add(unix.NFT_MSG_NEWTABLE, netlink.Create, t.family, name)
 	for _, c := range t.chains {
-		err = firstError(err, add(unix.NFT_MSG_NEWCHAIN, netlink.Create, c))
+		b.add(unix.NFT_MSG_NEWCHAIN, netlink.Create, t.family, c)
 	}
 	for _, r := range t.rules {
-		err = firstError(err, add(unix.NFT_MSG_NEWRULE, netlink.Create|netlink.Append, r))
+		b.add(unix.NFT_MSG_NEWRULE, netlink.Create|netlink.Append, t.family, r)
 	}
-	if err != nil {
-		return fmt.Errorf("put table %s back: %w", t.name, err)
-	}
-	acks := len(batch) - 1
-	batch = append(batch, netlink.Message{
-		Header: netlink.Header{Type: unix.NFNL_MSG_BATCH_END, Flags: netlink.Request},
-		Data:   nfgenmsg(unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES, nil),
-	})
-	if _, err := conn.SendMessages(batch); err != nil {
-		return fmt.Errorf("put table %s back: %w", t.name, err)
-	}
-	for range acks {
-		if _, err := conn.Receive(); err != nil {
-			return nativeError("put table "+t.name+" back", err)
-		}
+	if err := b.send(0); err != nil {
+		return nativeError("put table "+t.name+" back", err)
 	}
 	return nil
 }
 
-func firstError(errs ...error) error {
-	for _, err := range errs {
+// rawBatch is a transaction in the making.
+type rawBatch struct {
+	messages []netlink.Message
+	err      error // the first attribute that could not be written
+}
+
+func (b *rawBatch) add(message uint16, flags netlink.HeaderFlags, family nftables.TableFamily, attrs []netlink.Attribute) {
+	data, err := netlink.MarshalAttributes(attrs)
+	if err != nil && b.err == nil {
+		b.err = err
+	}
+	b.messages = append(b.messages, netlink.Message{
+		Header: netlink.Header{Type: nftType(message), Flags: netlink.Request | netlink.Acknowledge | flags},
+		Data:   nfgenmsg(byte(family), 0, data),
+	})
+}
+
+// attrBatchGenID makes the kernel refuse a batch, by ERESTART, when its rules are of another generation by then
+// (NFNL_BATCH_GENID in include/uapi/linux/netfilter/nfnetlink.h).
+const attrBatchGenID = 1
+
+// send runs the transaction; with a generation, only if nobody has changed nf_tables since then.
+func (b *rawBatch) send(generation uint32) error {
+	if b.err != nil || len(b.messages) == 0 {
+		return b.err
+	}
+	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if err := conn.SetWriteBuffer(4 << 20); err != nil {
+		return err
+	}
+	var only []byte
+	if generation != 0 {
+		only, err = netlink.MarshalAttributes([]netlink.Attribute{{Type: attrBatchGenID, Data: binaryutil.BigEndian.PutUint32(generation)}})
 		if err != nil {
+			return err
+		}
+	}
+	frame := func(kind netlink.HeaderType, attrs []byte) netlink.Message {
+		return netlink.Message{Header: netlink.Header{Type: kind, Flags: netlink.Request}, Data: nfgenmsg(unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES, attrs)}
+	}
+	all := slices.Concat([]netlink.Message{frame(unix.NFNL_MSG_BATCH_BEGIN, only)}, b.messages, []netlink.Message{frame(unix.NFNL_MSG_BATCH_END, nil)})
+	if _, err := conn.SendMessages(all); err != nil {
+		return err
+	}
+	for range b.messages { // each is acknowledged, or the first thing that comes is an error
+		if _, err := conn.Receive(); err != nil {
 			return err
 		}
 	}
