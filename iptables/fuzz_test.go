@@ -85,11 +85,11 @@ func FuzzResolvConf(f *testing.F) {
 }
 
 func FuzzSSHDConfig(f *testing.F) {
-	f.Add("Port 22\nListenAddress [::]:2222\nInclude /etc/ssh/sshd_config.d/*.conf\nMatch User x\n")
+	f.Add("Port 22\nListenAddress [::]:2222\nInclude /etc/ssh/sshd_config.d/*.conf\nMatch User x\nListenStream=[::]:22\n")
 	f.Fuzz(func(t *testing.T, text string) {
 		ports, _ := parseSSHDConfig(text)
 		more, _ := parseSSHDTest(text)
-		for _, p := range append(append(ports, more...), parseListen(text)...) {
+		for _, p := range append(append(ports, more...), parseListenStream(nil, text)...) {
 			if p == 0 {
 				t.Errorf("%q: port 0", text)
 			}

@@ -94,7 +94,7 @@ func TestReadSSHDConfigFollowsIncludes(t *testing.T) {
 	}
 }
 
-func TestParseSSHDTestAndListenReadWhatTheProgramsPrint(t *testing.T) {
+func TestParseSSHDTestReadsWhatTheProgramPrints(t *testing.T) {
 	got, err := parseSSHDTest("port 22\nport 2222\naddressfamily any\nlistenaddress [::]:2222\nlistenaddress 0.0.0.0:2022\nusepam yes\n")
 	if want := []uint16{22, 2222, 2022}; err != nil || !slices.Equal(got, want) {
 		t.Errorf("sshd -T: %v, %v; want %v", got, err, want)
@@ -102,9 +102,32 @@ func TestParseSSHDTestAndListenReadWhatTheProgramsPrint(t *testing.T) {
 	if got, err := parseSSHDTest("usepam yes\n"); err == nil {
 		t.Errorf("sshd -T without a port: %v, want an error", got)
 	}
-	if got, want := parseListen("[::]:22 (Stream)\n0.0.0.0:2222 (Stream)\n/run/sshd.sock (Stream)\n127.0.0.1:53 (Datagram)\n\n"), []uint16{22, 2222}; !slices.Equal(got, want) {
-		t.Errorf("systemctl show: %v, want %v", got, want)
+}
+
+func TestSocketUnitsAreReadAsSystemdDoes(t *testing.T) {
+	etc, run, lib := t.TempDir(), t.TempDir(), t.TempDir()
+	write := func(dir, name, text string) {
+		t.Helper()
+		if err := errors.Join(os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o755), os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600)); err != nil {
+			t.Fatal(err)
+		}
 	}
+	dirs := []string{etc, run, lib}
+	check := func(when string, want []uint16, enabled bool) {
+		t.Helper()
+		if got, on := socketUnit(dirs, "ssh.socket"); !slices.Equal(got, want) || on != enabled {
+			t.Errorf("%s: ports %v, enabled %t; want %v, %t", when, got, on, want, enabled)
+		}
+	}
+	check("no unit", nil, false)
+	write(lib, "ssh.socket", "[Socket]\nListenStream=22\nListenStream=/run/x.sock\nListenDatagram=99\n")
+	check("the distribution's unit", []uint16{22}, false)
+	write(run, "ssh.socket.d/addresses.conf", "[Socket]\nListenStream=\nListenStream=0.0.0.0:2222\nListenStream=[::]:2222\n")
+	check("what Ubuntu's generator adds replaces it", []uint16{2222}, false)
+	write(etc, "ssh.socket.d/addresses.conf", "[Socket]\nListenStream = 2022\n")
+	check("a drop-in of the same name in /etc is stronger", []uint16{22, 2022}, false)
+	write(etc, "sockets.target.wants/ssh.socket", "")
+	check("enabled", []uint16{22, 2022}, true)
 }
 
 // noCommands is a host on which nothing is installed.

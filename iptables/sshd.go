@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -28,25 +29,14 @@ type socket struct {
 }
 
 // gatherSSH finds out how people reach this machine, from every source that can be read, because each can be wrong alone:
-// sshd's configuration changed but not loaded yet, systemd listening in its place, a second sshd.
+// sshd's configuration changed but not loaded yet, systemd listening in its place, a second sshd. sshd itself is asked, which
+// starts a process, only when no sshd is seen to listen.
 func gatherSSH(ctx context.Context, cfg GatherConfig, h *host) (SSH, []string) {
 	var ssh SSH
 	var notes []string
 	add := func(ports []uint16, how string) {
 		for _, p := range ports {
 			ssh.Listeners = append(ssh.Listeners, Listener{p, how})
-		}
-	}
-	if ports, err := askSSHD(ctx, h); err == nil {
-		add(ports, "sshd -T says so")
-	} else if ports, err := readSSHDConfig(cfg.SSHDConfig, 0); err == nil {
-		add(ports, cfg.SSHDConfig+" says so")
-	}
-	add(askSystemd(ctx, h), "ssh.socket listens there")
-	if cfg.SSHReport != "" {
-		if report, err := readSSHReport(cfg.SSHReport); err == nil {
-			ssh.Listeners = append(ssh.Listeners, report.Listeners...)
-			ssh.Sessions = append(ssh.Sessions, report.Sessions...)
 		}
 	}
 	sockets, err := tcpSockets()
@@ -62,6 +52,32 @@ func gatherSSH(ctx context.Context, cfg GatherConfig, h *host) (SSH, []string) {
 		case !s.peer.Addr().IsLoopback():
 			ssh.Sessions = append(ssh.Sessions, Session{s.local.Port(), s.peer.Addr()})
 		}
+	}
+	seen := len(ssh.Listeners) > 0
+	if cfg.SSHReport != "" {
+		if report, err := readSSHReport(cfg.SSHReport); err == nil {
+			ssh.Listeners = append(ssh.Listeners, report.Listeners...)
+			ssh.Sessions = append(ssh.Sessions, report.Sessions...)
+		}
+	}
+	asked := errors.New("not asked")
+	if !seen {
+		var ports []uint16
+		if ports, asked = askSSHD(ctx, h); asked == nil {
+			add(ports, "sshd -T says so")
+		}
+	}
+	if asked != nil {
+		if ports, err := readSSHDConfig(cfg.SSHDConfig, 0); err == nil {
+			add(ports, cfg.SSHDConfig+" says so")
+		}
+	}
+	listening := func(p uint16) bool {
+		return slices.ContainsFunc(sockets, func(s socket) bool { return s.listening && s.local.Port() == p })
+	}
+	for _, unit := range []string{"ssh.socket", "sshd.socket"} {
+		ports, enabled := socketUnit(systemdDirs, unit)
+		add(slices.DeleteFunc(ports, func(p uint16) bool { return !enabled && !listening(p) }), unit+" says so")
 	}
 	if len(ssh.Listeners) == 0 {
 		add([]uint16{22}, "assumed, because sshd cannot be asked")
@@ -182,34 +198,49 @@ func parseSSHDConfig(text string) (ports []uint16, includes []string) {
 	return ports, includes
 }
 
-// askSystemd returns the ports on which systemd listens for sshd.
-func askSystemd(ctx context.Context, h *host) []uint16 {
-	if _, err := os.Stat("/run/systemd/system"); err != nil {
-		return nil
-	}
-	path, err := h.find("systemctl")
-	if err != nil {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
-	defer cancel()
-	out, err := h.run(ctx, "", path, "show", "--property=Listen", "--value", "ssh.socket", "sshd.socket")
-	if err != nil {
-		return nil
-	}
-	return parseListen(out)
-}
+// systemdDirs is where units are, strongest first (systemd.unit(5)).
+var systemdDirs = []string{"/etc/systemd/system", "/run/systemd/system", "/run/systemd/generator", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"}
 
-// parseListen reads systemd's property Listen: lines such as "[::]:22 (Stream)".
-func parseListen(text string) []uint16 {
-	var out []uint16
-	for line := range strings.Lines(text) {
-		addr, kind, ok := strings.Cut(strings.TrimSpace(line), " ")
-		if ok && kind == "(Stream)" {
-			out = addPort(out, addr[strings.LastIndex(addr, ":")+1:])
+// socketUnit returns the TCP ports of a socket unit and its drop-ins, and whether it is started at boot.
+func socketUnit(dirs []string, unit string) (ports []uint16, enabled bool) {
+	for _, dir := range dirs {
+		if b, err := os.ReadFile(filepath.Join(dir, unit)); err == nil {
+			ports = parseListenStream(ports, string(b))
+			break
 		}
 	}
-	return out
+	dropIns := map[string]string{} // by name: the strongest of a name counts
+	for _, dir := range slices.Backward(dirs) {
+		files, _ := filepath.Glob(filepath.Join(dir, unit+".d", "*.conf"))
+		for _, f := range files {
+			dropIns[filepath.Base(f)] = f
+		}
+		if _, err := os.Lstat(filepath.Join(dir, "sockets.target.wants", unit)); err == nil {
+			enabled = true
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(dropIns)) {
+		if b, err := os.ReadFile(dropIns[name]); err == nil {
+			ports = parseListenStream(ports, string(b))
+		}
+	}
+	return ports, enabled
+}
+
+// parseListenStream adds the ports of ListenStream= in a unit file to those of the files before it; an empty one forgets them.
+func parseListenStream(ports []uint16, text string) []uint16 {
+	for line := range strings.Lines(text) {
+		key, value, ok := strings.Cut(strings.TrimSpace(line), "=")
+		if !ok || strings.TrimSpace(key) != "ListenStream" {
+			continue
+		}
+		if value = strings.TrimSpace(value); value == "" {
+			ports = nil
+			continue
+		}
+		ports = addPort(ports, value[strings.LastIndex(value, ":")+1:])
+	}
+	return ports
 }
 
 // tcpSockets lists the listening and established TCP sockets of this network namespace (sock_diag(7)); no privilege needed.
