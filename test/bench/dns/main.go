@@ -61,7 +61,15 @@ func (b *bench) run(ctx context.Context, peers []string) (err error) {
 	}
 	defer upstream.stop()
 
-	servers := []server{b.wingmanServer(upstream.addr)}
+	if err := b.compareLoads(ctx, b.servers(peers, upstream.addr)); err != nil {
+		return err
+	}
+	return b.compareLatency(ctx, b.servers(peers, upstream.addr))
+}
+
+// servers are the daemon and the peers that are installed, on ports of their own, not running yet.
+func (b *bench) servers(peers []string, upstream string) []server {
+	servers := []server{b.wingmanServer(upstream)}
 	for _, name := range peers {
 		s, err := b.peer(name)
 		if err != nil {
@@ -70,6 +78,11 @@ func (b *bench) run(ctx context.Context, peers []string) (err error) {
 		}
 		servers = append(servers, s)
 	}
+	return servers
+}
+
+// compareLoads runs all servers side by side and loads them in turns.
+func (b *bench) compareLoads(ctx context.Context, servers []server) error {
 	for i := range servers {
 		if err := servers[i].start(ctx, b.dir); err != nil {
 			return fmt.Errorf("start %s: %w", servers[i].name, err)

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -136,14 +137,15 @@ func (b *bench) writeInputs() error {
 	return nil
 }
 
-// freeAddr is a loopback address where nobody listens now, by UDP or TCP.
+// freeAddr is a loopback address where nobody listens now, by UDP or TCP: below the ports that the kernel gives to clients, of
+// which there are many here.
 func freeAddr() string {
 	for {
-		udp, err := net.ListenPacket("udp", "127.0.0.1:0")
+		addr := fmt.Sprintf("127.0.0.1:%d", 20_000+rand.IntN(10_000))
+		udp, err := net.ListenPacket("udp", addr)
 		if err != nil {
-			panic(err) // loopback is there, and ports are
+			continue
 		}
-		addr := udp.LocalAddr().String()
 		tcp, err := net.Listen("tcp", addr)
 		udp.Close()
 		if err == nil {
