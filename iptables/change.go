@@ -40,7 +40,7 @@ func (t *Table) want(fam Family, have *savedTable, mark bool) wantedTable {
 		}
 	}
 	switch {
-	case !mark:
+	case !mark || (have == nil && len(t.Chains) == 0): // an empty one is made without iptables
 	case have == nil || have.has(chainTable):
 		w.chains[chainTable] = []string{}
 	case len(t.Chains) > 0:

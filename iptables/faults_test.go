@@ -211,7 +211,7 @@ func TestATableThatIptablesRefusesMeansTheNativeBackend(t *testing.T) {
 func TestNativeBackendStartsNoProcessAndADefaultVMAtMostThree(t *testing.T) {
 	limits := map[string]map[string]int{
 		BackendNative: {},
-		BackendNFT:    {"first": 2, "second": 1, "changed": 2},
+		BackendNFT:    {"first": 1, "second": 1, "changed": 2},
 		BackendLegacy: {"first": 2, "second": 2, "changed": 3}, // a process for each table that holds something
 	}
 	for backend, most := range limits {

@@ -26,7 +26,7 @@ type GatherConfig struct {
 
 // GatherFacts reads what Plan must know from this machine and the network namespace of the calling thread.
 //
-// It starts at most one short process (sshd -T, and only when no sshd is seen to listen). What cannot be read is replaced by the careful
+// It starts at most one short process (sshd -T, where sshd runs and nothing else tells of its ports). What cannot be read is replaced by the careful
 // assumption and said in Facts.Notes; the error is for what makes any plan wrong, such as an unreadable resolv.conf.
 func GatherFacts(ctx context.Context, cfg GatherConfig) (Facts, error) {
 	def := func(p *string, v string) {

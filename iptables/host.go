@@ -16,12 +16,13 @@ import (
 type host struct {
 	find       func(names ...string) (string, error)
 	run        func(ctx context.Context, stdin string, argv ...string) (stdout string, err error)
+	makeTable  func(fam Family, name string) error
 	dropTables func(fam Family, names []string) error
 	step       func(name string) // called between the steps of a change; for tests that die there
 }
 
 func systemHost() *host {
-	return &host{find: findCommand, run: runCommand, dropTables: dropIdleTables, step: func(string) {}}
+	return &host{find: findCommand, run: runCommand, makeTable: makeMarkedTable, dropTables: dropIdleTables, step: func(string) {}}
 }
 
 // seen is what a look at the kernel found without starting a process.
@@ -169,6 +170,20 @@ func (s *seen) usesNFT() bool {
 		}
 	}
 	return false
+}
+
+// makeMarkedTable makes an empty table of iptables-nft with our mark. A process of iptables would make the same.
+func makeMarkedTable(fam Family, name string) error {
+	text := func(kind uint16, s string) netlink.Attribute {
+		return netlink.Attribute{Type: kind, Data: []byte(s + "\x00")}
+	}
+	var b rawBatch
+	b.add(unix.NFT_MSG_NEWTABLE, netlink.Create, nftFamilies[fam], []netlink.Attribute{text(unix.NFTA_TABLE_NAME, name)})
+	b.add(unix.NFT_MSG_NEWCHAIN, netlink.Create, nftFamilies[fam], []netlink.Attribute{text(unix.NFTA_CHAIN_TABLE, name), text(unix.NFTA_CHAIN_NAME, chainTable)})
+	if err := b.send(0); err != nil {
+		return nativeError(fmt.Sprintf("make %s table %s", fam, name), err)
+	}
+	return nil
 }
 
 // dropIdleTables deletes tables of iptables-nft in which nothing is left but chains of the kernel's hooks, empty and accepting.

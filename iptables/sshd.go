@@ -29,8 +29,8 @@ type socket struct {
 }
 
 // gatherSSH finds out how people reach this machine, from every source that can be read, because each can be wrong alone:
-// sshd's configuration changed but not loaded yet, systemd listening in its place, a second sshd. sshd itself is asked, which
-// starts a process, only when no sshd is seen to listen.
+// sshd's configuration changed but not loaded yet, systemd listening in its place, a second sshd. A running sshd is asked
+// itself, which starts a process, only when neither its sockets nor its configuration can be read.
 func gatherSSH(ctx context.Context, cfg GatherConfig, h *host) (SSH, []string) {
 	var ssh SSH
 	var notes []string
@@ -43,7 +43,7 @@ func gatherSSH(ctx context.Context, cfg GatherConfig, h *host) (SSH, []string) {
 	if err != nil {
 		notes = append(notes, fmt.Sprintf("the kernel's sockets cannot be read (%v): SSH is guarded by its configuration only", err))
 	}
-	owned := socketsOfSSHD()
+	owned, running := socketsOfSSHD()
 	for _, s := range sockets {
 		switch {
 		case !owned[s.inode]:
@@ -60,16 +60,11 @@ func gatherSSH(ctx context.Context, cfg GatherConfig, h *host) (SSH, []string) {
 			ssh.Sessions = append(ssh.Sessions, report.Sessions...)
 		}
 	}
-	asked := errors.New("not asked")
-	if !seen {
-		var ports []uint16
-		if ports, asked = askSSHD(ctx, h); asked == nil {
+	if ports, err := readSSHDConfig(cfg.SSHDConfig, 0); err == nil {
+		add(ports, cfg.SSHDConfig+" says so")
+	} else if running && !seen {
+		if ports, err := askSSHD(ctx, h); err == nil {
 			add(ports, "sshd -T says so")
-		}
-	}
-	if asked != nil {
-		if ports, err := readSSHDConfig(cfg.SSHDConfig, 0); err == nil {
-			add(ports, cfg.SSHDConfig+" says so")
 		}
 	}
 	listening := func(p uint16) bool {
@@ -266,18 +261,29 @@ func tcpSockets() ([]socket, error) {
 	return out, nil
 }
 
-// socketsOfSSHD returns the inodes of the sockets that processes of sshd hold, as far as /proc shows them: to root, all.
-func socketsOfSSHD() map[uint32]bool {
-	inodes := map[uint32]bool{}
-	comms, _ := filepath.Glob("/proc/[0-9]*/comm")
-	for _, comm := range comms {
-		name, err := os.ReadFile(comm)
-		if err != nil || !strings.HasPrefix(string(name), "sshd") { // sshd, sshd-session, sshd-auth
+// socketsOfSSHD returns the inodes of the sockets that processes of sshd hold, as far as /proc shows them: to root, all. It
+// also says whether there may be such a process: without root, yes.
+func socketsOfSSHD() (inodes map[uint32]bool, running bool) {
+	inodes = map[uint32]bool{}
+	running = os.Geteuid() != 0
+	proc, err := os.Open("/proc")
+	if err != nil {
+		return inodes, true
+	}
+	defer proc.Close()
+	names, _ := proc.Readdirnames(-1)
+	for _, pid := range names {
+		if pid[0] < '0' || pid[0] > '9' {
 			continue
 		}
-		fds, _ := filepath.Glob(filepath.Join(filepath.Dir(comm), "fd", "*"))
+		comm, err := os.ReadFile("/proc/" + pid + "/comm")
+		if err != nil || !strings.HasPrefix(string(comm), "sshd") { // sshd, sshd-session, sshd-auth
+			continue
+		}
+		running = true
+		fds, _ := os.ReadDir("/proc/" + pid + "/fd")
 		for _, fd := range fds {
-			link, err := os.Readlink(fd)
+			link, err := os.Readlink("/proc/" + pid + "/fd/" + fd.Name())
 			if err != nil {
 				continue
 			}
@@ -288,7 +294,7 @@ func socketsOfSSHD() map[uint32]bool {
 			}
 		}
 	}
-	return inodes
+	return inodes, running
 }
 
 // WriteSSHReport finds out how people reach this machine and writes it to a file that every user may read. The unit runs it

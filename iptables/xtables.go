@@ -128,11 +128,31 @@ func (x *xtables) apply(ctx context.Context, rules *Rules, seen *seen) error {
 		}
 		x.host.step("rules " + fam.String())
 	}
+	if err := x.makeEmpty(rules, before); err != nil {
+		return errors.Join(err, x.rollBack(context.WithoutCancel(ctx), done, before))
+	}
 	var errs []error
 	for _, fam := range done { // tables that a former configuration needed and this one does not
 		errs = append(errs, x.dropMarked(fam, before[fam], rules.Families[fam].names()))
 	}
 	return errors.Join(errs...)
+}
+
+// makeEmpty makes the tables that should be there without any chain of ours in them.
+func (x *xtables) makeEmpty(rules *Rules, before [2]state) error {
+	if !x.marks() {
+		return nil
+	}
+	for _, fam := range []Family{IPv4, IPv6} {
+		for _, t := range rules.Families[fam].Tables {
+			if len(t.Chains) == 0 && before[fam][t.Name] == nil {
+				if err := x.host.makeTable(fam, t.Name); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
 }
 
 // marks reports whether tables that we make are marked, so that they can be removed: legacy tables cannot be.
