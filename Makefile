@@ -8,7 +8,7 @@ LDFLAGS  := -s -w -X main.release=$(RELEASE)
 FUZZTIME ?= 60s
 SOURCES  := $(shell find . -name '*.go' -not -path './test/*' -not -path './tmpdeps/*') go.mod go.sum
 
-.PHONY: all build demo test lint fuzz bench test-netns test-mesh test-vm setup clean
+.PHONY: all build demo test lint fuzz bench bench-dns test-netns test-mesh test-vm setup clean
 
 all: build
 
@@ -58,6 +58,10 @@ fuzz:
 
 bench: setup build
 	$(GO) run -tags $(TAGS) ./test/bench -wingman bin/wingman
+
+# What a DNS answer costs next to other servers; those that are installed (knot, unbound, dnsmasq) and dnsperf take part.
+bench-dns: build
+	$(GO) run -tags $(TAGS) ./test/bench/dns -wingman bin/wingman
 
 clean:
 	rm -rf bin
