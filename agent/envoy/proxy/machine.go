@@ -22,7 +22,8 @@ type timings struct {
 	first, most time.Duration // wait before a start after an end: doubles from first to most
 	retry       time.Duration // most that a start waits for what it needs
 	well        time.Duration // an Envoy that was live for so long starts from first again
-	hang        time.Duration // without an answer
+	hang        time.Duration // without an answer, and deaf questions in a row: a machine that slept is no Envoy that hangs
+	deaf        int
 	drain       time.Duration // most that a drain takes; zero: none
 	grace       time.Duration // between SIGABRT or SIGTERM and SIGKILL
 }
@@ -31,10 +32,12 @@ type timings struct {
 type machine struct {
 	timings
 	phase    Phase
+	since    time.Time     // when phase began
 	deadline time.Time     // when evDeadline is due; zero: never
 	ended    time.Duration // wait after the next end; zero: first
 	failed   time.Duration // wait after the next failed start; zero: first
 	answered time.Time     // last answer of the present Envoy, or its start
+	silent   int           // questions without an answer since then
 	liveAt   time.Time     // since when the present Envoy is live; zero: not yet
 	stop     bool          // asked to stop
 }
@@ -68,11 +71,19 @@ const (
 )
 
 func newMachine(t timings, now time.Time) machine {
-	return machine{timings: t, phase: PhaseWaiting, deadline: now}
+	return machine{timings: t, phase: PhaseWaiting, since: now, deadline: now}
 }
 
 // step is pure. An event that makes no sense in a phase (an answer that was under way when Envoy ended) changes nothing.
 func (m machine) step(ev event, now time.Time) (machine, action) {
+	next, act := m.next(ev, now)
+	if next.phase != m.phase {
+		next.since = now
+	}
+	return next, act
+}
+
+func (m machine) next(ev event, now time.Time) (machine, action) {
 	if ev == evStop {
 		return m.stopNow(now)
 	}
@@ -83,7 +94,7 @@ func (m machine) step(ev event, now time.Time) (machine, action) {
 			m.deadline = time.Time{}
 			return m, actStart
 		case evStarted:
-			m.phase, m.deadline, m.failed, m.answered, m.liveAt = PhaseStarting, time.Time{}, 0, now, time.Time{}
+			m.phase, m.deadline, m.failed, m.answered, m.silent, m.liveAt = PhaseStarting, time.Time{}, 0, now, 0, time.Time{}
 		case evCannotStart:
 			m.phase = PhaseWaiting
 			m.deadline, m.failed = m.after(now, m.failed, m.retry)
@@ -91,14 +102,14 @@ func (m machine) step(ev event, now time.Time) (machine, action) {
 	case PhaseStarting, PhaseLive:
 		switch ev {
 		case evLive:
-			m.answered = now
+			m.answered, m.silent = now, 0
 			if m.phase == PhaseStarting {
 				m.phase, m.liveAt = PhaseLive, now
 			}
 		case evNotLive:
-			m.answered = now
+			m.answered, m.silent = now, 0
 		case evSilent:
-			if now.Sub(m.answered) >= m.hang {
+			if m.silent++; m.silent >= m.deaf && now.Sub(m.answered) >= m.hang {
 				m.phase, m.deadline = PhaseHanging, now.Add(m.grace)
 				return m, actAbort
 			}

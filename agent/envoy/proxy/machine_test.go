@@ -17,7 +17,7 @@ var actionNames = map[action]string{
 
 var testTimings = timings{
 	first: 50 * time.Millisecond, most: 400 * time.Millisecond, retry: 200 * time.Millisecond, well: time.Minute,
-	hang: 10 * time.Second, drain: 5 * time.Second, grace: 3 * time.Second,
+	hang: 10 * time.Second, deaf: 2, drain: 5 * time.Second, grace: 3 * time.Second,
 }
 
 // happening is an event, some time after the one before, and what must follow from it.
@@ -56,10 +56,13 @@ func TestStep(t *testing.T) {
 		{"silence is borne for a while, and an answer ends it", nil, append(up[:4:4],
 			happening{9 * time.Second, "silent", "live"}, happening{0, "not live", "live"}, happening{9 * time.Second, "silent", "live"},
 			happening{time.Second, "silent", "hanging: abort +3s"})},
+		{"a machine that slept is no Envoy that hangs", nil, append(up[:4:4],
+			happening{time.Hour, "silent", "live"}, happening{time.Second, "live", "live"}, happening{time.Hour, "silent", "live"},
+			happening{time.Second, "silent", "hanging: abort +3s"})},
 		{"one that never answers hangs too", nil, []happening{
 			{0, "deadline", "waiting: start"}, {0, "started", "starting"}, {10*time.Second - ms, "silent", "starting"}, {ms, "silent", "hanging: abort +3s"}}},
 		{"one that hangs is killed when it does not abort, and started again", nil, append(up[:4:4],
-			happening{10 * time.Second, "silent", "hanging: abort +3s"}, happening{time.Second, "live", "hanging +2s"},
+			happening{time.Second, "silent", "live"}, happening{9 * time.Second, "silent", "hanging: abort +3s"}, happening{time.Second, "live", "hanging +2s"},
 			happening{2 * time.Second, "deadline", "hanging: kill"}, happening{0, "ended", "back-off +50ms"})},
 		{"a stop drains, and ends it when nothing is left", nil, append(up[:4:4],
 			happening{0, "stop", "draining: drain +5s"}, happening{time.Second, "silent", "draining +4s"}, happening{0, "stop", "draining +4s"},
@@ -78,7 +81,7 @@ func TestStep(t *testing.T) {
 		{"a stop during back-off ends at once", nil, append(up[:4:4],
 			happening{0, "ended", "back-off +50ms"}, happening{0, "stop", "stopped: done"})},
 		{"a stop while it hangs waits for its end", nil, append(up[:4:4],
-			happening{10 * time.Second, "silent", "hanging: abort +3s"}, happening{0, "stop", "hanging +3s"},
+			happening{time.Second, "silent", "live"}, happening{9 * time.Second, "silent", "hanging: abort +3s"}, happening{0, "stop", "hanging +3s"},
 			happening{3 * time.Second, "deadline", "hanging: kill"}, happening{0, "ended", "stopped: done"})},
 		{"what comes late changes nothing", nil, append(up[:4:4],
 			happening{0, "ended", "back-off +50ms"}, happening{0, "live", "back-off +50ms"}, happening{0, "silent", "back-off +50ms"},

@@ -76,6 +76,9 @@ func listeningSockets() ([]listening, error) {
 	return all, nil
 }
 
+// overflowUID stands for users that this process's user namespace does not have (user_namespaces(7)), as in the proxy's unit.
+const overflowUID = 65534
+
 // parseSockets reads the listening sockets of a table of proc_net(5): a heading, then
 // "sl local_address rem_address st tx:rx tr:tm retrnsmt uid timeout inode …", addresses as hexadecimal words of the host's order.
 func parseSockets(r io.Reader) (sockets []listening, err error) {
@@ -146,6 +149,9 @@ func holder(s listening) string {
 				return nameOf(pid)
 			}
 		}
+	}
+	if s.uid == overflowUID {
+		return "another user's process (as root, ss -ltnp names it)"
 	}
 	return fmt.Sprintf("a process of uid %d (as root, ss -ltnp names it)", s.uid)
 }

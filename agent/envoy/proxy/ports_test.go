@@ -112,10 +112,14 @@ func TestTheKernelsTables(t *testing.T) {
 // Other users' processes cannot be seen; their uid can.
 func TestAHolderThatCannotBeSeen(t *testing.T) {
 	p := Port{Addr: netip.MustParseAddrPort("0.0.0.0:15001"), Purpose: "outbound traffic", Setting: "rules.proxyPort"}
-	got := p.taken(listening{uid: 33, inode: "no such inode"})
-	want := "port 15001, Envoy's for outbound traffic, is held by a process of uid 33 (as root, ss -ltnp names it): stop it, or give Envoy another port with rules.proxyPort"
-	if got != want {
-		t.Errorf("got  %s\nwant %s", got, want)
+	for who, s := range map[string]listening{
+		"a process of uid 33":    {uid: 33, inode: "no such inode"},
+		"another user's process": {uid: overflowUID, inode: "no such inode"},
+	} {
+		want := "port 15001, Envoy's for outbound traffic, is held by " + who + " (as root, ss -ltnp names it): stop it, or give Envoy another port with rules.proxyPort"
+		if got := p.taken(s); got != want {
+			t.Errorf("got  %s\nwant %s", got, want)
+		}
 	}
 }
 

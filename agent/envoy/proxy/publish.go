@@ -17,7 +17,7 @@ func (s *Supervisor) moved(from, to machine) machine {
 	if from.phase != to.phase {
 		s.sayPhase(from, to)
 	}
-	s.publish(to, from.phase)
+	s.publish(to)
 	return to
 }
 
@@ -31,7 +31,7 @@ func (s *Supervisor) sayPhase(from, to machine) {
 	case PhaseStarting:
 		log.Info("Envoy runs", "program", s.State().Program)
 	case PhaseLive:
-		log.Info("Envoy is live", "seconds", time.Since(s.State().Since).Seconds())
+		log.Info("Envoy is live", "seconds", to.since.Sub(from.since).Seconds())
 	case PhaseHanging:
 		log.Error("Envoy does not answer; it is aborted", "seconds", to.hang.Seconds())
 	case PhaseBackoff:
@@ -46,7 +46,7 @@ func (s *Supervisor) sayPhase(from, to machine) {
 }
 
 // errExpected is wrapped by causes that are no fault: what a start needs is on its way, or is not wanted.
-var errExpected = errors.New("not yet")
+var errExpected = errors.New("it is waited for")
 
 // sayCannotStart logs why Envoy cannot be started, each cause once.
 func (s *Supervisor) sayCannotStart(err error) {
@@ -62,13 +62,10 @@ func (s *Supervisor) sayCannotStart(err error) {
 }
 
 // publish makes the machine's state known.
-func (s *Supervisor) publish(m machine, before Phase) {
+func (s *Supervisor) publish(m machine) {
 	s.mu.Lock()
 	was := s.state
-	if m.phase != before {
-		s.state.Since = time.Now()
-	}
-	s.state.Phase, s.state.NextStart = m.phase, time.Time{}
+	s.state.Phase, s.state.Since, s.state.NextStart = m.phase, m.since, time.Time{}
 	switch m.phase {
 	case PhaseBackoff:
 		s.state.NextStart = m.deadline

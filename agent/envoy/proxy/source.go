@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -87,22 +89,60 @@ func (s *source) path(ctx context.Context) (string, error) {
 }
 
 // Make makes the bootstrap file of this machine, as the agent does, without the agent: `wingman envoy bootstrap`. The machine's
-// address is asked of the kernel, with the route to istiod's addresses in istioctl's hosts file where it has them.
+// address is that of the route to istiod, where istioctl's hosts file or the settings have an address of it, else the default route's.
 func Make(ctx context.Context, cfg *bootstrap.Config, hostname string) (envoy.File, error) {
-	host := cfg.Discovery.Address
-	if i := strings.LastIndexByte(host, ':'); i > 0 {
-		host = host[:i]
-	}
-	targets := cfg.Hosts[strings.ToLower(host)]
-	if a, err := netip.ParseAddr(strings.Trim(host, "[]")); err == nil {
-		targets = []netip.Addr{a}
-	}
+	targets := istiodAddrs(cfg)
 	addrs, err := bootstrap.InstanceAddrs(ctx, cfg, targets)
+	if err != nil && !errors.Is(err, bootstrap.ErrNoInstanceAddr) {
+		// The supervisor's unit closes netlink to it. The routes can be asked in another way, if with less care.
+		if addrs = routeSources(targets, cfg.DualStack); len(addrs) > 0 {
+			err = nil
+		}
+	}
 	if err != nil {
 		return envoy.File{}, err
 	}
 	node := cfg.Node(bootstrap.NodeFacts{Hostname: hostname, Addrs: addrs, Envoy: true})
 	return envoy.Bootstrap(envoy.InputOf(cfg, node, addrs))
+}
+
+// istiodAddrs are the addresses of istiod that the files know.
+func istiodAddrs(cfg *bootstrap.Config) []netip.Addr {
+	host, _, err := net.SplitHostPort(cfg.Discovery.Address)
+	if err != nil {
+		return nil
+	}
+	if a, err := netip.ParseAddr(host); err == nil {
+		return []netip.Addr{a}
+	}
+	return cfg.Hosts[strings.ToLower(host)]
+}
+
+// Addresses for documentation (RFC 5737, RFC 3849): the way to them is the default route.
+var elsewhere = []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}
+
+// routeSources returns the source address of the way to the first target that there is a way to, and with dualStack one of the other
+// family too. Connecting a UDP socket asks the kernel for the route and sends nothing.
+func routeSources(targets []netip.Addr, dualStack bool) []netip.Addr {
+	var found []netip.Addr
+	for _, target := range slices.Concat(targets, elsewhere) {
+		if len(found) > 0 && (!dualStack || found[0].Is4() == target.Unmap().Is4()) {
+			continue
+		}
+		c, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(target, 9)))
+		if err != nil {
+			continue
+		}
+		source := c.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap()
+		c.Close()
+		if source.IsGlobalUnicast() {
+			found = append(found, source)
+		}
+		if len(found) == 2 {
+			break
+		}
+	}
+	return found
 }
 
 // portsOf lists what Envoy will listen on: the ports of the bootstrap file, and those that istiod's listeners get.

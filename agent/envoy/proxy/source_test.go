@@ -16,9 +16,13 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
 	"wingman/agent/envoy"
 	"wingman/agent/envoy/envoytest"
 	"wingman/bootstrap"
+	"wingman/test/netns"
 )
 
 // newRoot makes the root folder of a machine that has istioctl's files, with settings in wingman.yaml.
@@ -104,6 +108,56 @@ func TestTheMadeFileIsTheAgents(t *testing.T) {
 	want, err := envoy.Bootstrap(envoy.InputOf(cfg, cfg.Node(bootstrap.NodeFacts{Hostname: "forum-vm", Addrs: addrs, Envoy: true}), addrs))
 	if err != nil || !bytes.Equal(got.JSON, want.JSON) {
 		t.Errorf("%v\ngot\n%s\nwant\n%s", err, got.JSON, want.JSON)
+	}
+}
+
+// What the kernel says of routes without netlink, in a network made for it.
+func TestRouteSources(t *testing.T) {
+	envoytest.Network(t)
+	ns := netns.Create(t)
+	at := netip.MustParseAddr
+	if err := ns.Do(func() error {
+		if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "cable"}, PeerName: "other"}); err != nil {
+			return err
+		}
+		for _, name := range []string{"cable", "other"} {
+			link, err := netlink.LinkByName(name)
+			if err != nil {
+				return err
+			}
+			for _, text := range map[string][]string{"cable": {"10.99.0.2/24", "10.98.0.2/24", "fd00:99::2/64"}}[name] {
+				addr, err := netlink.ParseAddr(text)
+				if err != nil {
+					return err
+				}
+				addr.Flags = unix.IFA_F_NODAD
+				if err := netlink.AddrAdd(link, addr); err != nil {
+					return err
+				}
+			}
+			if err := netlink.LinkSetUp(link); err != nil {
+				return err
+			}
+		}
+		for _, tt := range []struct {
+			name      string
+			targets   []netip.Addr
+			dualStack bool
+			want      []netip.Addr
+		}{
+			{"the way to istiod", []netip.Addr{at("10.98.0.1")}, false, []netip.Addr{at("10.98.0.2")}},
+			{"the first that there is a way to", []netip.Addr{at("172.16.0.1"), at("10.99.0.1")}, false, []netip.Addr{at("10.99.0.2")}},
+			{"loopback is no address of a machine", []netip.Addr{at("127.0.0.1"), at("10.99.0.1")}, false, []netip.Addr{at("10.99.0.2")}},
+			{"both families", []netip.Addr{at("fd00:99::1"), at("10.99.0.1")}, true, []netip.Addr{at("fd00:99::2"), at("10.99.0.2")}},
+			{"no way anywhere", nil, true, nil},
+		} {
+			if got := routeSources(tt.targets, tt.dualStack); !slices.Equal(got, tt.want) {
+				t.Errorf("%s: got %v, want %v", tt.name, got, tt.want)
+			}
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
 	}
 }
 

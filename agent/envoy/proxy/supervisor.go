@@ -46,10 +46,11 @@ type Config struct {
 const (
 	firstWait   = 50 * time.Millisecond // so that the first restart comes within 100 ms
 	mostWait    = 30 * time.Second
-	mostRetry   = 5 * time.Second // for a program, a bootstrap file, a port: a file or two are looked at
+	mostRetry   = time.Second // for a program, a bootstrap file, a port: a file or two are looked at
 	wellAfter   = time.Minute
 	endGrace    = 5 * time.Second
 	defaultHang = time.Minute // a push of 50 MB keeps Envoy's main thread busy for seconds
+	deafAfter   = 3
 	askEagerly  = 50 * time.Millisecond
 	askCalmly   = time.Second
 )
@@ -102,7 +103,7 @@ func New(cfg Config) (*Supervisor, error) {
 	}
 	return &Supervisor{
 		cfg: cfg, log: cfg.Log,
-		timings: timings{first: firstWait, most: mostWait, retry: mostRetry, well: wellAfter, hang: cfg.HangTimeout, drain: cfg.Drain, grace: endGrace},
+		timings: timings{first: firstWait, most: mostWait, retry: mostRetry, well: wellAfter, hang: cfg.HangTimeout, deaf: deafAfter, drain: cfg.Drain, grace: endGrace},
 		heard:   make(chan answer), drained: make(chan struct{}, 1),
 		state: State{Phase: PhaseStopped, Supervisor: os.Getpid(), Since: time.Now()},
 	}, nil
@@ -133,7 +134,7 @@ func (s *Supervisor) Run(ctx context.Context) error {
 		s.log.Debug("limit of open files", "files", n)
 	}
 	m := newMachine(s.timings, time.Now())
-	s.publish(m, "")
+	s.publish(m)
 	stop := ctx.Done()
 	for {
 		var due <-chan time.Time
@@ -237,6 +238,7 @@ func (s *Supervisor) start(ctx context.Context) error {
 	if s.envoy, err = c.start(); err != nil {
 		return err
 	}
+	clear := s.said != "" // what kept it from starting is over
 	s.said, s.killed = "", false
 	if p, err := processOf(s.envoy.pid); err == nil { // else it ended already
 		if err := s.lock.note(p); err != nil {
@@ -252,6 +254,9 @@ func (s *Supervisor) start(ctx context.Context) error {
 	s.mu.Lock()
 	s.state.Starts++
 	s.state.PID, s.state.Program, s.state.EnvoyState = pid, program, ""
+	if clear {
+		s.state.Cause = ""
+	}
 	s.mu.Unlock()
 	return nil
 }
