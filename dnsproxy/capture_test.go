@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -34,8 +35,9 @@ func inNamespace(t *testing.T) bool {
 	cmd.Env = append(os.Environ(), mark+"="+t.Name())
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
 	out, err := cmd.CombinedOutput()
+	t.Logf("in the namespace:\n%s", out)
 	if err != nil {
-		t.Errorf("in the namespace: %v\n%s", err, out)
+		t.Error(err)
 	}
 	return false
 }
@@ -204,7 +206,7 @@ func TestRealClients(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			out, err := exec.Command(netns.Tool(t, tt.command[0]), tt.command[1:]...).CombinedOutput()
+			out, err := exec.Command(program(t, tt.command[0]), tt.command[1:]...).CombinedOutput()
 			var exit *exec.ExitError
 			if err != nil && !errors.As(err, &exit) {
 				t.Fatal(err)
@@ -214,4 +216,49 @@ func TestRealClients(t *testing.T) {
 			}
 		})
 	}
+	// resolvers that are libraries, each asked for the same names
+	names := map[string]string{"webapp.istioinaction": "10.96.97.98", "forum": "10.96.72.87", "db.corp.internal": "2001:db8:240::10", "many.corp.internal": "240.240.1.40", "www.example.com": "2001:db8::80"}
+	for _, lib := range []struct {
+		name   string
+		lookup func(t *testing.T, name string) string
+	}{
+		{"Go's resolver", func(t *testing.T, name string) string {
+			addrs, err := (&net.Resolver{PreferGo: true}).LookupHost(t.Context(), name)
+			return fmt.Sprint(addrs, err)
+		}},
+		{"musl", func(t *testing.T, name string) string {
+			return run(t, compiled(t, "musl-gcc", "testdata/getaddrinfo.c"), name)
+		}},
+		{"c-ares", func(t *testing.T, name string) string {
+			return run(t, compiled(t, "gcc", "testdata/cares.c", "-lcares"), name)
+		}},
+	} {
+		t.Run(lib.name, func(t *testing.T) {
+			for name, want := range names {
+				if got := lib.lookup(t, name); !strings.Contains(got, want) {
+					t.Errorf("%s: want %s in %s", name, want, got)
+				}
+			}
+		})
+	}
+}
+
+// compiled builds a C program, or skips: compilers and libraries are not what this repository asks for.
+func compiled(t *testing.T, compiler, source string, args ...string) string {
+	t.Helper()
+	out := filepath.Join(t.TempDir(), "program")
+	cc := program(t, compiler)
+	if text, err := exec.Command(cc, append([]string{"-o", out, source}, args...)...).CombinedOutput(); err != nil {
+		t.Skipf("%s does not compile here: %s", source, text)
+	}
+	return out
+}
+
+func run(t *testing.T, program string, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(program, args...).CombinedOutput()
+	if err != nil {
+		t.Errorf("%v: %v", args, err)
+	}
+	return string(out)
 }

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -349,4 +350,16 @@ func waitFor(t testing.TB, done func() bool) {
 		case <-tick.C:
 		}
 	}
+}
+
+// program finds a peer to test with, or skips the test: resolvers and clients of others are not what this repository installs.
+func program(t testing.TB, name string) string {
+	t.Helper()
+	for _, dir := range []string{"", "/usr/sbin/", "/usr/local/sbin/"} {
+		if path, err := exec.LookPath(dir + name); err == nil {
+			return path
+		}
+	}
+	t.Skipf("%s is not installed", name)
+	return ""
 }

@@ -14,8 +14,6 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
-
-	"wingman/test/netns"
 )
 
 // resolver is a real one, in a process of its own.
@@ -63,13 +61,13 @@ func unbound(t *testing.T) *resolver {
 	if err := os.WriteFile(file, []byte(conf), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	return &resolver{addr: addr, argv: []string{netns.Tool(t, "unbound"), "-d", "-c", file}}
+	return &resolver{addr: addr, argv: []string{program(t, "unbound"), "-d", "-c", file}}
 }
 
 func dnsmasq(t *testing.T) *resolver {
 	t.Helper()
 	addr := unusedAddr(t)
-	argv := []string{netns.Tool(t, "dnsmasq"), "-k", "-C", "/dev/null", "-p", fmt.Sprint(addr.Port()), "--no-resolv", "--no-hosts", "--listen-address=127.0.0.1", "--bind-interfaces",
+	argv := []string{program(t, "dnsmasq"), "-k", "-C", "/dev/null", "-p", fmt.Sprint(addr.Port()), "--no-resolv", "--no-hosts", "--listen-address=127.0.0.1", "--bind-interfaces",
 		"--pid-file", "--log-facility=-", "--user=root", "--address=/example.com/192.0.2.80", "--local-ttl=300"}
 	for i := range 10 {
 		argv = append(argv, fmt.Sprintf("--txt-record=big.example.com,%d%0200d", i, i))
