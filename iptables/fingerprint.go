@@ -49,7 +49,11 @@ func fingerprintNFT(h hash.Hash, s *nftSeen) error {
 	defer conn.Close()
 	for _, c := range s.chains {
 		if isOurTable(c.Table) {
-			fmt.Fprintf(h, "%d %s %s;", c.Table.Family, c.Table.Name, c.Name)
+			policy := nftables.ChainPolicyAccept
+			if c.Policy != nil {
+				policy = *c.Policy
+			}
+			fmt.Fprintf(h, "%d %s %s %d;", c.Table.Family, c.Table.Name, c.Name, policy)
 		}
 	}
 	for _, family := range []nftables.TableFamily{nftables.TableFamilyINet, nftables.TableFamilyIPv4, nftables.TableFamilyIPv6} {
@@ -57,7 +61,7 @@ func fingerprintNFT(h hash.Hash, s *nftSeen) error {
 			if !isOurTable(&nftables.Table{Name: name, Family: family}) {
 				continue
 			}
-			fmt.Fprintf(h, "%d %s;", family, name)
+			fmt.Fprintf(h, "%d %s %d;", family, name, s.flags[family][name])
 			if err := hashHandles(h, conn, family, name); err != nil {
 				return err
 			}

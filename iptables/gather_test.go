@@ -7,8 +7,10 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -157,6 +159,36 @@ func TestWithoutAnyWordOfSSHDPort22AndRootsLowPortsAreGuarded(t *testing.T) {
 	}
 	if len(notes) != 1 {
 		t.Errorf("notes: %q, want one that says so", notes)
+	}
+}
+
+func TestARunningSSHDIsAskedWhenNothingElseTells(t *testing.T) {
+	dir := t.TempDir()
+	sleep, err := os.ReadFile(netns.Tool(t, "sleep"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	sshd := filepath.Join(dir, "sshd")
+	if err := os.WriteFile(sshd, sleep, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(sshd, "60") // a process of that name, which listens nowhere
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	}()
+	h := noCommands()
+	h.find = func(...string) (string, error) { return sshd, nil }
+	h.run = func(_ context.Context, _ string, argv ...string) (string, error) {
+		return map[string]string{sshd + " -T": "port 2022\n"}[strings.Join(argv, " ")], nil
+	}
+	netns.New(t)
+	ssh, _ := gatherSSH(t.Context(), GatherConfig{SSHDConfig: filepath.Join(dir, "none")}, h)
+	if want := (Listener{2022, "sshd -T says so"}); !slices.Contains(ssh.Listeners, want) {
+		t.Errorf("listeners %+v, want %+v", ssh.Listeners, want)
 	}
 }
 

@@ -40,7 +40,8 @@ type seen struct {
 // nftSeen is every table and chain of nf_tables.
 type nftSeen struct {
 	chains []*nftables.Chain
-	names  map[nftables.TableFamily]map[string]bool // tables
+	names  map[nftables.TableFamily]map[string]bool   // tables
+	flags  map[nftables.TableFamily]map[string]uint32 // of the tables: 1 is switched off (dormant)
 }
 
 var nftFamilies = [2]nftables.TableFamily{IPv4: nftables.TableFamilyIPv4, IPv6: nftables.TableFamilyIPv6}
@@ -73,12 +74,12 @@ func lookNFT() (*nftSeen, error) {
 	if err != nil {
 		return nil, kernelError("list the chains of nf_tables", err)
 	}
-	s := &nftSeen{chains: chains, names: map[nftables.TableFamily]map[string]bool{}}
+	s := &nftSeen{chains: chains, names: map[nftables.TableFamily]map[string]bool{}, flags: map[nftables.TableFamily]map[string]uint32{}}
 	for _, t := range tables {
 		if s.names[t.Family] == nil {
-			s.names[t.Family] = map[string]bool{}
+			s.names[t.Family], s.flags[t.Family] = map[string]bool{}, map[string]uint32{}
 		}
-		s.names[t.Family][t.Name] = true
+		s.names[t.Family][t.Name], s.flags[t.Family][t.Name] = true, t.Flags
 	}
 	return s, nil
 }

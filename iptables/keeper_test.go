@@ -23,7 +23,9 @@ type kept struct {
 func keep(t *testing.T, ns *netns.NS, cfg KeeperConfig) *kept {
 	t.Helper()
 	k := &kept{states: make(chan KeeperState, 1000)}
-	cfg.Applier = applier(t)
+	if cfg.Applier == nil {
+		cfg.Applier = applier(t)
+	}
 	cfg.OnChange = func(s KeeperState) { k.states <- s }
 	var err error
 	if k.Keeper, err = NewKeeper(cfg); err != nil {
@@ -72,6 +74,16 @@ func (k *kept) until(t *testing.T, what string, fits func(KeeperState) bool) Kee
 	}
 }
 
+// eventually returns once the kernel is so.
+func (k *kept) eventually(t *testing.T, what string, is func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(15 * time.Second); !is(); {
+		if time.Now().After(deadline) {
+			t.Fatalf("not yet: %s; %+v", what, k.State())
+		}
+	}
+}
+
 func fixedPlan(t *testing.T, cfg Config, facts Facts) (Rules, func(context.Context) (Rules, error)) {
 	t.Helper()
 	rules, err := Plan(cfg, facts)
@@ -95,6 +107,8 @@ func TestRulesThatSomebodyTookOutAreBackWithinASecond(t *testing.T) {
 		{BackendNative, "table deleted", [][]string{{"nft", "delete", "table", "inet", "wingman"}}},
 		{BackendNative, "one chain emptied", [][]string{{"nft", "flush", "chain", "inet", "wingman", "nat-istio-output"}}},
 		{BackendNative, "a rule pushed between ours", [][]string{{"nft", "insert", "rule", "inet", "wingman", "nat-istio-output", "return"}}},
+		{BackendNative, "table switched off", [][]string{{"nft", "add table inet wingman { flags dormant; }"}}},
+		{BackendNative, "policy of a chain changed", [][]string{{"nft", "chain inet wingman nat-output { policy drop; }"}}},
 		{BackendLegacy, "iptables -F", [][]string{{"iptables-legacy", "-t", "nat", "-F"}, {"iptables-legacy", "-t", "raw", "-F"}}},
 		{BackendLegacy, "one jump deleted", [][]string{{"iptables-legacy", "-t", "nat", "-D", "PREROUTING", "-p", "tcp", "-j", "ISTIO_INBOUND"}}},
 		{BackendNFT, "policy rule deleted", [][]string{{"ip", "rule", "del", "fwmark", "1337"}}},
@@ -186,12 +200,7 @@ func TestANewResolverIsFollowedInPlace(t *testing.T) {
 	}
 	k := keep(t, ns, KeeperConfig{Plan: plan, Files: []string{resolv}})
 	write("nameserver 10.0.0.3\n")
-	deadline := time.Now().Add(15 * time.Second)
-	for out := ""; !strings.Contains(out, "-d 10.0.0.3/32"); out = sh(t, "iptables-nft-save", "-t", "nat") {
-		if time.Now().After(deadline) {
-			t.Fatalf("the new resolver is not captured:\n%s", out)
-		}
-	}
+	k.eventually(t, "the new resolver is captured", func() bool { return strings.Contains(sh(t, "iptables-nft-save", "-t", "nat"), "-d 10.0.0.3/32") })
 	if out := sh(t, "iptables-nft-save"); strings.Contains(out, "10.0.0.2") {
 		t.Errorf("the old resolver is still captured:\n%s", out)
 	}
