@@ -79,8 +79,8 @@ func (f *forwarder) compose(t *Table, w waiter, answer []byte, from source) ([]b
 
 // fail answers SERVFAIL with the cause.
 func (f *forwarder) fail(w waiter, code uint16, text string, box *outbox) {
-	req := new(dns.Msg)
-	if req.Unpack(w.msg) != nil {
+	req, err := unpackQuery(w.msg)
+	if err != nil {
 		f.send(w, errorReply(w.msg, dns.RcodeServerFailure), fromRefused, box)
 		return
 	}
@@ -91,8 +91,8 @@ func (f *forwarder) fail(w waiter, code uint16, text string, box *outbox) {
 
 // refuseLoop answers a question of our own that came back.
 func (f *forwarder) refuseLoop(w waiter) {
-	req := new(dns.Msg)
-	if req.Unpack(w.msg) != nil {
+	req, err := unpackQuery(w.msg)
+	if err != nil {
 		f.send(w, errorReply(w.msg, dns.RcodeRefused), fromRefused, nil)
 		return
 	}

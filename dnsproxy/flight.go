@@ -199,7 +199,9 @@ func (f *forwarder) finishLocked(fl *flight, answer []byte) *flight {
 		}
 	}
 	delete(f.flights, fl.key)
-	f.waiting -= len(fl.waiters)
+	if !fl.probe {
+		f.waiting -= len(fl.waiters)
+	}
 	if f.closing && len(f.flights) == 0 {
 		close(f.idle)
 	}

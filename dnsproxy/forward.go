@@ -237,8 +237,14 @@ func (f *forwarder) reconfigure(text string) {
 	f.conf = conf
 	if byFile {
 		f.log.Info("upstream resolvers taken from file", "file", f.s.cfg.ResolvConf, "servers", conf.servers)
-		f.routes[len(f.routes)-1].setLocked(f, conf.servers)
+		r := f.routes[len(f.routes)-1]
+		r.setLocked(f, conf.servers)
 		f.s.cache.flush() // another network, it may be, with other answers
+		for _, fl := range f.flights {
+			if fl.route == r && !fl.probe {
+				fl.order, fl.sends = r.orderLocked(f), 0 // the next step asks the new ones
+			}
+		}
 	}
 }
 

@@ -215,11 +215,13 @@ func fit(answer []byte, w waiter) []byte {
 	msg := slices.Clone(answer[:l.end])
 	copy(msg, w.msg[:2])
 	msg[3] |= flagRA
-	switch {
-	case binary.BigEndian.Uint16(msg[4:]) == 0: // an error without its question
-		binary.BigEndian.PutUint16(msg[4:], 1)
+	if binary.BigEndian.Uint16(msg[4:]) == 0 {
+		// an error without its question, and with nothing else of use
 		msg = append(msg[:headerSize:headerSize], w.msg[headerSize:asked.question]...)
-	case l.question == asked.question:
+		clear(msg[4:headerSize])
+		msg[5] = 1
+		l = layout{question: len(msg), end: len(msg)}
+	} else if l.question == asked.question {
 		copy(msg[headerSize:l.question], w.msg[headerSize:asked.question])
 	}
 	switch {

@@ -26,8 +26,8 @@ func (t *Table) answerLocally(msg []byte, via transport) (reply []byte, req *dns
 		return errorReply(msg, dns.RcodeNotImplemented), nil, fromRefused, verdictReply // RFC 8906 section 3.1.4
 	}
 	l, ok := walk(msg)
-	req = new(dns.Msg)
-	if !ok || l.end != len(msg) || l.question > headerSize && !plainQuestion(msg) || req.Unpack(msg) != nil {
+	req, err := unpackQuery(msg)
+	if !ok || l.end != len(msg) || l.question > headerSize && !plainQuestion(msg) || err != nil {
 		return errorReply(msg, dns.RcodeFormatError), nil, fromRefused, verdictReply
 	}
 	limit := clientLimit(req, via)

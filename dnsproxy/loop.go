@@ -100,7 +100,6 @@ func (f *forwarder) probeLocked(s *server) {
 	}
 	f.probes[name] = s
 	f.flights[fl.key] = fl
-	f.waiting++
 	if done := f.advanceLocked(fl); done != nil {
 		f.readers.Go(func() { f.deliver(done, nil) })
 	}

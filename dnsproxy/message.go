@@ -2,6 +2,7 @@ package dnsproxy
 
 import (
 	"encoding/binary"
+	"slices"
 
 	"github.com/miekg/dns"
 )
@@ -137,6 +138,18 @@ func errorReply(msg []byte, rcode int) []byte {
 	return reply
 }
 
+// unpackQuery reads a query for an answer of ours. Options are left out: none has a say in it, and what is malformed inside
+// one that is not ours to know is to be ignored like the rest of it (RFC 6891 section 6.1.2).
+func unpackQuery(msg []byte) (*dns.Msg, error) {
+	q := new(query)
+	if q.parse(msg) && q.opts {
+		msg = slices.Clone(msg[:q.end+optSize])
+		binary.BigEndian.PutUint16(msg[len(msg)-2:], 0)
+	}
+	req := new(dns.Msg)
+	return req, req.Unpack(msg)
+}
+
 // newReply starts an answer of ours to req: RA set, RD and CD as asked (RFC 4035 section 3.1.6), an OPT if req has one
 // (RFC 6891 section 6.1.1).
 func newReply(req *dns.Msg, rcode int) *dns.Msg {
@@ -153,8 +166,13 @@ func newReply(req *dns.Msg, rcode int) *dns.Msg {
 	return reply
 }
 
-// explainWhy adds an extended error (RFC 8914) if the reply has an OPT to carry it.
+// explainWhy adds an extended error (RFC 8914) if the reply has an OPT to carry it. The text is cut to what the smallest
+// datagram holds beside the longest name.
 func explainWhy(reply *dns.Msg, code uint16, text string) {
+	const most = 200
+	if len(text) > most {
+		text = text[:most-len("…")] + "…"
+	}
 	if opt := reply.IsEdns0(); opt != nil {
 		opt.Option = append(opt.Option, &dns.EDNS0_EDE{InfoCode: code, ExtraText: text})
 	}

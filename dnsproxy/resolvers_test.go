@@ -159,12 +159,13 @@ func TestRealResolvers(t *testing.T) {
 
 	// all asks n questions at once and returns how many were answered well, and the longest time
 	serial := 0
+	var bad *dns.Msg // one that was not
 	all := func(n int) (good int, longest time.Duration) {
 		var wg sync.WaitGroup
 		var mu sync.Mutex
 		for range n {
 			serial++
-			req := question(fmt.Sprintf("n%d.example.com", serial), dns.TypeA)
+			req := question(fmt.Sprintf("n%d.example.com", serial), dns.TypeA).SetEdns0(1232, false)
 			wg.Go(func() {
 				began := time.Now()
 				reply := exchange(t, s.addr, overUDP, req)
@@ -173,6 +174,8 @@ func TestRealResolvers(t *testing.T) {
 				defer mu.Unlock()
 				if longest = max(longest, took); len(reply.Answer) == 1 && dns.Field(reply.Answer[0], 1) == "192.0.2.80" {
 					good++
+				} else {
+					bad = reply
 				}
 			})
 		}
@@ -182,7 +185,7 @@ func TestRealResolvers(t *testing.T) {
 	want := func(state string, n, well int, within time.Duration) {
 		t.Helper()
 		if good, longest := all(n); good != well || longest > within {
-			t.Errorf("%s: %d of %d questions answered, want %d; the longest took %v, want at most %v", state, good, n, well, longest, within)
+			t.Errorf("%s: %d of %d questions answered, want %d; the longest took %v, want at most %v; one got\n%v", state, good, n, well, longest, within, bad)
 		}
 	}
 	const patient = 5 * time.Second // what clients have

@@ -25,8 +25,8 @@ func (f *forwarder) searchReply(t *Table, w waiter) []byte {
 	if t == nil {
 		return nil
 	}
-	req := new(dns.Msg)
-	if req.Unpack(w.msg) != nil || len(req.Question) != 1 {
+	req, err := unpackQuery(w.msg)
+	if err != nil || len(req.Question) != 1 {
 		return nil
 	}
 	return f.completedReply(t, w, req, func([]byte) bool { return true })
@@ -95,8 +95,8 @@ func (t *Table) nonTerminalReply(w waiter) []byte {
 	if t == nil || end == 0 || !t.exists(lowered(w.msg[headerSize:end-1])) {
 		return nil
 	}
-	req := new(dns.Msg)
-	if req.Unpack(w.msg) != nil || len(req.Question) != 1 {
+	req, err := unpackQuery(w.msg)
+	if err != nil || len(req.Question) != 1 {
 		return nil
 	}
 	reply := newReply(req, dns.RcodeSuccess)

@@ -21,6 +21,7 @@ type Server struct {
 	forward *forwarder
 	metrics *metrics
 	ready   chan struct{}
+	grace   time.Duration // stopGrace but in tests
 }
 
 // tableInUse is a table with the time it came.
@@ -57,7 +58,7 @@ func New(cfg Config) (*Server, error) {
 	if cfg.MaxForwards <= 0 {
 		cfg.MaxForwards = defaultMaxForwards
 	}
-	s := &Server{cfg: cfg, log: cfg.Log, ready: make(chan struct{})}
+	s := &Server{cfg: cfg, log: cfg.Log, ready: make(chan struct{}), grace: stopGrace}
 	s.cache = newCache(max(cmp.Or(cfg.CacheBytes, defaultCacheBytes), 0), max(cmp.Or(cfg.MaxStale, defaultMaxStale), 0))
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -76,7 +77,11 @@ func New(cfg Config) (*Server, error) {
 // Replace makes t the table that answers, from the next question on. nil forgets the mesh: everything goes upstream.
 func (s *Server) Replace(t *Table) {
 	was := s.table.Swap(&tableInUse{Table: t, since: time.Now()})
-	s.log.Info("name table replaced", "from", was.Version(), "to", t.Version(), "names", t.Len())
+	level := slog.LevelDebug // a large mesh changes addresses all day
+	if was.Len() != t.Len() {
+		level = slog.LevelInfo
+	}
+	s.log.Log(context.Background(), level, "name table replaced", "from", was.Version(), "to", t.Version(), "names", t.Len())
 }
 
 // Table is the table in use; nil before the first Replace.
@@ -121,7 +126,7 @@ func (s *Server) Run(ctx context.Context) error {
 		cancel()
 	}
 	// readers first: what they have read already is answered or in flight when they end
-	deadline := time.Now().Add(stopGrace)
+	deadline := time.Now().Add(s.grace)
 	for _, w := range workers {
 		w.sock.gate.stop()
 	}

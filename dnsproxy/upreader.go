@@ -19,9 +19,9 @@ type reader struct {
 
 // serve takes all the answers there are. It returns true: it may be parked.
 func (r *reader) serve() bool {
-	r.f.setReading(true)
 	defer r.f.setReading(false)
 	for yielded := false; ; {
+		r.f.setReading(true)
 		n := ready(r.f.epoll, r.events[:])
 		if n == 0 {
 			if yielded {
@@ -79,18 +79,16 @@ func (r *reader) drain(fd int) {
 	}
 }
 
-// setReading says whether the reader may be using descriptors of sockets. While it may, none of them is closed: the number
-// could come to mean another file.
+// setReading says whether the reader is about to use descriptors of sockets. While it does, none of them is closed: the
+// number could come to mean another file. At the moment of the call it uses none.
 func (f *forwarder) setReading(reading bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.reading = reading
-	if !reading {
-		for _, fd := range f.closable {
-			unix.Close(fd)
-		}
-		f.closable = f.closable[:0]
+	for _, fd := range f.closable {
+		unix.Close(fd)
 	}
+	f.closable = f.closable[:0]
 }
 
 // takeLocked is one datagram from the server's address. A flight that it finishes is returned, for deliver.
