@@ -27,7 +27,18 @@ type relay struct {
 	log *slog.Logger
 
 	mu   sync.Mutex // guards everything below
-	last string     // the newest line of level error
+	last string     // the newest line of level error, but of a backtrace the first
+	from string     // its component
+}
+
+// complain notes a line of level error. A backtrace says something at its start, and what failed before says more.
+func (r *relay) complain(component, text string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if component == "backtrace" && (r.from == "backtrace" || r.from == "assert") {
+		return
+	}
+	r.last, r.from = text, component
 }
 
 // lastError is what Envoy complained of last: the reason why it ended, most often.
@@ -48,9 +59,7 @@ func (r *relay) run(from io.Reader) {
 			return
 		}
 		if level >= slog.LevelError {
-			r.mu.Lock()
-			r.last = text
-			r.mu.Unlock()
+			r.complain(component, text)
 		}
 		record := slog.NewRecord(time.Now(), level, text, 0)
 		if component != "" {

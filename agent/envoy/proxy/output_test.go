@@ -39,6 +39,10 @@ func TestRelay(t *testing.T) {
 		{"tabs in the text", "info\tmain\ta\tb\n", []string{`level=INFO msg="a\tb" component=main`}, ""},
 		{"an unknown level is text", "loud\tmain\ta\n", []string{`level=INFO msg="loud\tmain\ta"`}, ""},
 		{"no end of line at the end", "critical\tmain\tlast words", []string{`level=ERROR msg="last words" component=main`}, "last words"},
+		{"a backtrace says something at its start", "critical\tbacktrace\tCaught Aborted\ncritical\tbacktrace\t#0: [0x1]\n",
+			[]string{`level=ERROR msg="Caught Aborted" component=backtrace`, `level=ERROR msg="#0: [0x1]" component=backtrace`}, "Caught Aborted"},
+		{"what failed before it says more", "critical\tassert\tassert failure: x\ncritical\tbacktrace\tCaught Aborted\n",
+			[]string{`level=ERROR msg="assert failure: x" component=assert`, `level=ERROR msg="Caught Aborted" component=backtrace`}, "assert failure: x"},
 		{"bytes that are no text", "info\tmain\t\xff\xfe!\n", []string{"level=INFO msg=\"\uFFFD!\" component=main"}, ""},
 	}
 	for _, tt := range tests {
