@@ -2,6 +2,7 @@ package bootstrap
 
 import (
 	"cmp"
+	"encoding/json"
 	"strings"
 )
 
@@ -81,9 +82,12 @@ var conversions = map[string]func(c *Config, text string) (string, *badValue){
 		}
 		return "istiod." + c.systemNamespace + ".svc:" + strings.TrimSpace(text), nil
 	},
-	"CA_ROOT_CA":      certificateFile,
-	"XDS_ROOT_CA":     certificateFile,
-	"DISABLE_ENVOY":   flagged("false"),
+	"CA_ROOT_CA":    certificateFile,
+	"XDS_ROOT_CA":   certificateFile,
+	"DISABLE_ENVOY": flagged("false"),
+
+	"ISTIO_PROMETHEUS_ANNOTATIONS": annotatedTargets,
+
 	"NATIVE_NFTABLES": flagged("native"),
 	"--log_as_json":   flagged("json"),
 	"--domain": func(c *Config, text string) (string, *badValue) { // pilot-agent's includes the namespace
@@ -102,6 +106,35 @@ var conversions = map[string]func(c *Config, text string) (string, *badValue){
 	"ISTIO_LOG_DIR": func(_ *Config, text string) (string, *badValue) {
 		return strings.TrimSuffix(text, "/") + "/istio.log", nil
 	},
+}
+
+// annotatedTargets lists the applications that pilot-agent would scrape (NewServer in pilot/cmd/pilot-agent/status/server.go): all of
+// targets, else port with Istio's defaults, and none when scrape is false.
+func annotatedTargets(_ *Config, text string) (string, *badValue) {
+	type target struct{ Port, Path string }
+	var a struct {
+		target
+		Scrape  string
+		Targets []target
+	}
+	if err := json.Unmarshal([]byte(text), &a); err != nil {
+		return "", &badValue{found: quote(text), expected: `a JSON object of texts such as {"scrape":"true","port":"8080","path":"/metrics"}`, hint: jsonReason(err)}
+	}
+	if a.Scrape == "false" {
+		return "", nil
+	}
+	if len(a.Targets) == 0 {
+		a.Targets = []target{{cmp.Or(a.Port, "80"), a.Path}}
+	}
+	var list []string
+	for _, t := range a.Targets {
+		if _, bad := portNum.read(t.Port); bad != nil {
+			return "", bad
+		}
+		// A comma would end this target in the list; in a path or query it means the same escaped.
+		list = append(list, t.Port+":"+strings.ReplaceAll(cmp.Or(t.Path, "/metrics"), ",", "%2C"))
+	}
+	return strings.Join(list, ","), nil
 }
 
 // certificateFile refuses pilot-agent's word for the roots of the system, which stand in a file elsewhere on each distribution.

@@ -62,18 +62,43 @@ func (l *loader) users() {
 	}
 }
 
-// distinctPorts refuses two listeners on one port.
-func (l *loader) distinctPorts() {
+// ownPort is a port that agent or Envoy listens on, and the setting that says so.
+type ownPort struct {
+	key  string
+	port uint16
+}
+
+func (l *loader) ownPorts() []ownPort {
 	c := l.c
-	taken := map[uint16]string{}
-	for _, p := range []struct {
-		key  string
-		port uint16
-	}{
+	return []ownPort{
 		{"dns.listen", c.DNS.Listen.Port()}, {"status.port", c.Status.Port}, {"status.readinessPort", c.Status.ReadinessPort},
 		{"status.prometheusPort", c.Status.PrometheusPort}, {"envoy.adminPort", c.Envoy.AdminPort}, {"rules.proxyPort", c.Capture.ProxyPort},
 		{"rules.inboundPort", c.Capture.InboundPort}, {"rules.tunnelPort", c.Capture.TunnelPort},
-	} {
+	}
+}
+
+// scrapeTargets refuses an application at a port of agent or Envoy, whose metrics would come twice or in a circle, and one that is
+// named twice, whose samples Prometheus would drop.
+func (l *loader) scrapeTargets() {
+	const key = "metrics.applications"
+	seen := map[ScrapeTarget]bool{}
+	for _, t := range l.c.Metrics.Applications {
+		for _, own := range l.ownPorts() {
+			if own.port == t.Port {
+				l.refuse(Error, key, "port "+strconv.Itoa(int(t.Port)), "a port of the application", own.key+" has it: the agent would ask itself or Envoy")
+			}
+		}
+		if seen[t] {
+			l.refuse(Error, key, quote(strconv.Itoa(int(t.Port))+":"+t.Path)+" twice", "each target once", "")
+		}
+		seen[t] = true
+	}
+}
+
+// distinctPorts refuses two listeners on one port.
+func (l *loader) distinctPorts() {
+	taken := map[uint16]string{}
+	for _, p := range l.ownPorts() {
 		if other, ok := taken[p.port]; ok && p.port != 0 {
 			key := p.key
 			if !l.isSet(key) {

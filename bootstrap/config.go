@@ -40,6 +40,7 @@ type Config struct {
 	Capture  Capture
 	Envoy    Envoy
 	Status   Status
+	Metrics  Metrics
 	Log      Log
 
 	ProbeLocalhost bool // probes without a host go to localhost, not to the instance address
@@ -180,6 +181,19 @@ type Status struct {
 	Port           uint16 // agent: /healthz/ready, /metrics, /stats/prometheus
 	ReadinessPort  uint16 // Envoy's listener that forwards /healthz/ready
 	PrometheusPort uint16 // Envoy's listener for /stats/prometheus
+}
+
+// Metrics is what /stats/prometheus of the agent holds beside its own metrics, and for whom.
+type Metrics struct {
+	Envoy         bool
+	Applications  []ScrapeTarget
+	LocalhostOnly bool // other machines may not read metrics
+}
+
+// ScrapeTarget is where an application on this machine serves its metrics.
+type ScrapeTarget struct {
+	Port uint16 // none of the agent's or Envoy's
+	Path string // begins with "/", may hold a query
 }
 
 // Log is what is logged and where.

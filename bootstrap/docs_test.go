@@ -24,7 +24,7 @@ var sections = []struct{ title, keys string }{
 	{"DNS", "dns"},
 	{"Capture", "capture rules"},
 	{"Envoy", "envoy"},
-	{"Status and logs", "status log"},
+	{"Status, metrics and logs", "status metrics log"},
 }
 
 // settingsDoc renders the page from the table of settings.

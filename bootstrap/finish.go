@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
@@ -22,6 +23,7 @@ func (l *loader) finish() {
 	l.capture()
 	l.users()
 	l.distinctPorts()
+	l.scrapeTargets()
 	l.checkVariables()
 	l.c.Hosts = l.hosts()
 	l.rootCert()
@@ -144,6 +146,15 @@ func (l *loader) nodeProxyConfig() map[string]any {
 	}
 	if l.isSet("envoy.path") {
 		pc["binaryPath"] = c.Envoy.Path
+	}
+	if l.isSet("metrics.localhostOnly") {
+		// Envoy's listener for metrics goes by this (Istio's pkg/bootstrap/option/instances.go).
+		metadata, _ := pc["proxyMetadata"].(map[string]any)
+		if metadata == nil {
+			metadata = map[string]any{}
+			pc["proxyMetadata"] = metadata
+		}
+		metadata["METRICS_LOCALHOST_ACCESS_ONLY"] = strconv.FormatBool(c.Metrics.LocalhostOnly)
 	}
 	if c.Capture.Mode != "REDIRECT" {
 		pc["interceptionMode"] = c.Capture.Mode

@@ -205,11 +205,26 @@ func TestLoadTellsEveryProblem(t *testing.T) {
 			`error: /var/lib/istio/envoy/sidecar.env:1: ISTIO_SVC_IP: found "10.0.0.1,10.0.0.2", expected at most one IPv4 and one IPv6 address`}},
 		{"two listeners on a port", map[string]string{wingmanYAML: "status:\n  port: 15021\n"}, []string{
 			"error: /etc/wingman/wingman.yaml:2: status.port: found 15021, expected a port of its own (status.readinessPort has it too)"}},
+		{"applications that are none, or the agent itself", map[string]string{sidecarEnv: "A=1\nISTIO_PROMETHEUS_ANNOTATIONS='{\"port\":8080}'\n",
+			wingmanYAML: "metrics:\n  applications: [8080, \"015020:/x\", 8080, 15090]\n"}, []string{
+			`error: /etc/wingman/wingman.yaml:2: metrics.applications: found port 15020, expected a port of the application (status.port has it: the agent would ask itself or Envoy)`,
+			`error: /etc/wingman/wingman.yaml:2: metrics.applications: found "8080:/metrics" twice, expected each target once`,
+			`error: /etc/wingman/wingman.yaml:2: metrics.applications: found port 15090, expected a port of the application (status.prometheusPort has it: the agent would ask itself or Envoy)`}},
+		{"an annotation of another port of ours", map[string]string{wingmanYAML: "status: {port: 8080}\n", sidecarEnv: "ISTIO_PROMETHEUS_ANNOTATIONS='{\"port\":\"8080\"}'\n"}, []string{
+			`error: /var/lib/istio/envoy/sidecar.env:1: ISTIO_PROMETHEUS_ANNOTATIONS: found port 8080, expected a port of the application (status.port has it: the agent would ask itself or Envoy)`}},
+		{"an annotation with a number", map[string]string{sidecarEnv: "\nISTIO_PROMETHEUS_ANNOTATIONS='{\"port\":8080}'\n"}, []string{
+			`error: /var/lib/istio/envoy/sidecar.env:2: ISTIO_PROMETHEUS_ANNOTATIONS: found "{\"port\":8080}", expected a JSON object of texts such as {"scrape":"true","port":"8080","path":"/metrics"}`}},
+		{"an annotation that is not JSON", map[string]string{sidecarEnv: "ISTIO_PROMETHEUS_ANNOTATIONS=true:8080\n"}, []string{
+			`error: /var/lib/istio/envoy/sidecar.env:1: ISTIO_PROMETHEUS_ANNOTATIONS: found "true:8080", expected a JSON object of texts such as {"scrape":"true","port":"8080","path":"/metrics"} (invalid character ':' after top-level value)`}},
+		{"an annotation of a port that is none", map[string]string{sidecarEnv: "ISTIO_PROMETHEUS_ANNOTATIONS='{\"targets\":[{\"port\":\"80,81\"}]}'\n"}, []string{
+			`error: /var/lib/istio/envoy/sidecar.env:1: ISTIO_PROMETHEUS_ANNOTATIONS: found "80,81", expected a port from 1 to 65535`}},
+		{"an annotation of a path that is none", map[string]string{sidecarEnv: "ISTIO_PROMETHEUS_ANNOTATIONS='{\"path\":\"metrics\"}'\n"}, []string{
+			`error: /var/lib/istio/envoy/sidecar.env:1: ISTIO_PROMETHEUS_ANNOTATIONS: found "80:metrics", expected targets, each a port, with a path if that is not /metrics, as 8080 or 8080:/stats`}},
 		{"unknown keys of wingman.yaml", map[string]string{wingmanYAML: "dns:\n  listn: 127.0.0.1:53\n  frobnicate: 1\ninboundPorts: [80]\nISTIO_SVC_IP: 10.0.0.1\n"}, []string{
 			"error: /etc/wingman/wingman.yaml:2: dns.listn: found an unknown key, expected one of capture, captureAll, listen, forwardTimeout, forward, cacheSize, maxStale, ipv6 (did you mean listen?)",
 			"error: /etc/wingman/wingman.yaml:3: dns.frobnicate: found an unknown key, expected one of capture, captureAll, listen, forwardTimeout, forward, cacheSize, maxStale, ipv6",
-			"error: /etc/wingman/wingman.yaml:4: inboundPorts: found an unknown key, expected one of istiod, workload, dualStack, user, identity, xds, probe, probeLocalhost, dns, capture, rules, envoy, status, log (did you mean rules.inboundPorts?)",
-			"error: /etc/wingman/wingman.yaml:5: ISTIO_SVC_IP: found an unknown key, expected one of istiod, workload, dualStack, user, identity, xds, probe, probeLocalhost, dns, capture, rules, envoy, status, log (Istio's ISTIO_SVC_IP is workload.addresses here)"}},
+			"error: /etc/wingman/wingman.yaml:4: inboundPorts: found an unknown key, expected one of istiod, workload, dualStack, user, identity, xds, probe, probeLocalhost, dns, capture, rules, envoy, status, metrics, log (did you mean rules.inboundPorts?)",
+			"error: /etc/wingman/wingman.yaml:5: ISTIO_SVC_IP: found an unknown key, expected one of istiod, workload, dualStack, user, identity, xds, probe, probeLocalhost, dns, capture, rules, envoy, status, metrics, log (Istio's ISTIO_SVC_IP is workload.addresses here)"}},
 		{"values of wingman.yaml of another type", map[string]string{wingmanYAML: "dns: true\ncapture: [all]\nstatus: {port: {a: 1}}\nrules: {inboundPorts: [80, [81]]}\nxds: {delta: perhaps}\nworkload: {labels: [a]}\n"}, []string{
 			`error: /etc/wingman/wingman.yaml:1: dns: found "true", expected a mapping with capture, captureAll, listen, forwardTimeout, forward, cacheSize, maxStale, ipv6`,
 			"error: /etc/wingman/wingman.yaml:2: capture: found a list, expected one of auto, none, dns, all",
@@ -256,7 +271,7 @@ func TestLoadTellsEveryProblem(t *testing.T) {
 		{"several files at once", map[string]string{clusterEnv: "A=$(id)\nISTIO_INBOUND_PORTS=x\n", meshConfig: "a: [", wingmanYAML: "x: 1\nstatus: {port: 0}\n", rootCert: "-"}, []string{
 			"error: /etc/certs/root-cert.pem: root-cert: found no file, expected one " + noRoot,
 			"error: /etc/istio/config/mesh:1: found no expected node content, expected valid YAML",
-			"error: /etc/wingman/wingman.yaml:1: x: found an unknown key, expected one of istiod, workload, dualStack, user, identity, xds, probe, probeLocalhost, dns, capture, rules, envoy, status, log",
+			"error: /etc/wingman/wingman.yaml:1: x: found an unknown key, expected one of istiod, workload, dualStack, user, identity, xds, probe, probeLocalhost, dns, capture, rules, envoy, status, metrics, log",
 			`error: /etc/wingman/wingman.yaml:2: status.port: found "0", expected a port from 1 to 65535`,
 			"error: /var/lib/istio/envoy/cluster.env:1: found a command substitution $(...), expected its result (" + envSupported + ")",
 			`error: /var/lib/istio/envoy/cluster.env:2: ISTIO_INBOUND_PORTS: found "x", expected "*" or ports, each a port from 1 to 65535`}},

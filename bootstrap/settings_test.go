@@ -28,12 +28,14 @@ var samples = map[string]string{
 	"rules.proxyUID": "1", "rules.proxyGID": "2", "rules.proxyPort": "25001", "rules.inboundPort": "25006", "rules.tunnelPort": "25008", "rules.backend": "native",
 	"envoy.enabled": "false", "envoy.path": "/opt/envoy", "envoy.adminPort": "25000", "envoy.concurrency": "2", "envoy.logLevel": "info,upstream:debug", "envoy.componentLogLevel": "upstream:debug",
 	"envoy.drainDuration": "30s", "envoy.terminationDrain": "10s", "envoy.hbone": "true",
-	"status.port": "25020", "status.readinessPort": "25021", "status.prometheusPort": "25090", "log.level": "debug", "log.format": "json", "log.file": "/var/log/wingman.log",
+	"status.port": "25020", "status.readinessPort": "25021", "status.prometheusPort": "25090",
+	"metrics.envoy": "false", "metrics.applications": "8080,9090:/stats", "metrics.localhostOnly": "true", "log.level": "debug", "log.format": "json", "log.file": "/var/log/wingman.log",
 }
 
 // istioSamples are the samples as a variable has them, where that is another text; empty: the variable cannot say it.
 var istioSamples = map[string]string{
 	"ISTIO_PILOT_PORT": "", "NATIVE_NFTABLES": "true", "FORCE_IPTABLES_BINARY": "", "DISABLE_ENVOY": "true", "--log_as_json": "true", "ISTIO_LOG_DIR": "", "--domain": "forum-services.svc.example.org",
+	"ISTIO_PROMETHEUS_ANNOTATIONS": `{"scrape":"true","targets":[{"port":"8080"},{"port":"9090","path":"/stats"}]}`,
 }
 
 // bare is a machine with nothing but a namespace, so that every setting is at its default.
@@ -165,6 +167,10 @@ func TestPrecedence(t *testing.T) {
 		return "defaultConfig: {statusPort: 1001, proxyMetadata: {ISTIO_META_NETWORK: " + v + ", TRUST_DOMAIN: mesh.example, DNS_FORWARD_TIMEOUT: 1s}}\n"
 	}
 	network := func(c *Config) string { return c.Network }
+	applications := func(c *Config) string { return fmt.Sprint(c.Metrics.Applications) }
+	envoysMetrics := func(c *Config) string {
+		return fmt.Sprint(c.proxyConfig["proxyMetadata"].(map[string]any)["METRICS_LOCALHOST_ACCESS_ONLY"])
+	}
 	for _, tt := range []struct {
 		name  string
 		files map[string]string
@@ -192,6 +198,13 @@ func TestPrecedence(t *testing.T) {
 			func(c *Config) string { return fmt.Sprint(c.Labels) }, "map[a:1 b:2 c:2]", ""},
 		{"log scopes come from the flag and from wingman.yaml", map[string]string{sidecarEnv: "ISTIO_AGENT_FLAGS='--log_output_level=default:warning,dns:debug,xdsproxy:debug,citadelclient:debug'\n", wingmanYAML: "log: {scopes: {dns: error}}\n"},
 			func(c *Config) string { return c.Log.Level + fmt.Sprint(" ", c.Log.Scopes) }, "warn map[dns:error identity:debug xds:debug]", ""},
+		{"an annotation names one application, with Istio's defaults", map[string]string{sidecarEnv: "ISTIO_PROMETHEUS_ANNOTATIONS='{\"scrape\":\"true\"}'\n"}, applications, "[{80 /metrics}]", ""},
+		{"an annotation may hold a comma", map[string]string{sidecarEnv: "ISTIO_PROMETHEUS_ANNOTATIONS='{\"port\":\"8080\",\"path\":\"/m?a=b,c\"}'\n"}, applications, "[{8080 /m?a=b%2Cc}]", ""},
+		{"targets of an annotation are all there is", map[string]string{sidecarEnv: "ISTIO_PROMETHEUS_ANNOTATIONS='{\"port\":\"1\",\"targets\":[{\"port\":\"2\",\"path\":\"/b\"},{\"port\":\"3\"}]}'\n"}, applications, "[{2 /b} {3 /metrics}]", ""},
+		{"an annotation that wants no scrape", map[string]string{sidecarEnv: "ISTIO_PROMETHEUS_ANNOTATIONS='{\"scrape\":\"false\",\"port\":\"8080\"}'\n"}, applications, "[]", ""},
+		{"no applications in wingman.yaml are a decision", map[string]string{sidecarEnv: "ISTIO_PROMETHEUS_ANNOTATIONS='{\"port\":\"8080\"}'\n", wingmanYAML: "metrics: {applications: []}\n"}, applications, "[]", ""},
+		{"metrics for this machine alone bind Envoy too", map[string]string{wingmanYAML: "metrics: {localhostOnly: true}\n"}, envoysMetrics, "true", ""},
+		{"wingman.yaml may open Envoy's metrics again", map[string]string{meshConfig: "defaultConfig: {proxyMetadata: {METRICS_LOCALHOST_ACCESS_ONLY: \"true\"}}\n", wingmanYAML: "metrics: {localhostOnly: false}\n"}, envoysMetrics, "false", ""},
 		{"wingman.yaml's probe replaces mesh.yaml's", map[string]string{wingmanYAML: "probe: {exec: {command: [\"true\"]}}\n"}, func(c *Config) string { return c.Probe.String() }, "exec true", ""},
 		{"ISTIO_LOG_DIR is a folder below root", map[string]string{sidecarEnv: "ISTIO_LOG_DIR=./var/log/istio/\n"}, func(c *Config) string { return strings.TrimPrefix(c.Log.File, c.Root) }, "/var/log/istio/istio.log", ""},
 		{"--log_target=stdout is the journal", map[string]string{sidecarEnv: "ISTIO_AGENT_FLAGS='--log_target stdout'\n"}, func(c *Config) string { return c.Log.File }, "", ""},

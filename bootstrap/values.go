@@ -5,6 +5,7 @@ import (
 	"math"
 	"net"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -98,6 +99,7 @@ var (
 	groupName    = kind[string]{expected: "a group's name or gid", parse: parseWord}
 	userName     = kind[string]{expected: "a user's name or uid", parse: parseWord}
 	filePath     = kind[string]{expected: "a path", parse: parsePath}
+	scrapeTarget = kind[ScrapeTarget]{expected: "a port, with a path if that is not /metrics, as 8080 or 8080:/stats", parse: parseScrapeTarget}
 	hostPort     = kind[string]{expected: "host:port", parse: parseAddress, hint: "without a scheme such as http://, an IPv6 address in brackets"}
 )
 
@@ -215,6 +217,18 @@ func parsePortRange(s string) (PortRange, bool) {
 	a, ok1 := parsePort(first)
 	b, ok2 := parsePort(last)
 	return PortRange{a, b}, ok1 && ok2 && a <= b
+}
+
+// parseScrapeTarget reads PORT or PORT:PATH, as Istio's annotation prometheus.istio.io/scrape-targets has them
+// (ParseScrapeTargets in pilot/cmd/pilot-agent/status/server.go).
+func parseScrapeTarget(s string) (ScrapeTarget, bool) {
+	number, path, hasPath := strings.Cut(strings.TrimSpace(s), ":")
+	port, ok := parsePort(number)
+	if !hasPath {
+		path = "/metrics"
+	}
+	u, err := url.ParseRequestURI(path)
+	return ScrapeTarget{Port: port, Path: path}, ok && err == nil && u.Host == "" && strings.HasPrefix(path, "/") && !strings.ContainsAny(path, " #")
 }
 
 // parseListen reads host:port, where host is an address, "localhost" (127.0.0.1) or empty (every IPv4 address).
