@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math"
 	"net"
 	"sync"
@@ -58,6 +59,9 @@ type Config struct {
 
 	// Subscriptions in the order they are sent; the first goes out with the node.
 	Subscriptions []Subscription
+	// Fit returns what fits istiod's pushes to the Envoy whose first request this is (a DeltaDiscoveryRequest or a DiscoveryRequest),
+	// nil when it takes them as they are. Optional.
+	Fit func(first []byte, delta bool) Fitter
 	// OnRefused is told when istiod may have refused this machine's certificate: a new one may pass. Optional; it must not block.
 	OnRefused func()
 	// OnState is told of every change of State().Phase; optional. It must not block.
@@ -91,6 +95,9 @@ type State struct {
 	DownSince time.Time `json:"downSince,omitzero"`  // when the stream was lost, or first tried for; zero while one stands
 	NACKs     int       `json:"nacks"`               // pushes refused so far
 	LastNACK  string    `json:"lastNack,omitempty"`  // reason of the last refusal; empty once a later push was taken in
+	// Of pushes that Envoy refused: how many, and the type and reason of those that it has not taken in a later version.
+	EnvoyNACKs int               `json:"envoyNacks"`
+	EnvoyNACK  map[string]string `json:"envoyNack,omitempty"`
 }
 
 // Client keeps the stream. Make it with New.
@@ -99,13 +106,13 @@ type Client struct {
 	log     *slog.Logger
 	metrics metrics
 	health  outbox
-	wake    chan struct{} // buffered 1: skip the current wait
 
 	mu        sync.Mutex // guards everything below
 	state     State
 	inUse     map[string]string // type → version of the push taken in last
 	primary   *session          // the newest that istiod has answered; nil: none stands
 	turn      chan struct{}     // closed and replaced when primary ends
+	wake      chan struct{}     // closed and replaced by Retry
 	envoyLeft time.Time         // when Envoy's last stream ended
 	said      string            // cause of the outage that was logged last; empty: none was
 }
@@ -127,10 +134,10 @@ func New(cfg Config) (*Client, error) {
 		log:     cmp.Or(cfg.Log, slog.New(slog.DiscardHandler)),
 		metrics: newMetrics(cfg.Metrics),
 		health:  newOutbox(),
-		wake:    make(chan struct{}, 1),
 		state:   State{Phase: PhaseIdle, Address: cfg.Address, Since: time.Now()},
 		inUse:   map[string]string{},
 		turn:    make(chan struct{}),
+		wake:    make(chan struct{}),
 	}, nil
 }
 
@@ -138,7 +145,13 @@ func New(cfg Config) (*Client, error) {
 func (c *Client) State() State {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.state
+	return c.stateLocked()
+}
+
+func (c *Client) stateLocked() State {
+	s := c.state
+	s.EnvoyNACK = maps.Clone(s.EnvoyNACK)
+	return s
 }
 
 // ReportHealth makes h the verdict that istiod has: it is sent now if a stream stands and the verdict is another than the one sent
@@ -150,10 +163,17 @@ func (c *Client) HealthSent(ctx context.Context) bool { return c.health.wait(ctx
 
 // Retry ends the wait before the next attempt: something changed that may let it pass, a new certificate say.
 func (c *Client) Retry() {
-	select {
-	case c.wake <- struct{}{}:
-	default:
-	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	close(c.wake)
+	c.wake = make(chan struct{})
+}
+
+// woken is closed by the next Retry.
+func (c *Client) woken() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.wake
 }
 
 // Run keeps the agent's own stream until ctx ends, and returns nil then. What ends a stream is never final. While Envoy's stream carries the
@@ -162,7 +182,7 @@ func (c *Client) Run(ctx context.Context) error {
 	defer c.setPhase(PhaseIdle, nil)
 	var b backoff
 	for c.waitTurn(ctx) {
-		began := time.Now()
+		began, woken := time.Now(), c.woken()
 		err := c.attempt(ctx, nil)
 		if ctx.Err() != nil {
 			break
@@ -174,7 +194,7 @@ func (c *Client) Run(ctx context.Context) error {
 		c.failed(end, err)
 		select {
 		case <-ctx.Done():
-		case <-c.wake:
+		case <-woken:
 		case <-time.After(b.next(end, lived, jitter())):
 		}
 	}

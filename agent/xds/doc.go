@@ -10,7 +10,7 @@
 //	  ▲                                                                                      │
 //	  └────────── wait: none after a graceful close, else back-off with jitter ◄─────────────┘
 //
-// Envoy speaks through the same Client (ServeEnvoy): each stream that it opens gets a fresh one to istiod, which carries Envoy's messages as
+// Envoy speaks through the same Client (Gate): each stream that it opens gets a fresh one to istiod, which carries Envoy's messages as
 // bytes and the agent's types beside them; the agent's own stream ends once that one is answered, and is opened again when Envoy stays away.
 //
 // Files: client.go (attempts), session.go (one stream), envoy.go (Envoy's side), state.go (which session counts), wire.go and frame.go (messages),

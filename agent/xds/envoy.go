@@ -5,13 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
-	"net"
 	"sync"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/status"
 )
 
@@ -40,39 +39,27 @@ type envoy struct {
 	first    *frame      // Envoy's first request, which names its node; nil once it was passed on
 	asked    map[string]bool
 	queue    *queue
+	fit      Fitter // nil: pushes pass untouched
 }
 
-// ServeEnvoy serves ADS to Envoy on l until ctx ends. Each stream that Envoy opens gets a fresh stream to istiod, because on a living
-// delta stream istiod leaves a repeated first request without an answer (pilot/pkg/xds/delta.go). Messages pass as bytes; the
-// types that the agent owns are added to the stream and kept from Envoy.
-func (c *Client) ServeEnvoy(ctx context.Context, l net.Listener) error {
-	s := grpc.NewServer(
-		grpc.ForceServerCodecV2(codec{}),
-		grpc.MaxRecvMsgSize(math.MaxInt32),
-		grpc.UnknownServiceHandler(func(_ any, stream grpc.ServerStream) error { return c.handleEnvoy(stream) }),
-	)
-	stop := context.AfterFunc(ctx, s.Stop)
-	defer stop()
-	if err := s.Serve(l); ctx.Err() == nil {
-		return err
-	}
-	return nil
+// A Fitter fits istiod's pushes to one Envoy.
+type Fitter interface {
+	// Wants reports whether pushes of this type may need fitting; others are never put together from their pieces.
+	Wants(typeURL string) bool
+	// Fit returns the response that Envoy gets for one of istiod's: frame itself when nothing has to change. It must not write to frame.
+	Fit(typeURL string, frame []byte) []byte
 }
 
-// handleEnvoy lives as long as one stream of Envoy.
-func (c *Client) handleEnvoy(stream grpc.ServerStream) error {
-	method, _ := grpc.MethodFromServerStream(stream)
-	if method != deltaMethod && method != sotwMethod {
-		return status.Errorf(codes.Unimplemented, "this socket serves ADS, not %s", method)
-	}
+// serveEnvoy lives as long as one stream of Envoy, or until ctx ends.
+func (c *Client) serveEnvoy(ctx context.Context, stream grpc.ServerStream, delta bool) error {
 	e := &envoy{
 		stream:   stream,
-		delta:    method == deltaMethod,
+		delta:    delta,
 		requests: make(chan *frame, mostRequests),
 		asked:    map[string]bool{},
 		queue:    newQueue(mostUnread),
 	}
-	ctx, cancel := context.WithCancelCause(stream.Context())
+	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer e.queue.close()
 	// Both end when this handler has returned: gRPC ends their calls then.
@@ -86,16 +73,19 @@ func (c *Client) handleEnvoy(stream grpc.ServerStream) error {
 		}
 		e.first = f
 	case <-ctx.Done():
-		return nil
+		return endOf(context.Cause(ctx))
+	}
+	if c.cfg.Fit != nil {
+		e.fit = c.cfg.Fit(e.first.data.Materialize(), delta)
 	}
 	// Until a stream to istiod stands Envoy just waits: its own back-off would be slower than ours.
 	var b backoff
 	for {
-		began := time.Now()
+		began, woken := time.Now(), c.woken()
 		err := c.attempt(ctx, e)
 		switch {
 		case ctx.Err() != nil:
-			return nil // Envoy is gone
+			return endOf(context.Cause(ctx))
 		case e.first == nil:
 			// istiod's answers are of a stream that is gone: Envoy comes back and starts afresh.
 			return endOf(err)
@@ -104,6 +94,7 @@ func (c *Client) handleEnvoy(stream grpc.ServerStream) error {
 		c.failed(end, err)
 		select {
 		case <-ctx.Done():
+		case <-woken:
 		case <-time.After(b.next(end, time.Since(began), jitter())):
 		}
 	}
@@ -111,7 +102,7 @@ func (c *Client) handleEnvoy(stream grpc.ServerStream) error {
 
 // endOf is the status Envoy sees when istiod's stream ended.
 func endOf(err error) error {
-	if err == nil || errors.Is(err, io.EOF) {
+	if err == nil || errors.Is(err, io.EOF) || errors.Is(err, errEnvoyLeft) {
 		return nil
 	}
 	return status.Error(codes.Unavailable, err.Error())
@@ -152,13 +143,28 @@ func (e *envoy) write() error {
 // passes decides whether a request of Envoy goes on to istiod. An ACK or NACK of a type that this stream never asked for belongs to an
 // older one, and has crashed istiod (nil pointer in delta.go); the agent's own types are none of Envoy's business.
 func (e *envoy) passes(h header) bool {
-	if h.typeURL == TypeNameTable || h.typeURL == TypeHealth {
+	switch h.typeURL {
+	case TypeNameTable, TypeHealth, typeProxyConfig:
 		return false
 	}
 	if h.nonce == "" && !h.refusal {
 		e.asked[h.typeURL] = true
 	}
 	return e.asked[h.typeURL]
+}
+
+// fitIn makes an answer one that this Envoy understands.
+func (e *envoy) fitIn(a answer) {
+	if e.fit == nil || !e.fit.Wants(a.typeURL) {
+		return
+	}
+	whole := a.frame.data.Materialize()
+	fitted := e.fit.Fit(a.typeURL, whole)
+	if len(fitted) == len(whole) && (len(whole) == 0 || &fitted[0] == &whole[0]) {
+		return // the pieces as they came will do
+	}
+	a.frame.data.Free()
+	a.frame.data = mem.BufferSlice{mem.SliceBuffer(fitted)}
 }
 
 // layout is that of Envoy's requests.

@@ -28,12 +28,14 @@ func (v *vm) serveEnvoy() func() discoveryv3.AggregatedDiscoveryServiceClient {
 		v.t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- v.client.ServeEnvoy(ctx, l) }()
+	gate := xds.NewGate()
+	served, attached := make(chan error, 1), make(chan error, 1)
+	go func() { served <- gate.Serve(ctx, l) }()
+	go func() { attached <- gate.Attach(ctx, v.client) }()
 	v.t.Cleanup(func() {
 		cancel()
-		if err := <-done; err != nil {
-			v.t.Errorf("ServeEnvoy = %v, want nil", err)
+		if err := errors.Join(<-served, <-attached); err != nil {
+			v.t.Errorf("the gate ended with %v, want nil", err)
 		}
 	})
 	return func() discoveryv3.AggregatedDiscoveryServiceClient {

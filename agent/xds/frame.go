@@ -4,6 +4,9 @@ import (
 	"errors"
 	"fmt"
 
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	statuspb "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/encoding/protowire"
@@ -60,6 +63,47 @@ func frameOf(m proto.Message) (*frame, error) {
 
 // decode is the inverse of frameOf, for the types that the agent owns.
 func (f *frame) decode(m proto.Message) error { return proto.Unmarshal(f.data.Materialize(), m) }
+
+// withNode returns a first request of Envoy that names this node; what only Envoy knows of itself (its build, its extensions) stays. So istiod sees one
+// node for the machine, also when its address or its settings changed after Envoy was started. f is used up unless there is an error.
+func (f *frame) withNode(delta bool, node *corev3.Node) (*frame, error) {
+	var m interface {
+		proto.Message
+		GetNode() *corev3.Node
+	} = &discoveryv3.DiscoveryRequest{}
+	if delta {
+		m = &discoveryv3.DeltaDiscoveryRequest{}
+	}
+	if err := f.decode(m); err != nil {
+		return nil, fmt.Errorf("envoy's first request: %w", err)
+	}
+	if m.GetNode() == nil {
+		return nil, fmt.Errorf("envoy's first request: %w: it names no node", errFrame)
+	}
+	own := m.GetNode()
+	own.Id, own.Cluster, own.Locality, own.Metadata = node.GetId(), node.GetCluster(), node.GetLocality(), node.GetMetadata()
+	out, err := frameOf(m)
+	if err != nil {
+		return nil, err
+	}
+	f.free()
+	return out, nil
+}
+
+// refusalText is the reason that a NACK of Envoy gives.
+func (f *frame) refusalText(delta bool) string {
+	var m interface {
+		proto.Message
+		GetErrorDetail() *statuspb.Status
+	} = &discoveryv3.DiscoveryRequest{}
+	if delta {
+		m = &discoveryv3.DeltaDiscoveryRequest{}
+	}
+	if err := f.decode(m); err != nil {
+		return err.Error()
+	}
+	return m.GetErrorDetail().GetMessage()
+}
 
 // header is what the agent reads of a frame: enough to know whose it is.
 type header struct {

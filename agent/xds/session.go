@@ -115,7 +115,10 @@ func (s *session) cause() error {
 // open sends what a stream begins with: the node, in Envoy's first request or in ours, and the agent's subscriptions.
 func (s *session) open(node *corev3.Node) error {
 	if e := s.envoy; e != nil {
-		first := e.first
+		first, err := e.first.withNode(e.delta, node)
+		if err != nil {
+			return err // Envoy comes back with another one
+		}
 		e.first, node = nil, nil
 		if err := s.forward(first); err != nil {
 			return err
@@ -139,7 +142,9 @@ func (s *session) forward(f *frame) error {
 		return nil
 	}
 	if h.refusal {
-		s.c.metrics.envoyNACKs.WithLabelValues(shortType(h.typeURL)).Inc()
+		s.c.envoyRefused(h.typeURL, f.refusalText(s.envoy.delta))
+	} else if h.nonce != "" {
+		s.c.envoyAccepted(h.typeURL)
 	}
 	return s.w.pass(f)
 }
@@ -154,6 +159,7 @@ func (s *session) take(a answer) error {
 			a.frame.free()
 			return nil
 		}
+		s.envoy.fitIn(a)
 		if !s.envoy.queue.push(a.frame) {
 			return errEnvoyStalled
 		}

@@ -30,7 +30,7 @@ func (c *Client) promote(s *session) {
 		outage = time.Since(c.state.DownSince)
 	}
 	c.state.DownSince, c.said = time.Time{}, ""
-	st := c.state
+	st := c.stateLocked()
 	c.mu.Unlock()
 	c.health.told(s.told)
 	if former != nil {
@@ -129,7 +129,7 @@ func (c *Client) setPhase(p Phase, cause error) {
 	case p == PhaseWaiting:
 		c.state.LastError = ""
 	}
-	s := c.state
+	s := c.stateLocked()
 	c.mu.Unlock()
 	connected := 0.0
 	if s.Phase == PhaseConnected {
@@ -160,6 +160,39 @@ func (c *Client) accepted(typeURL, version string) {
 	defer c.mu.Unlock()
 	c.state.LastNACK = ""
 	c.inUse[typeURL] = version
+}
+
+// envoyRefused notes a NACK of Envoy. The same reason again is not news: istiod sends a resource that was refused with every push.
+func (c *Client) envoyRefused(typeURL, reason string) {
+	name := shortType(typeURL)
+	c.metrics.envoyNACKs.WithLabelValues(name).Inc()
+	c.mu.Lock()
+	known := c.state.EnvoyNACK[name] == reason
+	if c.state.EnvoyNACK == nil {
+		c.state.EnvoyNACK = map[string]string{}
+	}
+	c.state.EnvoyNACKs++
+	c.state.EnvoyNACK[name] = reason
+	st := c.stateLocked()
+	c.mu.Unlock()
+	if !known {
+		c.log.Warn("Envoy refused a push and keeps what it had", "type", name, "cause", reason)
+		c.tell(st)
+	}
+}
+
+// envoyAccepted notes an ACK of Envoy.
+func (c *Client) envoyAccepted(typeURL string) {
+	name := shortType(typeURL)
+	c.mu.Lock()
+	_, was := c.state.EnvoyNACK[name]
+	delete(c.state.EnvoyNACK, name)
+	st := c.stateLocked()
+	c.mu.Unlock()
+	if was {
+		c.log.Info("Envoy takes pushes of this type again", "type", name)
+		c.tell(st)
+	}
 }
 
 // handler returns who takes pushes of a type in; nil: not one of the agent's own.
