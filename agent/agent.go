@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"wingman/agent/envoy/proxy"
 	"wingman/agent/status"
 	"wingman/agent/xds"
 	"wingman/bootstrap"
@@ -30,6 +31,9 @@ type Options struct {
 	Unsetenv func(string) error
 	Stderr   *os.File
 	Reload   <-chan os.Signal // SIGHUP; may be nil
+	// WithProxy runs Envoy's supervisor in this process, where no other unit does. Envoy's access logs go to Stdout.
+	WithProxy bool
+	Stdout    *os.File
 }
 
 // Agent is the daemon. Run is its only way in.
@@ -45,6 +49,7 @@ type Agent struct {
 	sockets  sockets
 	dns      *dnsproxy.Server
 	capture  *capture
+	envoy    *envoySide
 	services *group
 	news     chan struct{} // buffered 1: status text may have changed
 
@@ -56,6 +61,9 @@ type Agent struct {
 	member   *member  // nil between two
 	joined   *joinState
 	leaving  bool
+	unfit    string // what the member was told last about Envoy
+	// entryLeft is when the stream that held the WorkloadEntry ended for another label to take; zero: not in this run.
+	entryLeft time.Time
 }
 
 // Run is the daemon's life: it returns nil when it was asked to stop, and an error when it cannot work.
@@ -121,6 +129,9 @@ func newAgent(o Options) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
+	if a.envoy, err = newEnvoySide(cfg, logs, a.metrics, a.config, a.envoyChanged); err != nil {
+		return nil, err
+	}
 	a.capture = newCapture(logs.part("capture"), applier, a.metrics, a.captureWish, a.poke)
 	a.services = newGroup(context.Background(), a.log)
 	for _, p := range problems {
@@ -176,6 +187,10 @@ func (a *Agent) live(ctx context.Context) error {
 	if a.joined != nil {
 		a.keepSettings()
 	}
+	a.envoy.begin(ctx, a.joined != nil && a.joined.Served)
+	a.services.start(task{name: "secrets", run: a.envoy.secrets.Run})
+	a.services.start(task{name: "envoy's configuration", run: a.envoy.serveADS})
+	a.services.start(task{name: "envoy", run: a.envoy.watch})
 	a.services.start(task{name: "capture", run: a.capture.run})
 	if a.joined != nil {
 		// Rules first: a machine that joined before must have no moment of plaintext, nor of names that do not resolve.
@@ -185,6 +200,12 @@ func (a *Agent) live(ctx context.Context) error {
 
 	members := newGroup(context.Background(), a.log)
 	members.start(task{name: "member", run: a.keepMember})
+	supervisors := newGroup(context.Background(), a.log)
+	if a.opts.WithProxy {
+		if err := a.supervise(supervisors); err != nil {
+			return err
+		}
+	}
 	a.services.start(task{name: "notify", run: func(ctx context.Context) error {
 		return a.announce(ctx, a.dns.Ready(), admin.Ready())
 	}})
@@ -198,11 +219,23 @@ func (a *Agent) live(ctx context.Context) error {
 			a.reload()
 		}
 	}
-	return errors.Join(failed, a.shutDown(members, failed != nil))
+	return errors.Join(failed, a.shutDown(members, supervisors, failed != nil))
+}
+
+// supervise keeps Envoy running as `wingman proxy` does, in g.
+func (a *Agent) supervise(g *group) error {
+	c := proxy.ConfigOf(a.config(), a.hostname, a.logs.part("proxy"))
+	c.EnvoyLog, c.Stdout = a.logs.part("envoy"), a.opts.Stdout
+	s, err := proxy.New(c)
+	if err != nil {
+		return err
+	}
+	g.start(task{name: "proxy", run: s.Run})
+	return nil
 }
 
 // shutDown ends the daemon: politely when it leaves, quickly when the next process is about to take over.
-func (a *Agent) shutDown(members *group, failed bool) error {
+func (a *Agent) shutDown(members, supervisors *group, failed bool) error {
 	if err := a.notify.Stopping(); err != nil {
 		a.log.Debug("systemd was not told", "cause", err)
 	}
@@ -215,11 +248,14 @@ func (a *Agent) shutDown(members *group, failed bool) error {
 		if m != nil {
 			m.leave(context.Background(), "wingman on this machine stops")
 		}
+		a.envoy.drain(context.Background())
 		a.capture.look(context.Background())
 	} else {
 		a.log.Info("making way for the next process; rules and sockets stay")
 	}
-	return errors.Join(members.stop(stopWait), a.services.stop(stopWait))
+	// The supervisor drains what came since, and ends Envoy.
+	proxyWait := stopWait + a.config().Envoy.TerminationDrain
+	return errors.Join(members.stop(stopWait), supervisors.stop(proxyWait), a.services.stop(stopWait))
 }
 
 // leaves tells a stop from a restart. Under systemd only a stop job is a stop; what cannot be told counts as restart, and so does a
@@ -240,42 +276,6 @@ func (a *Agent) leaves(failed bool) bool {
 	}
 	return stop
 }
-
-// keepMember keeps a membership for the settings in force; a change of them or of the address makes a new one.
-func (a *Agent) keepMember(ctx context.Context) error {
-	for ctx.Err() == nil {
-		a.mu.Lock()
-		cfg := a.cfg
-		a.mu.Unlock()
-		m, err := newMember(cfg, memberConfig{
-			hostname:  a.hostname,
-			takeNames: a.takeNames,
-			onChange:  a.poke,
-			logs:      a.logs,
-		})
-		if err != nil {
-			return err
-		}
-		memberCtx, cancel := context.WithCancelCause(ctx)
-		a.mu.Lock()
-		a.member = m
-		m.replace = cancel
-		superseded := a.cfg != cfg
-		a.mu.Unlock()
-		if superseded {
-			cancel(errReloaded)
-		}
-		err = m.run(memberCtx)
-		cancel(nil)
-		if err != nil && !errors.Is(err, errAddressChanged) {
-			return err
-		}
-	}
-	return nil
-}
-
-// errReloaded ends a member whose settings were replaced.
-var errReloaded = errors.New("settings were reloaded")
 
 // reload reads the settings again. Bad files change nothing.
 func (a *Agent) reload() {
@@ -323,26 +323,6 @@ func (a *Agent) takeNames(p xds.Push) error {
 	a.noteJoined()
 	a.poke()
 	return nil
-}
-
-// noteJoined marks the first configuration that a certificate holder got: from now on the machine is a member, over reboots too.
-func (a *Agent) noteJoined() {
-	a.mu.Lock()
-	m, known := a.member, a.joined != nil
-	if !known && m != nil {
-		a.joined = &joinState{At: time.Now(), NodeID: m.id()}
-	}
-	j := a.joined
-	a.mu.Unlock()
-	if known || j == nil {
-		return
-	}
-	a.keepSettings()
-	if err := writeJoined(a.config().Paths.StateDir, *j); err != nil {
-		a.log.Error("the join is not remembered; after a reboot rules come only after the next one", "cause", err)
-	}
-	a.log.Info("joined the mesh", "node", j.NodeID)
-	a.capture.look(context.Background())
 }
 
 // keepSettings notes that the settings in force work: they are what a later start falls back to when the files are broken then.

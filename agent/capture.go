@@ -299,11 +299,12 @@ func (a *Agent) captureWish() captureWish {
 	a.mu.Lock()
 	cfg, joined, leaving := a.cfg, a.joined != nil, a.leaving
 	a.mu.Unlock()
+	p := a.envoy.now()
 	uid, gid, err := proxyUser(cfg)
 	return captureWish{cfg: cfg, joined: joined, decision: decideCapture(cfg.Capture, captureFacts{
 		joined:  joined,
 		leaving: leaving,
-		envoy:   false, // this agent runs no Envoy yet
+		envoy:   p.announced && p.proven,
 		exempt:  err == nil && (int(uid) == os.Geteuid() || int(gid) == os.Getegid()),
 		user:    cfg.Capture.User,
 	})}

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -19,6 +20,9 @@ const joinedFile = "joined.json"
 type joinState struct {
 	At     time.Time `json:"joinedAt"`
 	NodeID string    `json:"nodeId"`
+	// Envoy is whether the mesh was told, when the entry was made, that this machine takes mutual TLS; Served whether traffic was captured for it.
+	Envoy  bool `json:"envoy,omitempty"`
+	Served bool `json:"served,omitempty"`
 }
 
 // readJoined returns nil when the machine never joined. A file that cannot be understood still says that it did.
@@ -46,4 +50,38 @@ func writeJoined(stateDir string, j joinState) error {
 		return fmt.Errorf("write join state: %w", err)
 	}
 	return nil
+}
+
+// noteJoined marks the first configuration that a certificate holder got: from now on the machine is a member, over reboots too.
+func (a *Agent) noteJoined() {
+	a.mu.Lock()
+	m, known := a.member, a.joined != nil
+	told := known && m != nil && a.joined.Envoy != m.envoy
+	if !known && m != nil {
+		a.joined = &joinState{At: time.Now(), NodeID: m.id(), Envoy: m.envoy, Served: a.envoy.now().proven}
+	}
+	j := a.joined
+	a.mu.Unlock()
+	if told {
+		a.remember(func(j *joinState) { j.Envoy = m.envoy })
+	}
+	if known || j == nil {
+		return
+	}
+	a.keepSettings()
+	a.remember(func(*joinState) {})
+	a.log.Info("joined the mesh", "node", j.NodeID)
+	a.capture.look(context.Background())
+}
+
+// remember changes what later starts know of the join.
+func (a *Agent) remember(change func(*joinState)) {
+	a.mu.Lock()
+	j := *a.joined
+	change(&j)
+	a.joined = &j
+	a.mu.Unlock()
+	if err := writeJoined(a.config().Paths.StateDir, j); err != nil {
+		a.log.Error("the join is not remembered; after a reboot rules come only after the next one", "cause", err)
+	}
 }

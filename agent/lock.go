@@ -21,7 +21,7 @@ const lockPatience = 2 * time.Second
 
 // takeLock makes this process the only daemon of runDir until the returned file is closed. The error names the process that is it.
 func takeLock(runDir string) (*os.File, error) {
-	if err := os.MkdirAll(runDir, 0o750); err != nil {
+	if err := os.MkdirAll(runDir, 0o755); err != nil {
 		return nil, fmt.Errorf("run folder: %w", err)
 	}
 	f, err := os.OpenFile(filepath.Join(runDir, lockFile), os.O_RDWR|os.O_CREATE, 0o600)

@@ -50,6 +50,7 @@ type member struct {
 	dialer   *dialer
 	identity *identity.Manager
 	envoy    bool // Envoy takes this machine's traffic
+	side     *envoySide
 	take     func(xds.Push) error
 	changed  func()                  // something that status shows changed
 	refused  chan struct{}           // buffered 1: istiod may have refused the certificate
@@ -66,13 +67,15 @@ type member struct {
 // verdict is what istiod is told: the workload's health, unless the agent knows better.
 type verdict struct {
 	workload *health.Report
-	leaving  string // reason to be unhealthy whatever the workload says
+	// Reasons to be unhealthy whatever the workload says; empty: none.
+	leaving, unfit string
 }
 
 // memberConfig is what newMember needs beside the configuration.
 type memberConfig struct {
 	hostname  string
-	envoy     bool
+	envoy     *envoySide
+	announce  bool                 // tell the mesh that Envoy takes this machine's traffic
 	takeNames func(xds.Push) error // handler of the NameTable
 	onChange  func()
 	logs      *logs
@@ -86,7 +89,8 @@ func newMember(cfg *bootstrap.Config, mc memberConfig) (*member, error) {
 		logs:     mc.logs,
 		metrics:  prometheus.NewRegistry(),
 		dialer:   newDialer(cfg.Hosts),
-		envoy:    mc.envoy,
+		envoy:    mc.announce,
+		side:     mc.envoy,
 		take:     mc.takeNames,
 		changed:  mc.onChange,
 		refused:  make(chan struct{}, 1),
@@ -95,7 +99,8 @@ func newMember(cfg *bootstrap.Config, mc memberConfig) (*member, error) {
 	ic.Dial = m.dialer.Dial
 	ic.Log = mc.logs.part("identity")
 	ic.Metrics = m.metrics
-	ic.OnChange = func(*identity.Certificate) {
+	ic.OnChange = func(c *identity.Certificate) {
+		m.side.take(c)
 		if c := m.client(); c != nil {
 			c.Retry() // what istiod refused with the old certificate may pass with the new one
 		}
@@ -127,14 +132,19 @@ func (m *member) run(ctx context.Context) error {
 		return err
 	}
 	g.start(task{name: "health", run: m.health.Run})
-	g.start(task{name: "xds", run: func(ctx context.Context) error {
-		select {
-		case <-m.identity.Ready():
-			return m.xds.Run(ctx)
-		case <-ctx.Done():
-			return nil
+	// Neither stream has a chance without a certificate.
+	identified := func(run func(context.Context) error) func(context.Context) error {
+		return func(ctx context.Context) error {
+			select {
+			case <-m.identity.Ready():
+				return run(ctx)
+			case <-ctx.Done():
+				return nil
+			}
 		}
-	}})
+	}
+	g.start(task{name: "xds", run: identified(m.xds.Run)})
+	g.start(task{name: "envoy stream", run: identified(func(ctx context.Context) error { return m.side.gate.Attach(ctx, m.xds) })})
 	return m.watchAddrs(ctx, addrs)
 }
 
@@ -155,6 +165,7 @@ func (m *member) prepare(addrs []netip.Addr) error {
 	if err != nil {
 		return err
 	}
+	m.side.write(m.cfg, m.hostname, addrs)
 	client, err := xds.New(xds.Config{
 		Address:       m.cfg.Discovery.Address,
 		ClusterID:     m.cfg.ClusterID,
@@ -165,6 +176,7 @@ func (m *member) prepare(addrs []netip.Addr) error {
 		Dial:          m.dialer.Dial,
 		Subscriptions: []xds.Subscription{{TypeURL: xds.TypeNameTable, Handle: m.take}},
 		OnState:       func(xds.State) { m.changed() },
+		Fit:           m.side.fitting.fit,
 		OnRefused:     m.noteRefused,
 		Log:           m.logs.part("xds"),
 		Metrics:       m.metrics,
@@ -300,6 +312,7 @@ func (m *member) onHealth(r health.Report) {
 // tellHealth hands the verdict that counts now to the stream.
 func (m *member) tellHealth() {
 	m.mu.Lock()
+	m.unfit = m.side.unfit()
 	client, v := m.xds, m.verdict
 	m.mu.Unlock()
 	if client == nil {
@@ -316,6 +329,8 @@ func (v verdict) health() (h xds.Health, known bool) {
 	switch {
 	case v.leaving != "":
 		return xds.Health{Reason: v.leaving}, true
+	case v.unfit != "":
+		return xds.Health{Reason: v.unfit}, true
 	case v.workload == nil:
 		return xds.Health{}, false
 	case v.workload.Healthy:

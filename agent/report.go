@@ -46,6 +46,7 @@ func (a *Agent) report() status.Report {
 	r.DNS = a.dnsReport()
 	r.Capture = a.capture.report()
 	var degraded []string
+	r.Envoy, degraded = a.envoy.report()
 	if broken {
 		degraded = append(degraded, "the settings as they are now cannot be used (wingman config check); "+r.Config.Source+" settings are in force")
 	}
@@ -74,7 +75,7 @@ func (a *Agent) report() status.Report {
 	if leaving {
 		r.Phase = phaseLeaving
 	}
-	r.NotReady = notReadyBecause(m, joined, leaving)
+	r.NotReady = a.notReady()
 	r.Ready = len(r.NotReady) == 0
 	return r
 }
@@ -117,8 +118,12 @@ func (m *member) report(r *status.Report) (degraded []string) {
 	}
 	s := client.State()
 	r.XDS = &s
+	r.Envoy.Stream = s.Envoy
 	if s.LastError != "" && (s.Rejected || time.Since(s.DownSince) > streamPatience) {
 		degraded = append(degraded, "no stream to istiod since "+s.DownSince.Format(time.RFC3339)+": "+s.LastError)
+	}
+	for typ, reason := range s.EnvoyNACK {
+		degraded = append(degraded, "Envoy refused istiod's last push of "+typ+" and keeps what it had: "+reason)
 	}
 	if s.LastNACK != "" {
 		degraded = append(degraded, "istiod's last push was refused: "+s.LastNACK)
@@ -126,9 +131,9 @@ func (m *member) report(r *status.Report) (degraded []string) {
 	return degraded
 }
 
-// notReadyBecause decides what /healthz/ready answers: ready needs a certificate, and a configuration of istiod, by this run's stream or by an
-// earlier one's that is in hand.
-func notReadyBecause(m *member, joined *joinState, leaving bool) (why []string) {
+// notReadyBecause decides what /healthz/ready answers: ready needs a certificate, a configuration of istiod, by this run's stream or by an
+// earlier one's that is in hand, and where Envoy is to take the traffic, one that does.
+func notReadyBecause(m *member, joined *joinState, e presence, leaving bool) (why []string) {
 	if leaving {
 		return []string{"leaving the mesh"}
 	}
@@ -138,6 +143,9 @@ func notReadyBecause(m *member, joined *joinState, leaving bool) (why []string) 
 	if joined == nil {
 		why = append(why, "no configuration from istiod yet")
 	}
+	if e.announced && !e.live {
+		why = append(why, "Envoy does not serve: "+e.cause)
+	}
 	return why
 }
 
@@ -146,5 +154,5 @@ func (a *Agent) notReady() []string {
 	a.mu.Lock()
 	m, joined, leaving := a.member, a.joined, a.leaving
 	a.mu.Unlock()
-	return notReadyBecause(m, joined, leaving)
+	return notReadyBecause(m, joined, a.envoy.now(), leaving)
 }

@@ -157,7 +157,7 @@ func flagged(value string) func(*Config, string) (string, *badValue) {
 }
 
 // logScopes are the parts of the agent that log.
-var logScopes = []string{"agent", "capture", "dns", "envoy", "health", "identity", "member", "status", "xds"}
+var logScopes = []string{"agent", "capture", "dns", "envoy", "health", "identity", "member", "proxy", "status", "xds"}
 
 // istioScopes are pilot-agent's names for what our parts do.
 var istioScopes = map[string]string{

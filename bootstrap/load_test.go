@@ -265,9 +265,9 @@ func TestLoadTellsEveryProblem(t *testing.T) {
 			"warning: /var/lib/istio/envoy/sidecar.env:1: ISTIO_AGENT_FLAGS: found --stsPort, expected a flag that acts on this agent (it has no effect here)",
 			`warning: /var/lib/istio/envoy/sidecar.env:1: ISTIO_AGENT_FLAGS: found "word", expected a flag such as --log_output_level=dns:debug (the word has no effect)`}},
 		{"log levels of parts that the agent does not have", map[string]string{sidecarEnv: "ISTIO_AGENT_FLAGS='--log_output_level=dns:debug,xdsproxy:debug,wasm:debug'\n", wingmanYAML: "log:\n  scopes: {dnss: debug, xds: loud}\n"}, []string{
-			`warning: /etc/wingman/wingman.yaml:2: log.scopes.dnss: found a level for "dnss", expected one for agent, capture, dns, envoy, health, identity, member, status, xds (did you mean dns?)`,
+			`warning: /etc/wingman/wingman.yaml:2: log.scopes.dnss: found a level for "dnss", expected one for agent, capture, dns, envoy, health, identity, member, proxy, status, xds (did you mean dns?)`,
 			`error: /etc/wingman/wingman.yaml:2: log.scopes.xds: found "loud", expected one of debug, info, warn, error, none`,
-			`warning: /var/lib/istio/envoy/sidecar.env:1: ISTIO_AGENT_FLAGS --log_output_level: found a level for "wasm", expected one for agent, capture, dns, envoy, health, identity, member, status, xds (no part of the agent logs by that name)`}},
+			`warning: /var/lib/istio/envoy/sidecar.env:1: ISTIO_AGENT_FLAGS --log_output_level: found a level for "wasm", expected one for agent, capture, dns, envoy, health, identity, member, proxy, status, xds (no part of the agent logs by that name)`}},
 		{"several files at once", map[string]string{clusterEnv: "A=$(id)\nISTIO_INBOUND_PORTS=x\n", meshConfig: "a: [", wingmanYAML: "x: 1\nstatus: {port: 0}\n", rootCert: "-"}, []string{
 			"error: /etc/certs/root-cert.pem: root-cert: found no file, expected one " + noRoot,
 			"error: /etc/istio/config/mesh:1: found no expected node content, expected valid YAML",

@@ -293,7 +293,7 @@ func TestWriteChangesOnlyWhatDiffers(t *testing.T) {
 		content string
 		changed bool
 	}{{"{}", true}, {"{}", false}, {`{"node":{}}`, true}} {
-		changed, err := Write(path, File{JSON: []byte(step.content)})
+		changed, err := Write(path, File{JSON: []byte(step.content)}, 0)
 		if err != nil || changed != step.changed {
 			t.Errorf("write %s: changed %v, %v; want %v", step.content, changed, err, step.changed)
 		}

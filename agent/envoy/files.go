@@ -46,8 +46,9 @@ func InputOf(c *bootstrap.Config, node bootstrap.Node, addrs []netip.Addr) Input
 	}
 }
 
-// Write puts a bootstrap file at path, readable by its owner alone: whole or not at all, and only when it says something new.
-func Write(path string, f File) (changed bool, err error) {
+// Write puts a bootstrap file at path, readable by its owner alone: whole or not at all, and only when it says something new. The owner is the
+// user of this process or, where that is root, Envoy's.
+func Write(path string, f File, envoy uint32) (changed bool, err error) {
 	old, err := os.ReadFile(path)
 	if err == nil && bytes.Equal(old, f.JSON) {
 		return false, nil
@@ -55,14 +56,14 @@ func Write(path string, f File) (changed bool, err error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return false, fmt.Errorf("envoy's bootstrap file: %w", err)
 	}
-	if err := replace(path, f.JSON); err != nil {
+	if err := replace(path, f.JSON, envoy); err != nil {
 		return false, fmt.Errorf("envoy's bootstrap file: %w", err)
 	}
 	return true, nil
 }
 
 // replace writes a file beside path and renames it. Nothing is synced: the folder is gone after a crash of the machine.
-func replace(path string, content []byte) error {
+func replace(path string, content []byte, owner uint32) error {
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
@@ -72,6 +73,9 @@ func replace(path string, content []byte) error {
 		return err
 	}
 	_, err = tmp.Write(content)
+	if os.Geteuid() == 0 && owner != 0 {
+		err = errors.Join(err, tmp.Chown(int(owner), -1))
+	}
 	if err = errors.Join(err, tmp.Close()); err == nil {
 		err = os.Rename(tmp.Name(), path)
 	}

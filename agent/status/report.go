@@ -29,6 +29,7 @@ type Report struct {
 	DNS      DNSReport       `json:"dns"`
 	Health   HealthReport    `json:"health"`
 	Capture  CaptureReport   `json:"capture"`
+	Envoy    EnvoyReport     `json:"envoy"`
 }
 
 // ConfigReport says which settings are in force.
@@ -75,6 +76,18 @@ type CaptureReport struct {
 	InPlace bool   `json:"inPlace"`         // the kernel is as planned
 	Repairs int    `json:"repairs"`         // how often rules that others took out were put back since the start
 	Trial   bool   `json:"trial,omitempty"` // other rules are on trial (rules try)
+}
+
+// EnvoyReport is the state of this machine's Envoy.
+type EnvoyReport struct {
+	Announced bool   `json:"announced"`         // the mesh is told that this machine takes mutual TLS
+	Live      bool   `json:"live"`              // Envoy serves, with configuration of istiod
+	Stream    bool   `json:"stream"`            // it has its stream of configuration
+	Phase     string `json:"phase,omitempty"`   // of its supervisor (wingman proxy); empty: none runs
+	PID       int    `json:"pid,omitempty"`     // Envoy's; 0: none runs
+	Starts    int    `json:"starts,omitempty"`  // of Envoy, by this supervisor
+	Program   string `json:"program,omitempty"` // as started last
+	Cause     string `json:"cause,omitempty"`   // why Envoy does not serve
 }
 
 // DNSAnswer is the answer to one question put to the daemon's own proxy.

@@ -11,7 +11,8 @@ import (
 )
 
 func newRun(o *options) *cobra.Command {
-	return &cobra.Command{
+	var withProxy bool
+	c := &cobra.Command{
 		Use:   "run",
 		Short: "Run the daemon in the foreground",
 		Args:  cobra.NoArgs,
@@ -25,7 +26,12 @@ func newRun(o *options) *cobra.Command {
 				Unsetenv: os.Unsetenv,
 				Stderr:   os.Stderr,
 				Reload:   reload,
+
+				WithProxy: withProxy,
+				Stdout:    os.Stdout,
 			})
 		},
 	}
+	c.Flags().BoolVar(&withProxy, "with-proxy", false, "keep Envoy running too, for machines without systemd (elsewhere wingman-proxy.service does)")
+	return c
 }

@@ -87,6 +87,14 @@ func printStatus(w io.Writer, r status.Report) error {
 	}
 	line("dns", "%d names from %s at %s, upstream %s", r.DNS.Names, r.DNS.Source, strings.Join(r.DNS.Listen, " "), strings.Join(r.DNS.Upstreams, " "))
 	line("capture", "%s", r.Capture.Level)
+	switch e := r.Envoy; {
+	case e.Live:
+		line("envoy", "serves, pid %d, %s", e.PID, e.Program)
+	case e.Announced:
+		line("envoy", "does not serve: %s", e.Cause)
+	default:
+		line("envoy", "none: %s", e.Cause)
+	}
 	if r.Config.Source != "files" {
 		line("settings", "%s", r.Config.Source)
 	}

@@ -18,8 +18,8 @@ const (
 	drainDeaf = 3
 )
 
-// drain makes Envoy shed its connections and returns when it has none left, cannot be asked, or ctx ends.
-func drain(ctx context.Context, admin *envoy.Admin, log *slog.Logger) {
+// Drain makes Envoy shed its connections and returns when it has none left, cannot be asked, or ctx ends. Draining twice does no harm.
+func Drain(ctx context.Context, admin *envoy.Admin, log *slog.Logger) {
 	ask := func(question func(ctx context.Context) error) error {
 		ctx, cancel := context.WithTimeout(ctx, drainAsk)
 		defer cancel()

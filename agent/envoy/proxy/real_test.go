@@ -69,7 +69,7 @@ func startProxied(t testing.TB, o Options, settings string) *proxied {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := envoy.Write(envoy.BootstrapPath(cfg), f); err != nil {
+	if _, err := envoy.Write(envoy.BootstrapPath(cfg), f, 0); err != nil {
 		t.Fatal(err)
 	}
 	p.ads = envoytest.NewADS(t, envoy.XDSSocket(cfg))

@@ -199,7 +199,7 @@ func (s *Supervisor) act(ctx context.Context, m machine, act action) machine {
 		s.cancel = func() { cancel(); end() }
 		admin := s.admin
 		s.helpers.Go(func() {
-			drain(drainCtx, admin, s.log)
+			Drain(drainCtx, admin, s.log)
 			s.drained <- struct{}{} // it holds one, and there is one drain
 		})
 	}

@@ -1,0 +1,101 @@
+package agent
+
+import (
+	"log/slog"
+	"slices"
+	"sync"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"wingman/agent/envoy/stock"
+	"wingman/agent/xds"
+)
+
+// metricEnvoyRemoved counts by extension.
+const metricEnvoyRemoved = "wingman_envoy_removed_total"
+
+// fitting makes what fits pushes to Envoys that lack Istio's extensions.
+type fitting struct {
+	log     *slog.Logger
+	removed *prometheus.CounterVec
+}
+
+func newFitting(log *slog.Logger, r prometheus.Registerer) *fitting {
+	f := &fitting{log: log, removed: prometheus.NewCounterVec(prometheus.CounterOpts{Name: metricEnvoyRemoved,
+		Help: "Istio's extensions that were taken out of pushes because this machine's Envoy was built without them, by extension."}, []string{"extension"})}
+	r.MustRegister(f.removed)
+	return f
+}
+
+// fit is xds.Config.Fit: nil for an Envoy that has all that istiod sends.
+func (f *fitting) fit(first []byte, delta bool) xds.Fitter {
+	ext, err := stock.FromRequest(first, delta)
+	if err != nil {
+		f.log.Warn("what this Envoy was built with cannot be read; it gets istiod's pushes as they are", "cause", err)
+		return nil
+	}
+	if !ext.Needed() {
+		return nil
+	}
+	return &fitter{fitting: f, delta: delta, rewriter: stock.New(ext), told: map[string]bool{}}
+}
+
+// fitter serves one stream.
+type fitter struct {
+	*fitting
+	delta    bool
+	rewriter *stock.Rewriter
+
+	mu   sync.Mutex // guards everything below
+	told map[string]bool
+}
+
+func (f *fitter) Wants(typeURL string) bool { return stock.Wants(typeURL) }
+
+func (f *fitter) Fit(typeURL string, frame []byte) []byte {
+	out, report, err := f.rewriter.Response(typeURL, f.delta, frame)
+	if err != nil {
+		f.log.Warn("a push cannot be fitted to this Envoy; it gets it as it is", "type", typeURL, "cause", err)
+		return frame
+	}
+	for extension, n := range report.Removed {
+		f.removed.WithLabelValues(extension).Add(float64(n))
+	}
+	f.tell(report)
+	return out
+}
+
+// tell logs what was done: at info when it is new on this stream, since every push has the same.
+func (f *fitter) tell(r stock.Report) {
+	f.mu.Lock()
+	var fresh, left []string
+	for extension := range r.Removed {
+		if !f.told[extension] {
+			f.told[extension] = true
+			fresh = append(fresh, extension)
+		}
+	}
+	for _, typ := range r.Left {
+		if !f.told[typ] {
+			f.told[typ] = true
+			left = append(left, typ)
+		}
+	}
+	unmarked := r.Unmarked > 0 && !f.told["unmarked"]
+	if unmarked {
+		f.told["unmarked"] = true
+	}
+	f.mu.Unlock()
+	slices.Sort(fresh)
+	if len(fresh) > 0 {
+		f.log.Info("this Envoy lacks Istio's extensions: they are taken out of what istiod sends", "extensions", fresh, "first", r)
+	} else if r.Changed > 0 {
+		f.log.Debug("push fitted to this Envoy", "report", r)
+	}
+	if len(left) > 0 {
+		f.log.Warn("istiod sends extensions that this Envoy does not know; what has them may be refused", "types", left)
+	}
+	if unmarked {
+		f.log.Warn("this Envoy lacks CEL: clusters that follow the client's protocol offer peers no protocol", "clusters", r.Unmarked)
+	}
+}

@@ -1,0 +1,119 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"wingman/bootstrap"
+)
+
+// This file says when a membership (member.go) ends and the next one begins.
+
+// keepMember keeps a membership for the settings in force; a change of them, of the address, or of what Envoy can take makes a new one.
+//
+// Labels count only when istiod makes the WorkloadEntry (autoregistration in pilot/pkg). So when Envoy came or has gone for good, the machine leaves,
+// waits until istiod has removed the entry, and joins with the other label.
+func (a *Agent) keepMember(ctx context.Context) error {
+	for ctx.Err() == nil {
+		cfg, announce := a.config(), a.envoy.now().announced
+		if !a.awaitEntryGone(ctx, cfg, announce) {
+			return nil
+		}
+		m, err := newMember(cfg, memberConfig{
+			hostname:  a.hostname,
+			envoy:     a.envoy,
+			announce:  announce,
+			takeNames: a.takeNames,
+			onChange:  a.poke,
+			logs:      a.logs,
+		})
+		if err != nil {
+			return err
+		}
+		memberCtx, cancel := context.WithCancelCause(ctx)
+		a.mu.Lock()
+		a.member = m
+		m.replace = cancel
+		superseded := a.cfg != cfg
+		a.mu.Unlock()
+		if superseded || a.envoy.now().announced != announce {
+			cancel(errReloaded)
+		}
+		err = m.run(memberCtx)
+		if errors.Is(context.Cause(memberCtx), errEnvoyChanged) {
+			a.noteEntryGoing()
+		}
+		cancel(nil)
+		if err != nil && !errors.Is(err, errAddressChanged) {
+			return err
+		}
+	}
+	return nil
+}
+
+// Reasons for another member to take a member's place.
+var (
+	errReloaded     = errors.New("settings were reloaded")
+	errEnvoyChanged = errors.New("Envoy came, or has gone for good")
+)
+
+// envoyChanged follows Envoy's presence.
+func (a *Agent) envoyChanged(from, to presence) {
+	a.mu.Lock()
+	m := a.member
+	unfit := a.envoy.unfit()
+	fitChanged := unfit != a.unfit
+	a.unfit = unfit
+	remember := a.joined != nil && a.joined.Served != to.proven
+	a.mu.Unlock()
+	if remember {
+		a.remember(func(j *joinState) { j.Served = to.proven })
+	}
+	if from.announced != to.announced && m != nil && m.envoy != to.announced {
+		m.leave(context.Background(), "this machine joins again, with another answer to mutual TLS")
+		m.replace(errEnvoyChanged)
+	}
+	if from.announced != to.announced || from.proven != to.proven {
+		a.capture.look(context.Background())
+	}
+	if fitChanged && m != nil {
+		m.tellHealth()
+	}
+	if from != to {
+		a.poke()
+	}
+}
+
+// noteEntryGoing notes that the stream which held the WorkloadEntry has ended for good.
+func (a *Agent) noteEntryGoing() {
+	a.mu.Lock()
+	a.entryLeft = time.Now()
+	a.mu.Unlock()
+}
+
+// awaitEntryGone waits until istiod has removed an entry that says other than announce; false when ctx ends first. istiod tells nobody when it
+// does so: it waits for its grace period from the end of the stream. An entry of before this start is given the whole of it.
+func (a *Agent) awaitEntryGone(ctx context.Context, cfg *bootstrap.Config, announce bool) bool {
+	a.mu.Lock()
+	left := a.entryLeft
+	other := a.joined != nil && a.joined.Envoy != announce
+	a.mu.Unlock()
+	if !other || cfg.AutoRegisterGroup == "" {
+		return true
+	}
+	if left.IsZero() {
+		left = a.started
+	}
+	wait := cfg.EntryGrace - time.Since(left)
+	if wait <= 0 {
+		return true
+	}
+	a.log.Info("waiting until istiod has removed this machine's WorkloadEntry: labels count only when it is made", "seconds", wait.Seconds())
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(wait):
+		return true
+	}
+}
