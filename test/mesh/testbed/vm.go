@@ -93,7 +93,7 @@ func (v *VM) install(t testing.TB) {
 	if v.spec.Sidecar != "" {
 		v.write(t, "/var/lib/istio/envoy/sidecar.env", v.spec.Sidecar)
 	}
-	for path, mode := range map[string]os.FileMode{"/var/lib/wingman": 0o700, "/run/wingman": 0o750, "/etc/certs": 0o755} {
+	for path, mode := range map[string]os.FileMode{"/var/lib/wingman": 0o700, "/run/wingman": 0o755, "/etc/certs": 0o755} {
 		if err := v.MakeDir(path, mode, machine.ProxyID); err != nil {
 			t.Fatal(err)
 		}
@@ -212,6 +212,13 @@ type Status struct {
 		Names  int
 	}
 	Capture struct{ Level, Why, Backend string }
+	Envoy   struct {
+		Announced, Live, Stream bool
+		Phase, Cause            string
+		PID, Starts             int
+	}
+	Ready    bool
+	NotReady []string
 }
 
 // Status asks the agent, which may not be there yet, by its admin socket.
