@@ -182,7 +182,7 @@ func (a *Agent) live(ctx context.Context) error {
 	a.services.start(task{name: "dns", run: a.dns.Run, essential: true})
 	a.services.start(task{name: "admin", run: admin.Run, essential: true})
 	a.services.start(task{name: "tables", run: a.tables.run})
-	public := status.NewPublic(fmt.Sprintf(":%d", a.cfg.Status.Port), a.notReady, a.gatherer())
+	public := status.NewPublic(fmt.Sprintf(":%d", a.cfg.Status.Port), a.notReady, a.gatherer(), a.merged())
 	a.services.start(task{name: "status", run: public.Run})
 	if a.joined != nil {
 		a.keepSettings()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -19,8 +20,9 @@ type Public struct {
 	server *http.Server
 }
 
-// NewPublic makes the server for addr, host:port. ready returns the reasons why this machine is not ready; none means ready.
-func NewPublic(addr string, ready func() []string, metrics prometheus.Gatherer) *Public {
+// NewPublic makes the server for addr, host:port. ready returns the reasons why this machine is not ready; none means ready. metrics are
+// the agent's own.
+func NewPublic(addr string, ready func() []string, metrics prometheus.Gatherer, merge Merge) *Public {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz/ready", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
@@ -31,8 +33,30 @@ func NewPublic(addr string, ready func() []string, metrics prometheus.Gatherer) 
 		}
 		fmt.Fprintln(w, "ready")
 	})
-	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{MaxRequestsInFlight: 4}))
+	mux.Handle("GET /metrics", merge.guard(promhttp.HandlerFor(metrics, promhttp.HandlerOpts{MaxRequestsInFlight: 4})))
+	mux.Handle("GET /stats/prometheus", merge.guard(newMerger(metrics, merge)))
 	return &Public{addr: addr, server: newServer(mux)}
+}
+
+// guard refuses other machines where metrics are for this one alone.
+func (c Merge) guard(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if c.LocalhostOnly != nil && c.LocalhostOnly() && !fromHere(r.RemoteAddr) {
+			http.Error(w, "metrics are for this machine alone (metrics.localhostOnly)", http.StatusForbidden)
+			return
+		}
+		h.ServeHTTP(w, r)
+	})
+}
+
+// envoyInbound is where Envoy's connections come from when they carry what other machines sent; it is a loopback address.
+var envoyInbound = netip.AddrFrom4([4]byte{127, 0, 0, 6})
+
+// fromHere reports whether a client's address is this machine's loopback and not Envoy's stand-in for a stranger.
+func fromHere(remote string) bool {
+	ap, err := netip.ParseAddrPort(remote)
+	addr := ap.Addr().Unmap()
+	return err == nil && addr.IsLoopback() && addr != envoyInbound
 }
 
 // newServer bounds what a client can hold open: the port is reachable by everyone.
