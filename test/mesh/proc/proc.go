@@ -79,6 +79,7 @@ type Spec struct {
 
 	Credential *syscall.Credential // nil: root
 	Caps       []uintptr           // ambient capabilities (unix.CAP_…)
+	Files      []*os.File          // descriptors 3 and up
 }
 
 // Process is one run of a program.
@@ -107,7 +108,7 @@ func (l *Launcher) Start(s Spec) (*Process, error) {
 		}
 	}
 
-	cmd := &exec.Cmd{Path: s.Path, Args: append([]string{s.Path}, s.Args...), Env: s.Env, Dir: s.Dir, Stdout: log, Stderr: log}
+	cmd := &exec.Cmd{Path: s.Path, Args: append([]string{s.Path}, s.Args...), Env: s.Env, Dir: s.Dir, Stdout: log, Stderr: log, ExtraFiles: s.Files}
 	if cmd.Env == nil {
 		cmd.Env = []string{} // nil would mean the test's own
 	}

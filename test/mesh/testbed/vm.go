@@ -36,6 +36,7 @@ type VM struct {
 	bed  *Bed
 	log  string        // the agent's, over all its runs
 	proc *proc.Process // nil while the agent does not run
+	unit *Unit         // nil: nobody manages the agent
 }
 
 // VM starts a machine that has istioctl's five files and the wingman program, and runs neither agent nor application yet. It
@@ -137,12 +138,18 @@ func (v *VM) WriteToken(t testing.TB, token string) {
 // StartAgent runs `wingman run` as its unit would: user istio-proxy, two capabilities.
 func (v *VM) StartAgent(t testing.TB) {
 	t.Helper()
-	p, err := v.Start(proc.Spec{
+	s := proc.Spec{
 		Path: "/usr/local/bin/wingman", Args: []string{"run"},
 		Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/home/istio-proxy"},
 		Dir: "/", Log: v.log,
 		Credential: &syscall.Credential{Uid: machine.ProxyID, Gid: machine.ProxyID}, Caps: machine.ProxyCaps,
-	})
+	}
+	if v.unit != nil {
+		var env []string
+		s.Path, s.Args, env, s.Files = v.unit.command(s.Path, s.Args)
+		s.Env = append(s.Env, env...)
+	}
+	p, err := v.Start(s)
 	if err != nil {
 		t.Fatal(err)
 	}
