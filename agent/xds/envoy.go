@@ -86,6 +86,8 @@ func (c *Client) serveEnvoy(ctx context.Context, stream grpc.ServerStream, delta
 		switch {
 		case ctx.Err() != nil:
 			return endOf(context.Cause(ctx))
+		case errors.Is(err, errFrame):
+			return status.Error(codes.InvalidArgument, err.Error())
 		case e.first == nil:
 			// istiod's answers are of a stream that is gone: Envoy comes back and starts afresh.
 			return endOf(err)

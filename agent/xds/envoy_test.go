@@ -4,15 +4,11 @@ import (
 	"context"
 	"errors"
 	"io"
-	"net"
-	"path/filepath"
 	"testing"
 	"time"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	statuspb "google.golang.org/genproto/googleapis/rpc/status"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"wingman/agent/xds"
@@ -22,30 +18,9 @@ import (
 // serveEnvoy opens the agent's ADS socket and returns a way for Envoys to dial it.
 func (v *vm) serveEnvoy() func() discoveryv3.AggregatedDiscoveryServiceClient {
 	v.t.Helper()
-	path := filepath.Join(v.t.TempDir(), "xds.sock")
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		v.t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	gate := xds.NewGate()
-	served, attached := make(chan error, 1), make(chan error, 1)
-	go func() { served <- gate.Serve(ctx, l) }()
-	go func() { attached <- gate.Attach(ctx, v.client) }()
-	v.t.Cleanup(func() {
-		cancel()
-		if err := errors.Join(<-served, <-attached); err != nil {
-			v.t.Errorf("the gate ended with %v, want nil", err)
-		}
-	})
-	return func() discoveryv3.AggregatedDiscoveryServiceClient {
-		conn, err := grpc.NewClient("unix://"+path, grpc.WithTransportCredentials(insecure.NewCredentials()))
-		if err != nil {
-			v.t.Fatal(err)
-		}
-		v.t.Cleanup(func() { conn.Close() })
-		return discoveryv3.NewAggregatedDiscoveryServiceClient(conn)
-	}
+	g, ads := gate(v.t)
+	v.t.Cleanup(attach(v.t, g, v.client))
+	return func() discoveryv3.AggregatedDiscoveryServiceClient { return ads }
 }
 
 // envoy is a delta client as Envoy is one: it subscribes, acknowledges, and keeps what it was sent.

@@ -75,7 +75,7 @@ func (f *frame) withNode(delta bool, node *corev3.Node) (*frame, error) {
 		m = &discoveryv3.DeltaDiscoveryRequest{}
 	}
 	if err := f.decode(m); err != nil {
-		return nil, fmt.Errorf("envoy's first request: %w", err)
+		return nil, fmt.Errorf("envoy's first request: %w: %w", errFrame, err)
 	}
 	if m.GetNode() == nil {
 		return nil, fmt.Errorf("envoy's first request: %w: it names no node", errFrame)

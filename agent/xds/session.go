@@ -2,6 +2,7 @@ package xds
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -31,7 +32,9 @@ func (s *session) serve(ctx context.Context, node *corev3.Node) error {
 	go s.read(done)
 	defer s.c.over(s)
 
-	if s.open(node) != nil {
+	if err := s.open(node); errors.Is(err, errFrame) {
+		return err
+	} else if err != nil {
 		return s.cause()
 	}
 	s.c.setPhase(PhaseConnected, nil)
@@ -112,12 +115,13 @@ func (s *session) cause() error {
 	}
 }
 
-// open sends what a stream begins with: the node, in Envoy's first request or in ours, and the agent's subscriptions.
+// open sends what a stream begins with: the node, in Envoy's first request or in ours, and the agent's subscriptions. Its error wraps errFrame when
+// Envoy's request is not one, else it is a failed send.
 func (s *session) open(node *corev3.Node) error {
 	if e := s.envoy; e != nil {
 		first, err := e.first.withNode(e.delta, node)
 		if err != nil {
-			return err // Envoy comes back with another one
+			return err
 		}
 		e.first, node = nil, nil
 		if err := s.forward(first); err != nil {
