@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -36,7 +37,11 @@ type owners struct {
 }
 
 // lock is held by a supervisor and, because it inherits the descriptor, by its Envoy: it is free only when neither is left.
-type lock struct{ file *os.File }
+type lock struct {
+	file *os.File
+	// mark is the same file, opened again and not inherited: a record lock on it (F_OFD_SETLK, fcntl(2)) lives as long as the supervisor.
+	mark *os.File
+}
 
 // takeLock makes this process the only supervisor of dir.
 //
@@ -52,12 +57,45 @@ func takeLock(ctx context.Context, dir string, log *slog.Logger) (*lock, error) 
 	}
 	l := &lock{file: f}
 	if err := l.acquire(ctx, log); err != nil {
-		return nil, errors.Join(err, f.Close())
+		return nil, errors.Join(err, l.close())
 	}
 	if err := l.note(process{}); err != nil {
-		return nil, errors.Join(err, f.Close())
+		return nil, errors.Join(err, l.close())
+	}
+	if l.mark, err = markAlive(f.Name()); err != nil {
+		return nil, errors.Join(err, l.close())
 	}
 	return l, nil
+}
+
+// markAlive marks the lock's file as one whose supervisor lives.
+func markAlive(name string) (*os.File, error) {
+	f, err := os.OpenFile(name, os.O_RDWR, 0)
+	if err != nil {
+		return nil, fmt.Errorf("lock: %w", err)
+	}
+	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK}); err != nil {
+		return nil, errors.Join(fmt.Errorf("mark %s: %w", name, err), f.Close())
+	}
+	return f, nil
+}
+
+// supervised reports whether a supervisor of dir lives. /proc would not say: its unit gives it a user namespace of its own, and hides
+// processes of other ones (PrivateUsers=, ProtectProc=invisible).
+func supervised(dir string) (bool, error) {
+	f, err := os.Open(filepath.Join(dir, lockFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	held := unix.Flock_t{Type: unix.F_WRLCK}
+	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &held); err != nil {
+		return false, fmt.Errorf("ask for the lock %s: %w", f.Name(), err)
+	}
+	return held.Type != unix.F_UNLCK, nil
 }
 
 func (l *lock) acquire(ctx context.Context, log *slog.Logger) error {
@@ -72,8 +110,11 @@ func (l *lock) acquire(ctx context.Context, log *slog.Logger) error {
 			return fmt.Errorf("lock %s: %w", l.file.Name(), err)
 		}
 		o := l.read()
+		alive, err := supervised(filepath.Dir(l.file.Name()))
 		switch {
-		case o.Supervisor.alive():
+		case err != nil:
+			return err
+		case alive:
 			return fmt.Errorf("another wingman proxy runs with this root (pid %d): stop it first", o.Supervisor.PID)
 		case o.Envoy.alive() && asked.IsZero():
 			log.Warn("an Envoy is left over; it is ended", "pid", o.Envoy.PID, "supervisor", o.Supervisor.PID)
@@ -120,7 +161,12 @@ func (l *lock) read() (o owners) {
 	return o
 }
 
-func (l *lock) close() error { return l.file.Close() }
+func (l *lock) close() error {
+	if l.mark == nil {
+		return l.file.Close()
+	}
+	return errors.Join(l.mark.Close(), l.file.Close())
+}
 
 // processOf looks a process up.
 func processOf(pid int) (process, error) {

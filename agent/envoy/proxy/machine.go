@@ -39,6 +39,7 @@ type machine struct {
 	answered time.Time     // last answer of the present Envoy, or its start
 	silent   int           // questions without an answer since then
 	liveAt   time.Time     // since when the present Envoy is live; zero: not yet
+	shedding time.Time     // since when it drains because somebody else told it to, as the agent does when it leaves; zero: it does not
 	stop     bool          // asked to stop
 }
 
@@ -51,6 +52,7 @@ const (
 	evCannotStart              // after actStart: it does not
 	evLive                     // it answered, and serves
 	evNotLive                  // it answered, and does not serve
+	evShedding                 // it answered, and drains
 	evSilent                   // it did not answer
 	evEnded
 	evDrained // after actDrain: nothing left to wait for
@@ -94,7 +96,8 @@ func (m machine) next(ev event, now time.Time) (machine, action) {
 			m.deadline = time.Time{}
 			return m, actStart
 		case evStarted:
-			m.phase, m.deadline, m.failed, m.answered, m.silent, m.liveAt = PhaseStarting, time.Time{}, 0, now, 0, time.Time{}
+			m.phase, m.deadline, m.failed, m.answered, m.silent = PhaseStarting, time.Time{}, 0, now, 0
+			m.liveAt, m.shedding = time.Time{}, time.Time{}
 		case evCannotStart:
 			m.phase = PhaseWaiting
 			m.deadline, m.failed = m.after(now, m.failed, m.retry)
@@ -102,12 +105,17 @@ func (m machine) next(ev event, now time.Time) (machine, action) {
 	case PhaseStarting, PhaseLive:
 		switch ev {
 		case evLive:
-			m.answered, m.silent = now, 0
+			m.answered, m.silent, m.shedding = now, 0, time.Time{}
 			if m.phase == PhaseStarting {
 				m.phase, m.liveAt = PhaseLive, now
 			}
 		case evNotLive:
 			m.answered, m.silent = now, 0
+		case evShedding:
+			m.answered, m.silent = now, 0
+			if m.shedding.IsZero() {
+				m.shedding = now
+			}
 		case evSilent:
 			if m.silent++; m.silent >= m.deaf && now.Sub(m.answered) >= m.hang {
 				m.phase, m.deadline = PhaseHanging, now.Add(m.grace)
@@ -158,10 +166,14 @@ func (m machine) stopNow(now time.Time) (machine, action) {
 	case PhaseStarting:
 		return m.terminate(now)
 	case PhaseLive:
-		if m.drain <= 0 {
+		left := m.drain
+		if !m.shedding.IsZero() {
+			left -= now.Sub(m.shedding)
+		}
+		if left <= 0 {
 			return m.terminate(now)
 		}
-		m.phase, m.deadline = PhaseDraining, now.Add(m.drain)
+		m.phase, m.deadline = PhaseDraining, now.Add(left)
 		return m, actDrain
 	}
 	return m, actNone // hanging: its end, which is under way, is the end

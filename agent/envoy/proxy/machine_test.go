@@ -8,7 +8,7 @@ import (
 
 var eventNames = map[string]event{
 	"deadline": evDeadline, "started": evStarted, "cannot start": evCannotStart, "live": evLive, "not live": evNotLive,
-	"silent": evSilent, "ended": evEnded, "drained": evDrained, "stop": evStop,
+	"silent": evSilent, "shedding": evShedding, "ended": evEnded, "drained": evDrained, "stop": evStop,
 }
 
 var actionNames = map[action]string{
@@ -70,6 +70,16 @@ func TestStep(t *testing.T) {
 		{"a drain that takes too long is cut short", nil, append(up[:4:4],
 			happening{0, "stop", "draining: drain +5s"}, happening{5 * time.Second, "deadline", "stopping: terminate +3s"},
 			happening{3 * time.Second, "deadline", "stopping: kill"}, happening{0, "ended", "stopped: done"})},
+		{"what drained already because the agent told it to has only the rest of the time", nil, append(up[:4:4],
+			happening{0, "shedding", "live"}, happening{time.Second, "shedding", "live"}, happening{2 * time.Second, "stop", "draining: drain +2s"},
+			happening{2 * time.Second, "deadline", "stopping: terminate +3s"}, happening{0, "ended", "stopped: done"})},
+		{"one that drained for long enough is told to end at once", nil, append(up[:4:4],
+			happening{0, "shedding", "live"}, happening{5 * time.Second, "stop", "stopping: terminate +3s"}, happening{0, "ended", "stopped: done"})},
+		{"one that serves again has the whole time", nil, append(up[:4:4],
+			happening{0, "shedding", "live"}, happening{5 * time.Second, "live", "live"}, happening{0, "stop", "draining: drain +5s"})},
+		{"the next one does not drain because the last did", nil, append(up[:4:4],
+			happening{0, "shedding", "live"}, happening{0, "ended", "back-off +50ms"}, happening{50 * time.Millisecond, "deadline", "back-off: start"},
+			happening{0, "started", "starting"}, happening{0, "live", "live"}, happening{5 * time.Second, "stop", "draining: drain +5s"})},
 		{"without time to drain it is told to end at once", func(t *timings) { t.drain = 0 }, append(up[:4:4],
 			happening{0, "stop", "stopping: terminate +3s"}, happening{0, "ended", "stopped: done"})},
 		{"one that ends while it drains is not started again", nil, append(up[:4:4],
@@ -125,7 +135,7 @@ func FuzzStep(f *testing.F) {
 		running := false
 		do := func(ev event) {
 			var act action
-			if (ev == evEnded || ev == evLive || ev == evSilent) && !running || ev == evDeadline && (m.deadline.IsZero() || now.Before(m.deadline)) || ev == evStarted || ev == evCannotStart {
+			if (ev == evEnded || ev == evLive || ev == evSilent || ev == evShedding) && !running || ev == evDeadline && (m.deadline.IsZero() || now.Before(m.deadline)) || ev == evStarted || ev == evCannotStart {
 				return
 			}
 			if ev == evEnded {
@@ -149,7 +159,7 @@ func FuzzStep(f *testing.F) {
 		}
 		for _, b := range story {
 			now = now.Add(time.Duration(b>>4) * time.Second)
-			do(event(b % 9))
+			do(event(b) % (evStop + 1))
 		}
 		do(evStop)
 		limit := now.Add(testTimings.drain + 2*testTimings.grace)

@@ -37,7 +37,7 @@ func (s *Supervisor) sayPhase(from, to machine) {
 	case PhaseBackoff:
 		log.Info("Envoy is started again soon", "next", time.Until(to.deadline).Round(time.Millisecond))
 	case PhaseDraining:
-		log.Info("Envoy drains", "at_most", to.drain)
+		log.Info("Envoy drains", "at_most", to.deadline.Sub(to.since))
 	case PhaseStopping:
 		log.Info("Envoy is told to end")
 	default: // waiting was said with its cause, stopped with Envoy's end

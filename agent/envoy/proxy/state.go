@@ -47,7 +47,11 @@ func ReadState(runDir string) (State, error) {
 	if err := json.Unmarshal(b, &s); err != nil {
 		return State{}, fmt.Errorf("state of wingman proxy: %w", err)
 	}
-	if _, err := processOf(s.Supervisor); err != nil {
+	alive, err := supervised(runDir)
+	if err != nil {
+		return State{}, fmt.Errorf("state of wingman proxy: %w", err)
+	}
+	if !alive {
 		return s, fmt.Errorf("%w: its pid was %d", ErrNoProxy, s.Supervisor)
 	}
 	return s, nil

@@ -46,8 +46,8 @@ type Config struct {
 const (
 	firstWait   = 50 * time.Millisecond // so that the first restart comes within 100 ms
 	mostWait    = 30 * time.Second
-	mostRetry   = time.Second // for a program, a bootstrap file, a port: a file or two are looked at
-	wellAfter   = time.Minute
+	mostRetry   = time.Second      // for a program, a bootstrap file, a port: a file or two are looked at
+	wellAfter   = 10 * time.Second // a restart as often as that costs less than a longer wait
 	endGrace    = 5 * time.Second
 	defaultHang = time.Minute // a push of 50 MB keeps Envoy's main thread busy for seconds
 	deafAfter   = 3
@@ -76,6 +76,9 @@ type Supervisor struct {
 	mu    sync.Mutex // guards everything below
 	state State
 }
+
+// drainingWord is what Envoy says of itself while it drains (Admin.Ready).
+const drainingWord = "DRAINING"
 
 // answer is the outcome of one question to an admin port.
 type answer struct {
@@ -275,6 +278,8 @@ func (s *Supervisor) ask(ctx context.Context, admin *envoy.Admin, pid int) {
 			a.event = evSilent
 		case live:
 			a.event, pause = evLive, min(askCalmly, limit)
+		case word == drainingWord:
+			a.event = evShedding
 		}
 		select {
 		case s.heard <- a:

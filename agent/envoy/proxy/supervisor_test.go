@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"os/exec"
@@ -160,8 +161,8 @@ func TestAStopDrains(t *testing.T) {
 	if got, want := st.phases(), "waiting starting live draining stopping stopped"; got != want {
 		t.Errorf("phases %q, want %q", got, want)
 	}
-	if _, err := ReadState(st.cfg.RunDir); err != nil {
-		t.Errorf("state after the end: %v", err)
+	if s, err := ReadState(st.cfg.RunDir); !errors.Is(err, ErrNoProxy) || s.Phase != PhaseStopped {
+		t.Errorf("state after the end: %+v, %v; want it stopped, and %v", s, err, ErrNoProxy)
 	}
 }
 
@@ -392,5 +393,26 @@ func TestNoStateMeansNoProxy(t *testing.T) {
 	}
 	if _, err := ReadState(dir); err == nil || errors.Is(err, ErrNoProxy) {
 		t.Errorf("a damaged file: %v", err)
+	}
+}
+
+// Under its unit the supervisor has a user namespace of its own, and the agent's /proc does not show such processes.
+func TestASupervisorIsKnownByItsLockNotByItsPid(t *testing.T) {
+	dir := t.TempDir()
+	l, err := takeLock(t.Context(), dir, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const hidden = 1 << 22 // above every pid there is: kernel.pid_max
+	writeState(dir, State{Phase: PhaseLive, Supervisor: hidden}, slog.New(slog.DiscardHandler))
+	if s, err := ReadState(dir); err != nil || s.Supervisor != hidden {
+		t.Errorf("a supervisor that /proc does not show: %+v, %v; want it to be known", s, err)
+	}
+	writeState(dir, State{Phase: PhaseLive, Supervisor: os.Getpid()}, slog.New(slog.DiscardHandler))
+	if err := l.close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ReadState(dir); !errors.Is(err, ErrNoProxy) {
+		t.Errorf("a process that has the pid and not the lock: %v, want %v", err, ErrNoProxy)
 	}
 }
