@@ -1,9 +1,7 @@
 package join
 
 import (
-	"encoding/json"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -14,118 +12,30 @@ import (
 	"wingman/test/mesh/testbed"
 )
 
-// systemAccount lets istioctl ask istiod over xDS as it does with a cluster: with a token of this account.
-const systemAccount = `
-apiVersion: v1
-kind: ServiceAccount
-metadata: {name: default, namespace: istio-system}
-`
-
 // What an operator sees of two machines with istioctl and istiod's debug pages: one row each, nothing unacknowledged, the same
 // names here as there.
 func TestOperatorSeesOneRowForEachMachineAndTheNamesItHas(t *testing.T) {
-	bed := testbed.New(t, mesh.Options{Objects: systemAccount})
-	vms := map[string]*testbed.VM{
-		"forum-vm.forum-services":  bed.VM(t, testbed.Forum),
-		"catalog-vm.istioinaction": bed.VM(t, testbed.Catalog),
-	}
-	vms["forum-vm.forum-services"].App(t, 8080)
-	vms["catalog-vm.istioinaction"].App(t, 3000)
+	bed := testbed.New(t, mesh.Options{})
+	forum, catalog := bed.VM(t, testbed.Forum), bed.VM(t, testbed.Catalog)
+	forum.App(t, 8080)
+	catalog.App(t, 3000)
+	vms := []*testbed.VM{catalog, forum}
 	for _, vm := range vms {
 		vm.StartAgent(t)
 	}
+	var want []string
 	for _, vm := range vms {
 		vm.AwaitStatus(t, "the agent joins", joined)
 		vm.Healthy(t, "True")
+		want = append(want, vm.Proxy())
 	}
-	want := slices.Sorted(maps.Keys(vms))
-
-	out, err := bed.Mesh.Istioctl(t.Context(), "proxy-status", "--xds-address", "localhost:15012", "--insecure")
-	if err != nil {
-		t.Fatal(err)
+	if rows := bed.ProxyRows(t); !slices.Equal(rows, want) {
+		t.Errorf("istioctl proxy-status has rows for %v, want %v", rows, want)
 	}
-	var rows []string
-	for line := range strings.Lines(out) {
-		if f := strings.Fields(line); len(f) > 0 && f[0] != "NAME" {
-			rows = append(rows, f[0])
-		}
+	for _, vm := range vms {
+		testbed.Await(t, "every push to "+vm.Name()+" is acknowledged", func() error { return bed.Acknowledged(t, vm.Proxy()) })
+		testbed.Await(t, vm.Name()+" has istiod's names", func() error { return bed.SameNames(t, vm) })
 	}
-	if slices.Sort(rows); !slices.Equal(rows, want) {
-		t.Errorf("istioctl proxy-status has rows for %v, want %v:\n%s", rows, want, out)
-	}
-
-	for name, vm := range vms {
-		testbed.Await(t, "every push to "+name+" is acknowledged", func() error { return acknowledged(t, bed, name) })
-		testbed.Await(t, name+" has istiod's names", func() error {
-			here, there := tableOf(t, vm), debugTable(t, bed, name)
-			if !slices.Equal(here, there) {
-				return fmt.Errorf("wingman dns table has\n%s\nistiod's ndsz has\n%s", strings.Join(here, "\n"), strings.Join(there, "\n"))
-			}
-			return nil
-		})
-	}
-}
-
-// acknowledged reads istiod's syncz: what was sent of each type is what was acknowledged.
-func acknowledged(t *testing.T, bed *testbed.Bed, proxy string) error {
-	t.Helper()
-	page, err := bed.Mesh.Debug(t.Context(), "/debug/syncz")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var rows []struct {
-		Proxy     string
-		Resources map[string]struct{ Sent, Acked string }
-	}
-	if err := json.Unmarshal(page, &rows); err != nil {
-		t.Fatalf("read syncz: %v:\n%s", err, page)
-	}
-	for _, r := range rows {
-		if r.Proxy != proxy {
-			continue
-		}
-		for typ, x := range r.Resources {
-			if x.Sent == "" || x.Sent != x.Acked {
-				return fmt.Errorf("%s: sent %q, acknowledged %q", typ, x.Sent, x.Acked)
-			}
-		}
-		return nil
-	}
-	return fmt.Errorf("no row in %s", page)
-}
-
-// tableOf is what `wingman dns table` prints: "host address ..." lines, sorted.
-func tableOf(t *testing.T, vm *testbed.VM) []string {
-	t.Helper()
-	out, err := vm.Run(t.Context(), "/usr/local/bin/wingman", "dns", "table")
-	if err != nil {
-		t.Fatal(err)
-	}
-	lines := strings.Split(strings.TrimSpace(out), "\n")
-	slices.Sort(lines)
-	return lines
-}
-
-// debugTable is the table that istiod's ndsz shows for a proxy, in the same form.
-func debugTable(t *testing.T, bed *testbed.Bed, proxy string) (lines []string) {
-	t.Helper()
-	page, err := bed.Mesh.Debug(t.Context(), "/debug/ndsz?proxyID="+proxy)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var dump struct {
-		Configs []struct {
-			Table map[string]struct{ IPs []string }
-		}
-	}
-	if err := json.Unmarshal(page, &dump); err != nil || len(dump.Configs) != 1 {
-		t.Fatalf("read ndsz: %v:\n%s", err, page)
-	}
-	for host, info := range dump.Configs[0].Table {
-		lines = append(lines, host+" "+strings.Join(info.IPs, " "))
-	}
-	slices.Sort(lines)
-	return lines
 }
 
 // istiod in the charts ends every connection after half an hour. A machine must not notice: no warning, the entry and its health

@@ -200,11 +200,23 @@ func (b *Bed) WatchEntries(t testing.TB, namespace string, bad func([]kube.Objec
 // that stand included. The function that it returns lets them through again.
 func (b *Bed) Reject(t testing.TB, from, to netip.Addr) (undo func()) {
 	t.Helper()
+	return firewall(t, "-s", from.String(), "-d", to.String())
+}
+
+// Forbid makes every new TCP connection from one address to another one fail at once. Those of the other direction pass.
+func (b *Bed) Forbid(t testing.TB, from, to netip.Addr) (undo func()) {
+	t.Helper()
+	return firewall(t, "-s", from.String(), "-d", to.String(), "--syn")
+}
+
+// firewall rejects TCP packets that match, to and through the test's side of the cables.
+func firewall(t testing.TB, match ...string) (undo func()) {
+	t.Helper()
 	rules := func(action string) {
 		t.Helper()
 		for _, chain := range []string{"INPUT", "FORWARD"} {
-			cmd := exec.Command("/usr/sbin/iptables", action, chain, "-s", from.String(), "-d", to.String(),
-				"-p", "tcp", "-j", "REJECT", "--reject-with", "tcp-reset")
+			args := append([]string{action, chain, "-p", "tcp"}, match...)
+			cmd := exec.Command("/usr/sbin/iptables", append(args, "-j", "REJECT", "--reject-with", "tcp-reset")...)
 			if out, err := cmd.CombinedOutput(); err != nil {
 				t.Fatalf("%v: %v: %s", cmd, err, out)
 			}

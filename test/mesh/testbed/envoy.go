@@ -1,11 +1,8 @@
 package testbed
 
 import (
-	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"testing"
 
@@ -90,6 +87,9 @@ func (e *Envoy) Await(t testing.TB) {
 	})
 }
 
+// Name is the machine's host name.
+func (e *Envoy) Name() string { return e.vm.Name() }
+
 // Log is the file that has what supervisor and Envoy said, access logs included.
 func (e *Envoy) Log() string { return e.log }
 
@@ -102,13 +102,6 @@ func (e *Envoy) Admin(t testing.TB, page string) string {
 	return adminPage(t, e.vm.Machine, page)
 }
 
-// Peer waits until the access log has a request for a path that came in for the application, and returns the SPIFFE id of who
-// sent it: "-" for plain text. The mesh must have been started with AccessLog.
-func (e *Envoy) Peer(t testing.TB, path string) (id string) {
-	t.Helper()
-	return peerOf(t, e.vm.Name(), e.log, path)
-}
-
 func adminPage(t testing.TB, m *machine.Machine, page string) string {
 	t.Helper()
 	body, err := get(t, m, "127.0.0.1:15000", "", page)
@@ -116,22 +109,4 @@ func adminPage(t testing.TB, m *machine.Machine, page string) string {
 		t.Fatal(err)
 	}
 	return body
-}
-
-func peerOf(t testing.TB, name, log, path string) (id string) {
-	t.Helper()
-	Await(t, name+"'s Envoy logs a request for "+path, func() error { // it flushes once a second
-		content, err := os.ReadFile(log)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for line := range strings.Lines(string(content)) {
-			if strings.HasPrefix(line, "access cluster=inbound|") && strings.Contains(line, " path="+path+" ") {
-				_, id, _ = strings.Cut(strings.TrimSpace(line), "peer=")
-				return nil
-			}
-		}
-		return errors.New("no such line")
-	})
-	return id
 }

@@ -1,11 +1,13 @@
 package testbed
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -25,6 +27,28 @@ func (v *VM) Get(ctx context.Context, host, path string) (Reply, error) {
 	return browse(ctx, v.Machine, host, path)
 }
 
+// Curl runs the real curl on the machine, as root does in the book.
+func (v *VM) Curl(ctx context.Context, url string) (Reply, error) {
+	out, err := v.Run(ctx, "/usr/bin/curl", "--silent", "--show-error", "--include", "--max-time", "10", url)
+	if err != nil {
+		return Reply{}, err
+	}
+	res, err := http.ReadResponse(bufio.NewReader(strings.NewReader(out)), nil)
+	if err != nil {
+		return Reply{}, fmt.Errorf("read what curl got of %s: %w:\n%s", url, err, out)
+	}
+	body, err := io.ReadAll(res.Body)
+	if err != nil {
+		return Reply{}, fmt.Errorf("read what curl got of %s: %w:\n%s", url, err, out)
+	}
+	return Reply{res.StatusCode, string(body), res.Header}, nil
+}
+
+// Plain asks http://address/path from outside the mesh: no agent, no Envoy, no TLS. address is an IP address and a port.
+func (b *Bed) Plain(ctx context.Context, address, host, path string) (Reply, error) {
+	return request(ctx, new(net.Dialer).DialContext, address, host, path)
+}
+
 // Get asks http://host/path from the pod as its application would.
 func (p *Pod) Get(ctx context.Context, host, path string) (Reply, error) {
 	return browse(ctx, p.Machine, host, path)
@@ -39,16 +63,19 @@ func browse(ctx context.Context, m *machine.Machine, host, path string) (Reply, 
 	if err != nil {
 		return Reply{}, fmt.Errorf("look %s up: %w", host, err)
 	}
-	return request(ctx, m, net.JoinHostPort(addr, "80"), host, path)
+	return request(ctx, m.Dial, net.JoinHostPort(addr, "80"), host, path)
 }
 
-// request connects from a machine to an address and asks for a path of a host.
-func request(ctx context.Context, m *machine.Machine, address, host, path string) (Reply, error) {
+// dial connects from somewhere: a machine, or the test's side of the cables.
+type dial func(ctx context.Context, network, address string) (net.Conn, error)
+
+// request connects to an address and asks for a path of a host.
+func request(ctx context.Context, from dial, address, host, path string) (Reply, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	client := http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
-			return m.Dial(ctx, network, address)
+			return from(ctx, network, address)
 		},
 		DisableKeepAlives: true,
 	}}
@@ -72,7 +99,7 @@ func request(ctx context.Context, m *machine.Machine, address, host, path string
 // get is request for a page that must be there.
 func get(t testing.TB, m *machine.Machine, address, host, path string) (string, error) {
 	t.Helper()
-	r, err := request(t.Context(), m, address, host, path)
+	r, err := request(t.Context(), m.Dial, address, host, path)
 	if err != nil {
 		return "", err
 	}

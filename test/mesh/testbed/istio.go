@@ -1,11 +1,9 @@
 package testbed
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -18,11 +16,6 @@ import (
 // StockEnvoy are settings of istiod (mesh.Options.IstiodEnv) with which it sends nothing that only Istio's build of Envoy has,
 // as long as the mesh has no metrics provider: the unmodified Envoy then takes every resource from pilot-agent as it is.
 var StockEnvoy = map[string]string{"PILOT_ENABLE_ALPN_FILTER": "false", "PILOT_ENABLE_METADATA_EXCHANGE": "false"}
-
-// AccessLog, added to a mesh configuration, makes every Envoy write one line for each request or connection: see Istio.Peers.
-const AccessLog = `accessLogFile: /dev/stdout
-accessLogFormat: "access cluster=%UPSTREAM_CLUSTER_RAW% path=%REQ(:PATH)% status=%RESPONSE_CODE% peer=%DOWNSTREAM_PEER_URI_SAN%\n"
-`
 
 // istioPackage is what Istio's package for VMs installs: path in the machine → path outside.
 func (b *Bed) istioPackage() map[string]string {
@@ -130,32 +123,11 @@ func (i *Istio) Stop(t testing.TB) {
 // Admin reads a page of Envoy's admin port, such as /config_dump or /stats?filter=ssl.handshake.
 func (i *Istio) Admin(t testing.TB, page string) string {
 	t.Helper()
-	body, err := get(t, i.vm, "127.0.0.1:15000", "", page)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return body
+	return adminPage(t, i.vm, page)
 }
 
-// Peer waits until Envoy's access log has a request for a path that came in for the application, and returns the SPIFFE id of
-// who sent it: "-" for plain text. The mesh must have been started with AccessLog.
-func (i *Istio) Peer(t testing.TB, path string) (id string) {
-	t.Helper()
-	Await(t, i.vm.Name()+"'s Envoy logs a request for "+path, func() error { // it flushes once a second
-		log, err := os.ReadFile(i.Log())
-		if err != nil {
-			t.Fatal(err)
-		}
-		for line := range strings.Lines(string(log)) {
-			if strings.HasPrefix(line, "access cluster=inbound|") && strings.Contains(line, " path="+path+" ") {
-				_, id, _ = strings.Cut(strings.TrimSpace(line), "peer=")
-				return nil
-			}
-		}
-		return errors.New("no such line")
-	})
-	return id
-}
+// Name is the machine's host name.
+func (i *Istio) Name() string { return i.vm.Name() }
 
 // Log is the file that has what pilot-agent and Envoy said, access logs included.
 func (i *Istio) Log() string { return i.proc.Log() }

@@ -32,6 +32,9 @@ type PodSpec struct {
 	Ports              map[string]int // its endpoints: port name → port
 }
 
+// Name is the pod's name, and its machine's.
+func (p *Pod) Name() string { return p.spec.Name }
+
 // Pod starts a pod with a sidecar, whose capture rules are those of the injection template. The application is the caller's:
 // see App.
 func (b *Bed) Pod(t testing.TB, s PodSpec) *Pod {

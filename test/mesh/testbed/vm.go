@@ -1,6 +1,7 @@
 package testbed
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -24,6 +25,7 @@ import (
 type Spec struct {
 	Host, Addr       string // host name, address/bits
 	Namespace, Group string // of its WorkloadGroup
+	Network          string // of its WorkloadGroup; empty: vm-network
 	Sidecar          string // content of sidecar.env, the operator's own settings
 	Istiod           string // address that istiod is reached at; empty: the test's side of the cable
 	Envoy            bool   // Envoy and pilot-agent are installed, where Istio's package has them
@@ -210,9 +212,11 @@ type Status struct {
 		LastError  string
 	}
 	XDS struct {
-		Phase     string
-		Streams   int    // opened so far
-		LastError string `json:"lastError"`
+		Phase      string
+		Streams    int               // opened so far
+		LastError  string            `json:"lastError"`
+		EnvoyNacks int               // pushes that Envoy refused so far
+		EnvoyNack  map[string]string // type → the reason, while it is refused
 	}
 	DNS struct {
 		Source string
@@ -274,7 +278,12 @@ func (v *VM) AwaitStatus(t testing.TB, what string, ask func(Status) error) (s S
 }
 
 // EntryName is what istiod must call the machine's WorkloadEntry.
-func (v *VM) EntryName() string { return v.spec.Group + "-" + v.IP().String() + "-vm-network" }
+func (v *VM) EntryName() string {
+	return v.spec.Group + "-" + v.IP().String() + "-" + cmp.Or(v.spec.Network, "vm-network")
+}
+
+// Proxy is what istiod calls the machine.
+func (v *VM) Proxy() string { return v.spec.Host + "." + v.spec.Namespace }
 
 // Entry waits until the machine's WorkloadEntry is there and match, if not nil, is true of it.
 func (v *VM) Entry(t testing.TB, what string, match func(kube.Object) bool) kube.Object {
