@@ -58,10 +58,12 @@ type Agent struct {
 	source   string // of cfg: "files" or "last good"
 	problems bootstrap.Problems
 	waiting  []string // settings of the files that wait for a restart
-	member   *member  // nil between two
-	joined   *joinState
-	leaving  bool
-	unfit    string // what the member was told last about Envoy
+	member   *member  // nil before the first; the last one, between two
+	// nextMember is closed and replaced when another member takes member's place.
+	nextMember chan struct{}
+	joined     *joinState
+	leaving    bool
+	unfit      string // what the member was told last about Envoy
 	// entryLeft is when the stream that held the WorkloadEntry ended for another label to take; zero: not in this run.
 	entryLeft time.Time
 }
@@ -122,6 +124,8 @@ func newAgent(o Options) (*Agent, error) {
 		cfg:      cfg,
 		source:   source,
 		problems: problems,
+
+		nextMember: make(chan struct{}),
 	}
 	a.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	a.metrics.MustRegister(newBuildInfo(o.Version))

@@ -55,6 +55,7 @@ type member struct {
 	changed  func()                  // something that status shows changed
 	refused  chan struct{}           // buffered 1: istiod may have refused the certificate
 	replace  context.CancelCauseFunc // ends run, for another member to take its place; set before run
+	term     context.Context         // run's: over when another member takes its place; set before run
 
 	mu     sync.Mutex // guards everything below
 	addrs  []netip.Addr

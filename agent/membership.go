@@ -34,7 +34,9 @@ func (a *Agent) keepMember(ctx context.Context) error {
 		memberCtx, cancel := context.WithCancelCause(ctx)
 		a.mu.Lock()
 		a.member = m
-		m.replace = cancel
+		m.replace, m.term = cancel, memberCtx
+		close(a.nextMember)
+		a.nextMember = make(chan struct{})
 		superseded := a.cfg != cfg
 		a.mu.Unlock()
 		if superseded || a.envoy.now().announced != announce {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"time"
 
 	"github.com/miekg/dns"
 	"github.com/prometheus/client_golang/prometheus"
@@ -33,15 +32,7 @@ func (a *Agent) operations() status.Operations {
 			}
 			return answer, nil
 		},
-		Renew: func(ctx context.Context) error {
-			m := a.currentMember()
-			if m == nil {
-				return errNoMember
-			}
-			ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
-			defer cancel()
-			return m.identity.Renew(ctx)
-		},
+		Renew: a.renew,
 		Health: func() any {
 			if m := a.currentMember(); m != nil {
 				m.mu.Lock()
@@ -53,6 +44,33 @@ func (a *Agent) operations() status.Operations {
 			}
 			return []struct{}{}
 		},
+	}
+}
+
+// renew gets a new certificate now. A member that makes way meanwhile, as after a reload, hands the question on to its successor.
+func (a *Agent) renew(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, renewTimeout)
+	defer cancel()
+	for {
+		a.mu.Lock()
+		m, next := a.member, a.nextMember
+		a.mu.Unlock()
+		if m == nil {
+			return errNoMember
+		}
+		asking, giveUp := context.WithCancel(ctx)
+		unfollow := context.AfterFunc(m.term, giveUp)
+		err := m.identity.Renew(asking)
+		unfollow()
+		giveUp()
+		if err == nil || m.term.Err() == nil || ctx.Err() != nil {
+			return err
+		}
+		select {
+		case <-next:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
 }
 
