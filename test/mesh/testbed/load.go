@@ -19,6 +19,7 @@ import (
 type Load struct {
 	vm         *VM
 	host, path string
+	addr       string // of the host; empty: ask the resolver
 
 	cancel context.CancelFunc
 	ended  sync.WaitGroup
@@ -45,8 +46,13 @@ const (
 
 // Load begins to ask http://host/path. It ends with the test.
 func (v *VM) Load(t testing.TB, host, path string) *Load {
+	return v.LoadAt(t, "", host, path)
+}
+
+// LoadAt is Load without questions to the resolver: the host has this address. Nothing in its way is the agent's but Envoy's configuration.
+func (v *VM) LoadAt(t testing.TB, addr, host, path string) *Load {
 	ctx, cancel := context.WithCancel(t.Context())
-	l := &Load{vm: v, host: host, path: path, cancel: cancel}
+	l := &Load{vm: v, host: host, path: path, addr: addr, cancel: cancel}
 	for range keptConnections {
 		l.ended.Go(func() { l.keepAsking(ctx, time.Second*keptConnections/(Rate/2)) })
 	}
@@ -140,13 +146,15 @@ func (l *Load) keepAsking(ctx context.Context, every time.Duration) {
 }
 
 func (l *Load) connect(ctx context.Context) (net.Conn, error) {
-	r, err := lookup(ctx, l.vm.Machine, l.host)
-	if err != nil {
-		return nil, err
-	}
-	addr, err := address(r)
-	if err != nil {
-		return nil, fmt.Errorf("look %s up: %w", l.host, err)
+	addr := l.addr
+	if addr == "" {
+		r, err := lookup(ctx, l.vm.Machine, l.host)
+		if err != nil {
+			return nil, err
+		}
+		if addr, err = address(r); err != nil {
+			return nil, fmt.Errorf("look %s up: %w", l.host, err)
+		}
 	}
 	return l.vm.Dial(ctx, "tcp", net.JoinHostPort(addr, "80"))
 }

@@ -1,0 +1,133 @@
+// Package faults does to two machines of a mesh what happens to machines: agents restart, Envoys are killed, control planes go away, pushes are
+// refused. Nothing is stood in for: wingman, the real Envoy, the real istiod. Traffic runs meanwhile, and what becomes of it is printed.
+package faults
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"wingman/test/mesh"
+	"wingman/test/mesh/kube"
+	"wingman/test/mesh/testbed"
+)
+
+func TestMain(m *testing.M) { testbed.Main(m) }
+
+// pair are the book's two machines, each with wingman as a unit would run it, and Envoy.
+type pair struct {
+	bed                      *testbed.Bed
+	client, server           *testbed.VM
+	clientUnit               *testbed.Unit
+	serverUnit               *testbed.Unit
+	clientEnvoy, serverEnvoy *testbed.Envoy
+	serverApp                *testbed.App
+}
+
+const (
+	forumID = "spiffe://cluster.local/ns/forum-services/sa/forum-sa"
+	service = "catalog.istioinaction"
+)
+
+// newPair starts the machines and waits until the client reaches the server by mutual TLS.
+func newPair(t *testing.T, o mesh.Options) *pair {
+	o.MeshConfig += mesh.DefaultMeshConfig + testbed.AccessLog
+	bed := testbed.New(t, o)
+	forum, catalog := testbed.Forum, testbed.Catalog
+	forum.Envoy, catalog.Envoy = true, true
+	p := &pair{bed: bed, client: bed.VM(t, forum), server: bed.VM(t, catalog)}
+	p.client.App(t, 8080)
+	p.serverApp = p.server.App(t, 3000)
+	p.clientUnit, p.serverUnit = p.client.Unit(t), p.server.Unit(t)
+	for _, vm := range []*testbed.VM{p.client, p.server} {
+		vm.StartAgent(t)
+	}
+	p.clientEnvoy, p.serverEnvoy = p.client.StartProxy(t), p.server.StartProxy(t)
+	p.wellAgain(t)
+	p.reaches(t, "/first")
+	if id := p.serverEnvoy.Peer(t, "/first"); id != forumID {
+		t.Fatalf("the first request was sent by %q, want %q", id, forumID)
+	}
+	return p
+}
+
+// wellAgain waits until everything is as it should be, and a request comes through. Each fault ends with it.
+func (p *pair) wellAgain(t *testing.T) {
+	t.Helper()
+	for vm, envoy := range map[*testbed.VM]*testbed.Envoy{p.client: p.clientEnvoy, p.server: p.serverEnvoy} {
+		envoy.Await(t)
+		vm.AwaitStatus(t, "all is well", joined)
+		vm.Healthy(t, "True")
+	}
+	p.reaches(t, "/well")
+}
+
+// reaches waits until the client gets an answer of the server.
+func (p *pair) reaches(t *testing.T, path string) {
+	t.Helper()
+	testbed.Await(t, "the client reaches the server", func() error {
+		r, err := p.client.Get(t.Context(), service, path)
+		if err == nil && r.Status != 200 {
+			err = fmt.Errorf("status %d: %s", r.Status, r.Body)
+		}
+		return err
+	})
+}
+
+// serviceAddr is the address of the server's Service.
+func (p *pair) serviceAddr(t *testing.T) string {
+	t.Helper()
+	o, err := p.bed.Mesh.Kube.Get(t.Context(), kube.Ref{APIVersion: "v1", Kind: "Service", Namespace: "istioinaction", Name: "catalog"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return o.String("spec", "clusterIP")
+}
+
+// afterLoad waits until n more requests of a load have ended.
+func afterLoad(t *testing.T, l *testbed.Load, n int) {
+	t.Helper()
+	before, _ := l.Outcome().Sent()
+	testbed.Await(t, "requests go on", func() error {
+		if now, _ := l.Outcome().Sent(); now < before+n {
+			return fmt.Errorf("%d requests", now-before)
+		}
+		return nil
+	})
+}
+
+// One pair of machines goes through all of these, one after the other.
+func TestFaults(t *testing.T) {
+	p := newPair(t, istiodLog)
+	for _, fault := range []struct {
+		name string
+		test func(*testing.T, *pair)
+	}{
+		{"restarts of the agent are not noticed", agentRestarts},
+		{"a crash of Envoy costs less than a second", envoyCrashes},
+		{"names and health go on without Envoy", envoyHangs},
+		{"a refused push changes nothing and is told", pushIsRefused},
+		{"Envoy goes on without an agent", agentIsDead},
+		{"a reload reaches istiod under the same Envoy", agentReloads},
+		{"certificates rotate under traffic", certificatesRotate},
+		{"a restart of istiod is not noticed", istiodRestarts},
+	} {
+		t.Run(fault.name, func(t *testing.T) { fault.test(t, p) })
+	}
+}
+
+// seconds prints a duration as figures are printed here.
+func seconds(d time.Duration) string { return fmt.Sprintf("%.3f s", d.Seconds()) }
+
+// joined says what a member that has Envoy still lacks.
+func joined(s testbed.Status) error {
+	switch {
+	case s.XDS.Phase != "connected" || !s.Envoy.Stream:
+		return fmt.Errorf("stream: %+v, envoy: %+v", s.XDS, s.Envoy)
+	case s.Capture.Level != "all":
+		return fmt.Errorf("capture: %+v", s.Capture)
+	case len(s.Degraded) > 0:
+		return fmt.Errorf("degraded: %q", s.Degraded)
+	}
+	return nil
+}
