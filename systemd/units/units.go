@@ -1,7 +1,7 @@
 // Package units holds what systemd is given: unit files, users, folders, and the guard that runs when the agent dies.
 //
 //	wingman.service             wingman run; keeps DNS sockets in systemd while it restarts
-//	wingman-proxy.service       wingman proxy; wanted by nobody until the agent's unit wants it
+//	wingman-proxy.service       wingman proxy; wanted by wingman.service alone, and gone when that is stopped
 //	istio-mesh-ready.target     applications that need the mesh order themselves after it …
 //	wingman-mesh-ready.service  … and this waits for it
 //	crash-guard                 ExecStopPost of wingman.service

@@ -1,9 +1,11 @@
 package vm
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"wingman/systemd/units"
@@ -44,4 +46,23 @@ func Wingman(t testing.TB) string {
 		return path
 	}
 	return Build(t, "wingman/cmd/wingman")
+}
+
+// Envoy returns the real Envoy: WINGMAN_ENVOY, or the one in the cache that test/mesh keeps, which is downloaded the first time.
+func Envoy(t testing.TB) string {
+	t.Helper()
+	Require(t)
+	if path := os.Getenv("WINGMAN_ENVOY"); path != "" {
+		return path
+	}
+	fetch := exec.Command("go", "run", "./cmd/fetch", "-only", "envoy")
+	fetch.Dir = "../mesh"
+	out, err := fetch.Output()
+	if err != nil {
+		if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
+			t.Fatalf("%s: %v\n%s", fetch, err, exit.Stderr)
+		}
+		t.Fatalf("%s: %v", fetch, err)
+	}
+	return strings.TrimSpace(string(out))
 }

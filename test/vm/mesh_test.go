@@ -26,8 +26,8 @@ type mesh struct {
 	istiod *controlplane.Server
 }
 
-// newMesh boots a machine with Wingman and istioctl's files; the daemon has not been started yet.
-func newMesh(t *testing.T) *mesh {
+// newMesh boots a machine with Wingman and istioctl's files; the daemon has not been started yet. prepare is called before the boot.
+func newMesh(t *testing.T, prepare ...func(*mesh)) *mesh {
 	t.Helper()
 	segment := NewSegment(t)
 	segment.AddAddress(t, "10.99.0.1/24")
@@ -66,6 +66,9 @@ func newMesh(t *testing.T) *mesh {
 			t.Fatal(err)
 		}
 		m.Write("/"+name, string(content), 0o644)
+	}
+	for _, do := range prepare {
+		do(m)
 	}
 	m.Boot()
 	m.token()

@@ -194,9 +194,6 @@ func TestAHangingDaemonIsReplacedAndLosesNothing(t *testing.T) {
 
 func TestTheProxyOutlivesTheAgentButNotItsStop(t *testing.T) {
 	m := withDaemon(t)
-	m.Write("/etc/systemd/system/wingman.service.d/test.conf", "[Unit]\nWants=wingman-proxy.service\n", 0o644)
-	m.Run("systemctl", "daemon-reload")
-	m.Run("systemctl", "restart", "wingman")
 	m.waitActive("wingman-proxy.service")
 	pid := m.mainPID("wingman-proxy")
 	for range 10 {

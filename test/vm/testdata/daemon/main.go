@@ -4,7 +4,7 @@
 //	run     echoes UDP packets on 127.0.0.1:15053, on sockets that systemd keeps
 //	proxy   sleeps, like Envoy's supervisor
 //	status  says that it is ready once /var/lib/wingman/joined is there
-//	app     is the workload: it answers every HTTP request on port 8080
+//	app     is the workload: it answers every HTTP request on port 8080, after as long as its parameter hold says; holds are in /run/app-holds
 //	watch   prints each verdict on the systemd unit named by its argument
 //
 // While /var/lib/wingman/crash is there, run ends with status 1 at once. SIGUSR1 makes it hang, SIGUSR2 log what an exec
@@ -12,6 +12,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -48,7 +49,7 @@ func main() {
 		_, missing := os.Stat(state + "joined")
 		fmt.Printf("{\n  \"ready\": %v\n}\n", missing == nil)
 	case "app":
-		err = http.ListenAndServe(":8080", http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+		err = http.ListenAndServe(":8080", http.HandlerFunc(answer))
 	case "watch":
 		err = watch(os.Args[2], log)
 	}
@@ -172,6 +173,19 @@ func end(log *slog.Logger, notifier *systemd.Notifier) error {
 	defer f.Close()
 	_, writeErr := fmt.Fprintln(f, "stop", stop, "error", err)
 	return writeErr
+}
+
+// answer takes its time where it is told to.
+func answer(w http.ResponseWriter, r *http.Request) {
+	hold, err := time.ParseDuration(cmp.Or(r.FormValue("hold"), "0"))
+	if err == nil && hold > 0 {
+		err = os.WriteFile("/run/app-holds", fmt.Appendln(nil, hold), 0o644)
+	}
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	time.Sleep(hold) // that is what it is asked for
 }
 
 func watch(unit string, log *slog.Logger) error {

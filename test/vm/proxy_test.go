@@ -1,0 +1,283 @@
+package vm
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"wingman/test/controlplane"
+)
+
+// The units with the real Envoy. Inbound is TLS that ends at Envoy and outbound names Envoy in its answers: a request that went past it fails.
+
+func TestTheAgentRestartsAndEnvoyGoesOn(t *testing.T) {
+	m := withEnvoy(t)
+	before, events := m.awaitEnvoy(), len(m.istiod.Events())
+	stays, err := m.visit()
+	if err != nil {
+		t.Fatal(err)
+	}
+	in, out := m.inbound(), m.outbound()
+	again := func() {
+		t.Helper()
+		if after := m.awaitEnvoy(); after.PID != before.PID {
+			t.Fatalf("Envoy is process %d, want %d still", after.PID, before.PID)
+		}
+		if last, err := stays.get("/"); last || err != nil {
+			t.Fatalf("a connection of before: closed %v, error %v", last, err)
+		}
+	}
+	for range 16 {
+		m.Run("systemctl", "restart", "wingman")
+		again()
+	}
+	for range 4 { // the fifth within 30 s is a crash loop
+		m.kill("wingman", "KILL")
+		again()
+	}
+	in.mustBeWhole("inbound")
+	out.mustBeWhole("outbound")
+	for _, e := range m.istiod.Events()[events:] {
+		if e.Kind == controlplane.EntryRemoved || e.Kind == controlplane.EntryCreated || e.Kind == controlplane.HealthReported && !e.Healthy ||
+			e.Kind == controlplane.Violation || e.Kind == controlplane.Nacked {
+			t.Errorf("the control plane saw: %s", e)
+		}
+	}
+}
+
+func TestAKilledEnvoyIsBackWithinASecond(t *testing.T) {
+	m := withEnvoy(t)
+	agent, events := m.mainPID("wingman"), len(m.istiod.Events())
+	for _, c := range []struct {
+		name string
+		kill func(pid int)
+	}{
+		{"Envoy alone", func(pid int) { m.Run("kill", "-KILL", fmt.Sprint(pid)) }},
+		{"its supervisor alone", func(int) { m.Run("systemctl", "kill", "--kill-who=main", "--signal=KILL", "wingman-proxy") }},
+		{"the unit", func(int) { m.Run("systemctl", "kill", "--signal=KILL", "wingman-proxy") }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			for range 3 {
+				before := m.awaitEnvoy()
+				in, out := m.inbound(), m.outbound()
+				m.await("traffic", func() bool { return in.answered() > 10 && out.answered() > 10 })
+				at := time.Now()
+				c.kill(before.PID)
+				m.await("another Envoy", func() bool { r, err := m.status(); return err == nil && r.Envoy.Live && r.Envoy.PID != before.PID })
+				for name, load := range map[string]*requests{"inbound": in, "outbound": out} {
+					// What began within the second may fail: it had a connection that broke, or was refused one.
+					_, failed := load.end()
+					if len(failed) == 0 {
+						t.Errorf("%s: no request failed; was Envoy killed?", name)
+						continue
+					}
+					last := failed[len(failed)-1]
+					t.Logf("%s: %d requests failed, the last of them %s after the kill", name, len(failed), last.began.Sub(at).Round(time.Millisecond))
+					if last.began.Sub(at) > time.Second {
+						t.Errorf("%s: a request %s after the kill failed: %v", name, last.began.Sub(at), last.err)
+					}
+				}
+			}
+		})
+	}
+	if now := m.mainPID("wingman"); now != agent {
+		t.Errorf("the agent is process %d, want %d: it has nothing to do with Envoy's end", now, agent)
+	}
+	for _, e := range m.istiod.Events()[events:] {
+		if e.Kind == controlplane.HealthReported && !e.Healthy || e.Kind == controlplane.EntryRemoved || e.Kind == controlplane.Violation {
+			t.Errorf("a crash of Envoy reached the mesh: %s", e)
+		}
+	}
+}
+
+func TestTheProxyAloneIsRestarted(t *testing.T) {
+	m := withEnvoy(t)
+	before, agent := m.awaitEnvoy(), m.mainPID("wingman")
+	m.Run("systemctl", "restart", "wingman-proxy")
+	m.await("another Envoy", func() bool { // the agent looks once a second
+		r, err := m.status()
+		return err == nil && r.Envoy.Live && r.Envoy.PID != before.PID
+	})
+	if now := m.mainPID("wingman"); now != agent {
+		t.Errorf("the agent is process %d, want %d still", now, agent)
+	}
+	if v, err := m.visit(); err != nil {
+		t.Errorf("the new Envoy does not serve: %v", err)
+	} else if _, err := v.get("/"); err != nil {
+		t.Errorf("the new Envoy does not serve: %v", err)
+	}
+}
+
+// Order of a stop: unhealthy, drain, rules out, Envoy ended. Everything is told by one clock: this computer's.
+func TestAStopTakesEnvoyDownLast(t *testing.T) {
+	m := withEnvoy(t)
+	v, err := m.visit()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := v.get("/"); err != nil {
+		t.Fatal(err)
+	}
+	slow := make(chan error, 1) // a request that is under way when the stop comes
+	under := v
+	go func() { last, err := under.get("/?hold=1s"); slow <- expectLast(last, err) }()
+	m.await("the request", func() bool { return strings.Contains(m.Sh("cat /run/app-holds 2>/dev/null || :"), "1") })
+	events := len(m.istiod.Events())
+	m.Run("systemctl", "stop", "wingman")
+	if err := <-slow; err != nil {
+		t.Errorf("the request that was under way: %v", err)
+	}
+	m.await("the proxy to stop", func() bool { return m.show("wingman-proxy", "ActiveState") == "inactive" })
+
+	var steps steps
+	for _, e := range m.istiod.Events()[events:] {
+		switch {
+		case e.Kind == controlplane.HealthReported && !e.Healthy:
+			steps.add(e.At, "unhealthy")
+		case e.Kind == controlplane.EntryLeft:
+			steps.add(e.At, "left")
+		}
+	}
+	for _, e := range m.Journal("") {
+		for _, known := range []struct{ unit, says, step string }{
+			{"wingman.service", "no connection is left", "drained"},
+			{"wingman.service", "capture rules are out", "rules out"},
+			{"wingman-proxy.service", "Envoy is told to end", "told to end"},
+			{"wingman-proxy.service", "Envoy has ended", "ended"},
+		} {
+			if e.Unit == known.unit && strings.HasPrefix(e.Message, known.says) {
+				steps.add(e.At, known.step)
+			}
+		}
+	}
+	if got, want := steps.String(), "unhealthy, drained, rules out, left, told to end, ended"; got != want {
+		t.Errorf("order is %s, want %s\n%s", got, want, m.lastWords())
+	}
+	if out := m.rules(); strings.Contains(out, "ISTIO") || strings.Contains(out, "WINGMAN") || strings.Contains(out, "wingman") {
+		t.Errorf("rules are left:\n%s", out)
+	}
+	if out, err := m.Try("pgrep", "-a", "-u", "istio-proxy"); err == nil {
+		t.Errorf("processes are left:\n%s", out)
+	}
+	for _, unit := range []string{"wingman", "wingman-proxy"} {
+		if got := m.show(unit, "ActiveState") + " " + m.show(unit, "Result"); got != "inactive success" {
+			t.Errorf("%s is %s, want inactive success", unit, got)
+		}
+	}
+}
+
+// expectLast is the error of a request that should have been answered, with the advice to come back on another connection.
+func expectLast(last bool, err error) error {
+	if err == nil && !last {
+		return fmt.Errorf("answered, and the connection stays")
+	}
+	return err
+}
+
+// steps are things that happened, which are put in order.
+type steps []step
+
+type step struct {
+	at   time.Time
+	what string
+}
+
+func (s *steps) add(at time.Time, what string) { *s = append(*s, step{at, what}) }
+
+func (s *steps) String() string {
+	slices.SortStableFunc(*s, func(a, b step) int { return a.at.Compare(b.at) })
+	var names []string
+	for _, one := range *s {
+		names = append(names, one.what)
+	}
+	return strings.Join(names, ", ")
+}
+
+func TestAMachineWithEnvoyReboots(t *testing.T) {
+	m := withEnvoy(t)
+	for range 2 {
+		events := len(m.istiod.Events())
+		m.Reboot()
+		m.awaitEnvoy()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		_, err := m.istiod.WaitEventAfter(ctx, events, func(e controlplane.Event) bool { return e.Kind == controlplane.HealthReported && e.Healthy })
+		cancel()
+		if err != nil {
+			t.Fatalf("not healthy after a reboot: %v\n%s", err, m.lastWords())
+		}
+		var first string // what is captured when systemd hears that the agent is ready
+		for _, e := range m.Journal("wingman") {
+			if strings.HasPrefix(e.Message, "ready ") {
+				break
+			}
+			if strings.HasPrefix(e.Message, "capture rules applied ") {
+				first += e.Message
+			}
+		}
+		if !strings.Contains(first, "capture=all") {
+			t.Errorf("before the agent was ready it said of rules %q, want that all is captured\n%s", first, m.lastWords())
+		}
+		in, out := m.inbound(), m.outbound()
+		m.await("traffic", func() bool { return in.answered() > 100 && out.answered() > 100 })
+		in.mustBeWhole("inbound")
+		out.mustBeWhole("outbound")
+	}
+}
+
+// Envoy cannot open the socket that systemd gives a unit as its stdout; its own is a pipe of the supervisor's.
+func TestEnvoysAccessLogIsInTheJournal(t *testing.T) {
+	m := withEnvoy(t)
+	v, err := m.visit()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := v.get("/logged/here"); err != nil {
+		t.Fatal(err)
+	}
+	var found Entry
+	m.await("the line", func() bool { // it is flushed once a second
+		for _, e := range m.Journal("wingman-proxy") {
+			if e.Message == "access /logged/here 200" {
+				found = e
+				return true
+			}
+		}
+		return false
+	})
+	if found.Priority != 6 || found.PID != m.mainPID("wingman-proxy") {
+		t.Errorf("the line is %+v, want priority 6 from the supervisor", found)
+	}
+}
+
+func TestEnvoyWorksInItsSandbox(t *testing.T) {
+	m := withEnvoy(t)
+	pid := m.awaitEnvoy().PID
+	status := m.Sh(fmt.Sprintf("cat /proc/%d/status", pid))
+	for _, want := range []string{"CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"} {
+		if !strings.Contains(status, want) {
+			t.Errorf("Envoy's status lacks %q:\n%s", want, status)
+		}
+	}
+	// As many files as the unit gives, where this computer lets the machine have so many.
+	limits := strings.Fields(m.Sh(fmt.Sprintf("sed -n 's/^Max open files *//p' /proc/%d/limits /proc/1/limits", pid)))
+	if envoy, machine := limits[0], limits[4]; envoy != "1048576" && envoy != machine {
+		t.Errorf("Envoy may open %s files, want 1048576 or what the machine has, %s", envoy, machine)
+	}
+	for unit, limit := range map[string]string{"wingman.service": "16", "wingman-proxy.service": "11"} {
+		if out, err := m.Try("systemd-analyze", "security", "--no-pager", "--threshold="+limit, unit); err != nil {
+			t.Errorf("%s is less tight than it was: %v\n%s", unit, err, out)
+		}
+	}
+}
+
+// A machine without Envoy has a supervisor that waits for one.
+func TestASupervisorWithoutEnvoyWaits(t *testing.T) {
+	m := newMesh(t)
+	m.join()
+	m.await("the supervisor", func() bool { return strings.HasPrefix(m.show("wingman-proxy", "StatusText"), "") && m.mainPID("wingman-proxy") != 0 })
+	rss := m.Sh("grep -E 'VmRSS|RssAnon|RssFile' /proc/$(systemctl show --value --property=MainPID wingman-proxy)/status; systemctl show --property=MemoryCurrent wingman-proxy")
+	t.Log(rss)
+}
