@@ -84,7 +84,7 @@ func mayBeRefusal(end ending, err error) bool {
 // Limits of the wait before the next attempt, by ending.
 var waits = map[ending]struct{ first, most time.Duration }{
 	endGraceful: {0, time.Second},
-	endRefused:  {100 * time.Millisecond, time.Second},
+	endRefused:  {100 * time.Millisecond, 600 * time.Millisecond}, // a stream is to be back within a second of the port being open
 	endBroken:   {500 * time.Millisecond, 15 * time.Second},
 	endRejected: {time.Second, 30 * time.Second},
 }

@@ -59,9 +59,9 @@ func TestBackoff(t *testing.T) {
 			{endGraceful, 0, 1, 0}, {endGraceful, 0, 1, ms(100)}, {endGraceful, 0, 1, ms(200)}, {endGraceful, 0, 0, ms(200)},
 			{endGraceful, 0, 1, ms(800)}, {endGraceful, 0, 1, time.Second}, {endGraceful, 0, 1, time.Second},
 		}},
-		{"a closed port is asked at least once a second", []step{
-			{endRefused, 0, 1, ms(100)}, {endRefused, 0, 1, ms(200)}, {endRefused, 0, 1, ms(400)}, {endRefused, 0, 1, ms(800)},
-			{endRefused, 0, 1, time.Second}, {endRefused, 0, 0, ms(500)},
+		{"a closed port is asked again within 600 ms", []step{
+			{endRefused, 0, 1, ms(100)}, {endRefused, 0, 1, ms(200)}, {endRefused, 0, 1, ms(400)}, {endRefused, 0, 1, ms(600)},
+			{endRefused, 0, 1, ms(600)}, {endRefused, 0, 0, ms(300)},
 		}},
 		{"a rejection waits longest", []step{{endRejected, 0, 1, time.Second}, {endRejected, 0, 1, 2 * time.Second}, {endRejected, 0, 0, 2 * time.Second}}},
 		{"another kind of ending starts from the bottom", []step{{endBroken, 0, 1, ms(500)}, {endBroken, 0, 1, time.Second}, {endRefused, 0, 1, ms(100)}}},
