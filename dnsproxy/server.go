@@ -20,6 +20,8 @@ type Server struct {
 	cache   *cache
 	forward *forwarder
 	metrics *metrics
+	tcp     *tcpServer
+	guests  guests
 	ready   chan struct{}
 	grace   time.Duration // stopGrace but in tests
 }
@@ -66,6 +68,7 @@ func New(cfg Config) (*Server, error) {
 	s.table.Store(&tableInUse{})
 	s.metrics = newMetrics(s.Stats)
 	s.forward = newForwarder(s, routes)
+	s.tcp = newTCPServer(s)
 	if cfg.Metrics != nil {
 		if err := cfg.Metrics.Register(s.metrics); err != nil {
 			return nil, fmt.Errorf("dns proxy: register metrics: %w", err)
@@ -113,9 +116,8 @@ func (s *Server) Run(ctx context.Context) error {
 	for _, w := range workers {
 		wg.Go(func() { failed <- w.run(ctx) })
 	}
-	tcp := newTCPServer(s)
 	for _, l := range s.cfg.TCP {
-		wg.Go(func() { failed <- tcp.accept(ctx, l) })
+		wg.Go(func() { failed <- s.tcp.accept(ctx, l) })
 	}
 	wg.Go(func() { s.forward.watch().run(ctx, resolvers, s.forward.reconfigure) })
 	close(s.ready)
@@ -133,10 +135,11 @@ func (s *Server) Run(ctx context.Context) error {
 	for _, l := range s.cfg.TCP {
 		_ = l.SetDeadline(time.Unix(1, 0))
 	}
-	tcp.drain()
+	s.guests.end()
+	s.tcp.drain()
 	wg.Wait()
 	s.forward.stop(deadline)
-	tcp.close()
+	s.tcp.close()
 	for _, w := range workers {
 		w.sock.close()
 	}
