@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"wingman/agent/memory"
 )
 
 // livenessName is asked for by the watchdog: RFC 6761 reserves .invalid, and CH class never leaves this machine.
@@ -57,7 +59,7 @@ func (a *Agent) announce(ctx context.Context, ready ...<-chan struct{}) error {
 			return nil
 		case <-a.news:
 		case <-quiet:
-			if err := giveBack(); err != nil {
+			if err := memory.GiveBack(); err != nil {
 				a.log.Debug("memory is not given back", "cause", err)
 			}
 			quiet = time.After(giveBackEvery)

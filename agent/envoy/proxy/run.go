@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"wingman/agent/memory"
 	"wingman/bootstrap"
 	"wingman/systemd"
 )
@@ -23,6 +24,12 @@ type Options struct {
 
 // settingsRetry is how often settings that cannot be used are read again.
 const settingsRetry = 5 * time.Second
+
+// When memory is given back: once what a change needs is over, and again where looking around has mapped some.
+const (
+	settled       = 2 * time.Second
+	giveBackEvery = time.Minute
+)
 
 // Run is `wingman proxy`: it keeps this machine's Envoy running until ctx ends, and returns nil then.
 //
@@ -63,7 +70,13 @@ func Run(ctx context.Context, o Options) error {
 	c := ConfigOf(cfg, hostname, log.With(systemd.ScopeKey, "proxy"))
 	c.EnvoyLog = log.With(systemd.ScopeKey, "envoy")
 	c.HangTimeout, c.Stdout = o.HangTimeout, o.Stdout
+	changed := make(chan struct{}, 1)
+	helpers.Go(func() { thrift(ctx, changed, log) })
 	c.OnState = func(s State) {
+		select {
+		case changed <- struct{}{}:
+		default:
+		}
 		if err := notify.Status(s.text()); err != nil {
 			log.Debug("systemd was not told", "cause", err)
 		}
@@ -120,6 +133,23 @@ func pat(ctx context.Context, notify *systemd.Notifier) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+		}
+	}
+}
+
+// thrift gives memory back whenever nothing has changed for a while: a machine without Envoy should not pay for the wait.
+func thrift(ctx context.Context, changed <-chan struct{}, log *slog.Logger) {
+	for pause := settled; ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+			pause = settled
+		case <-time.After(pause):
+			if err := memory.GiveBack(); err != nil {
+				log.Debug("memory is not given back", "cause", err)
+			}
+			pause = giveBackEvery
 		}
 	}
 }

@@ -1,4 +1,5 @@
-package agent
+// Package memory gives back what a quiet daemon does not need.
+package memory
 
 import (
 	"bufio"
@@ -11,10 +12,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// giveBack returns memory that is not needed now: garbage, and pages of the program that were used once. The kernel maps a program in large steps
+// GiveBack returns memory that is not needed now: garbage, and pages of the program that were used once. The kernel maps a program in large steps
 // and counts every page as resident for ever, initialisation above all: 15 MB here. They are clean copies of the file; what is needed
-// again is mapped again without a read, from the page cache. Done a little after the join, and now and then.
-func giveBack() error {
+// again is mapped again without a read, from the page cache, within microseconds. To be done once what only a start does is over, and now and then.
+func GiveBack() error {
 	debug.FreeOSMemory()
 	f, err := os.Open("/proc/self/maps")
 	if err != nil {

@@ -1,4 +1,4 @@
-package agent
+package memory
 
 import (
 	"reflect"
@@ -23,7 +23,7 @@ garbage
 // The process goes on as before.
 func TestGiveBack(t *testing.T) {
 	for range 3 {
-		if err := giveBack(); err != nil {
+		if err := GiveBack(); err != nil {
 			t.Fatal(err)
 		}
 	}
