@@ -108,7 +108,7 @@ func lineCheck(openMetrics bool) func(line []byte) (pass bool, err error) {
 			return false, errors.New("a line that is not UTF-8")
 		case line[0] == '#':
 			return isReadComment(string(line), openMetrics), nil
-		case isSample(string(line), openMetrics):
+		case isSample(line, openMetrics):
 			return true, nil
 		}
 		if len(line) > 60 {
@@ -144,11 +144,11 @@ func isReadComment(line string, openMetrics bool) bool {
 
 // isSample reports whether a line has the form of a sample: a name, perhaps labels, a number, perhaps a time, in OpenMetrics perhaps
 // an exemplar.
-func isSample(line string, openMetrics bool) bool {
+func isSample(line []byte, openMetrics bool) bool {
 	name := nameLength(line)
-	rest := strings.TrimLeft(line[name:], " \t")
+	rest := bytes.TrimLeft(line[name:], " \t")
 	switch {
-	case strings.HasPrefix(rest, "{"):
+	case len(rest) > 0 && rest[0] == '{':
 		end := labelsLength(rest)
 		rest = rest[end:]
 		if end == 0 {
@@ -157,22 +157,23 @@ func isSample(line string, openMetrics bool) bool {
 	case name == 0, len(rest) == len(line)-name:
 		return false
 	}
-	numbers, _, exemplar := strings.Cut(rest, "#")
-	fields := strings.Fields(numbers)
-	if len(fields) < 1 || len(fields) > 2 || exemplar && !openMetrics {
+	numbers, _, exemplar := bytes.Cut(rest, []byte("#"))
+	if exemplar && !openMetrics {
 		return false
 	}
-	for _, f := range fields {
-		if _, err := strconv.ParseFloat(f, 64); err != nil && !errors.Is(err, strconv.ErrRange) {
+	count := 0
+	for f := range bytes.FieldsSeq(numbers) {
+		if _, err := strconv.ParseFloat(string(f), 64); err != nil && !errors.Is(err, strconv.ErrRange) {
 			return false
 		}
+		count++
 	}
-	return true
+	return count == 1 || count == 2
 }
 
 // nameLength is how long the name at the start of a line is.
-func nameLength(line string) int {
-	for i, c := range []byte(line) {
+func nameLength(line []byte) int {
+	for i, c := range line {
 		letter := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c == '_' || c == ':'
 		if !letter && (i == 0 || c < '0' || c > '9') {
 			return i
@@ -182,7 +183,7 @@ func nameLength(line string) int {
 }
 
 // labelsLength is how long the labels are that s starts with, braces included; 0 when they do not end. Quoted values may hold braces.
-func labelsLength(s string) int {
+func labelsLength(s []byte) int {
 	quoted := false
 	for i := 0; i < len(s); i++ {
 		switch c := s[i]; {

@@ -42,10 +42,10 @@ func TestIsSample(t *testing.T) {
 		{"{", false, false},
 		{`{"\`, false, false},
 	} {
-		if got := isSample(tc.line, false); got != tc.text {
+		if got := isSample([]byte(tc.line), false); got != tc.text {
 			t.Errorf("isSample(%q) of text = %v, want %v", tc.line, got, tc.text)
 		}
-		if got := isSample(tc.line, true); got != tc.openMetrics {
+		if got := isSample([]byte(tc.line), true); got != tc.openMetrics {
 			t.Errorf("isSample(%q) of OpenMetrics = %v, want %v", tc.line, got, tc.openMetrics)
 		}
 	}
@@ -134,7 +134,7 @@ func (e *endless) Read(b []byte) (int, error) {
 }
 
 func TestCopyLinesEndsAnEndlessBody(t *testing.T) {
-	if err := copyLines(io.Discard, &endless{line: "a 1\n"}, nil); message(err) != "more than 1024 MiB" {
+	if err := copyLines(io.Discard, &endless{line: strings.Repeat("a", 16<<10) + " 1\n"}, nil); message(err) != "more than 1024 MiB" {
 		t.Errorf("copyLines of an endless body = %v", err)
 	}
 }
@@ -165,4 +165,20 @@ func FuzzCopyLines(f *testing.F) {
 			}
 		}
 	})
+}
+
+func BenchmarkCopyLines(b *testing.B) {
+	body := []byte("# HELP http_requests_total Requests.\n# TYPE http_requests_total counter\n" +
+		strings.Repeat(`http_requests_total{method="GET",path="/api/v1/posts",code="200",instance="forum-vm"} 1027`+"\n", 10_000))
+	for name, check := range map[string]func([]byte) (bool, error){"Envoy": nil, "application": lineCheck(false)} {
+		b.Run(name, func(b *testing.B) {
+			b.SetBytes(int64(len(body)))
+			b.ReportAllocs()
+			for b.Loop() {
+				if err := copyLines(io.Discard, bytes.NewReader(body), check); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
 }

@@ -18,6 +18,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
@@ -221,11 +222,19 @@ func TestMergeOutlivesItsSources(t *testing.T) {
 			w.Header().Set("Content-Encoding", "gzip")
 			io.WriteString(w, "\x1f\x8b")
 		}, "", false, "Content-Encoding", ""},
-		{"a way elsewhere", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "http://192.0.2.1/metrics", 302) }, "", false, "leads on to", ""},
+		{"a way elsewhere", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "http://192.0.2.1/metrics", http.StatusFound) }, "", false, "leads on to", ""},
 		{"a way to another port", func(w http.ResponseWriter, r *http.Request) {
-			http.Redirect(w, r, "http://localhost:1/stats/prometheus", 302)
+			http.Redirect(w, r, "http://localhost:1/stats/prometheus", http.StatusFound)
 		}, "", false, "leads on to", ""},
-		{"a way in a circle", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, r.URL.Path, 302) }, "", false, "leads on to", ""},
+		{"a way to the same port of another machine", func(w http.ResponseWriter, r *http.Request) {
+			if r.Host[:4] == "192." {
+				says("text/plain", "elsewhere 1\n")(w, r)
+				return
+			}
+			_, port, _ := net.SplitHostPort(r.Host)
+			http.Redirect(w, r, "http://192.0.2.1:"+port+"/metrics", http.StatusFound)
+		}, "", false, "leads on to", ""},
+		{"a way in a circle", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, r.URL.Path, http.StatusFound) }, "", false, "leads on to", ""},
 		{"no answer", hang(t, ""), "", false, "took too long", ""},
 		{"no end", hang(t, "whole_line 1\nhalf_line{"), "whole_line 1\n", false, "took too long", ""},
 		{"a connection that breaks off", breaksOff, "whole_line 1\n", false, "unexpected EOF", ""},
@@ -256,8 +265,12 @@ func TestMergeOutlivesItsSources(t *testing.T) {
 					s = Sources{Envoy: serveOn(t, says("text/plain", envoyBody)), Applications: []bootstrap.ScrapeTarget{app(port)}}
 				}
 				m := newMerged(t, s)
+				patience := "30"
+				if cause == errLate.Error() {
+					patience = "2"
+				}
 				for range 2 {
-					body, _ := m.scrape(t, timeoutHeader, "0.4")
+					body, _ := m.scrape(t, timeoutHeader, patience)
 					parses(t, body)
 					for _, want := range []string{"wingman_test 1\n", good, tc.part} {
 						if !strings.Contains(body, want) {
@@ -467,6 +480,7 @@ func TestMergeEndsWithItsScraper(t *testing.T) {
 			t.Error(err)
 			return
 		}
+		req.Header.Set(timeoutHeader, "60")
 		if res, err := http.DefaultClient.Do(req); err == nil {
 			res.Body.Close()
 			t.Error("an answer came before the scraper went away")
@@ -475,7 +489,11 @@ func TestMergeEndsWithItsScraper(t *testing.T) {
 	<-asked
 	cancel()
 	<-done
-	<-ended
+	select {
+	case <-ended:
+	case <-time.After(20 * time.Second):
+		t.Fatal("the source's request outlives the scraper's")
+	}
 	m.awaitIdle()
 	if m.failures() != [3]float64{} || m.log.Len() != 0 {
 		t.Errorf("failures %v, logged %q, want none", m.failures(), m.log)
@@ -502,11 +520,63 @@ func TestMergeIsNotHeldByASlowScraper(t *testing.T) {
 			}
 		}
 	})})
-	res := m.get(t.Context(), t, timeoutHeader, "0.5")
+	res := m.get(t.Context(), t, timeoutHeader, "2")
 	defer res.Body.Close()
 	m.awaitIdle()
 	if m.failures() != [3]float64{} || m.log.Len() != 0 {
 		t.Errorf("failures %v, logged %q, want none", m.failures(), m.log)
+	}
+}
+
+// slowScraper takes nothing until released.
+type slowScraper struct {
+	*httptest.ResponseRecorder
+	released <-chan struct{}
+}
+
+func (s slowScraper) Write(b []byte) (int, error) {
+	if bytes.Contains(b, []byte("envoy_x")) {
+		<-s.released
+	}
+	return s.ResponseRecorder.Write(b)
+}
+
+// Nor is it Envoy's failure when a scraper is just slow, so that Envoy's time passes while it reads.
+func TestMergeBlamesASlowScraper(t *testing.T) {
+	ended := make(chan struct{})
+	m := newMerged(t, Sources{Envoy: serveOn(t, func(w http.ResponseWriter, r *http.Request) {
+		says("text/plain", "envoy_x 1\n")(w, r)
+		http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+		close(ended)
+	})})
+	r := httptest.NewRequest(http.MethodGet, "/stats/prometheus", nil)
+	r.Header.Set(timeoutHeader, "1")
+	w := slowScraper{httptest.NewRecorder(), ended}
+	m.ServeHTTP(w, r)
+	if m.failures() != [3]float64{} || m.log.Len() != 0 || !strings.HasSuffix(w.Body.String(), "envoy_x 1\n") {
+		t.Errorf("failures %v, logged %q, want none; body\n%s", m.failures(), m.log, w.Body)
+	}
+}
+
+// However long Envoy takes, an application has time for more than what fits into sockets.
+func TestMergeSharesTime(t *testing.T) {
+	big := strings.Repeat("forum_posts{a=\""+strings.Repeat("b", 2000)+"\"} 1\n", 5000)
+	for _, first := range []string{"", "envoy_x 1\n"} {
+		m := newMerged(t, Sources{
+			Envoy: serveOn(t, func(w http.ResponseWriter, r *http.Request) {
+				if first != "" {
+					says("text/plain", first)(w, r)
+					http.NewResponseController(w).Flush()
+				}
+				<-r.Context().Done()
+			}),
+			Applications: []bootstrap.ScrapeTarget{app(serveOn(t, says("text/plain", big)))},
+		})
+		body, _ := m.scrape(t, timeoutHeader, "2")
+		if !strings.HasSuffix(body, first+big) {
+			t.Errorf("an Envoy that stops after %q cost the application's metrics: %d bytes of %d came; %s", first, len(body), len(big), m.log)
+		}
 	}
 }
 
