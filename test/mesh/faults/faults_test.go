@@ -96,24 +96,36 @@ func afterLoad(t *testing.T, l *testbed.Load, n int) {
 	})
 }
 
-// One pair of machines goes through all of these, one after the other.
+// One pair of machines goes through the first group, one fault after the other. What waits for long has a machine of its own, and is beside it.
 func TestFaults(t *testing.T) {
 	p := newPair(t, istiodLog)
-	for _, fault := range []struct {
+	type fault struct {
 		name string
 		test func(*testing.T, *pair)
-	}{
-		{"restarts of the agent are not noticed", agentRestarts},
-		{"a crash of Envoy costs less than a second", envoyCrashes},
-		{"names and health go on without Envoy", envoyHangs},
-		{"a refused push changes nothing and is told", pushIsRefused},
-		{"Envoy goes on without an agent", agentIsDead},
-		{"a reload reaches istiod under the same Envoy", agentReloads},
-		{"certificates rotate under traffic", certificatesRotate},
-		{"a restart of istiod is not noticed", istiodRestarts},
-	} {
-		t.Run(fault.name, func(t *testing.T) { fault.test(t, p) })
 	}
+	all := func(faults ...fault) func(*testing.T) {
+		return func(t *testing.T) {
+			t.Parallel()
+			for _, f := range faults {
+				t.Run(f.name, func(t *testing.T) { f.test(t, p) })
+			}
+		}
+	}
+	t.Run("a restart of istiod is not noticed", func(t *testing.T) { istiodRestarts(t, p) })
+	t.Run("faults", func(t *testing.T) {
+		t.Run("of the pair", all(
+			fault{"restarts of the agent are not noticed", agentRestarts},
+			fault{"a crash of Envoy costs less than a second", envoyCrashes},
+			fault{"names and health go on without Envoy", envoyHangs},
+			fault{"a refused push changes nothing and is told", pushIsRefused},
+			fault{"Envoy goes on without an agent", agentIsDead},
+			fault{"a reload reaches istiod under the same Envoy", agentReloads},
+			fault{"certificates rotate under traffic", certificatesRotate},
+		))
+		t.Run("of others", all(
+			fault{"Envoy comes and goes", envoyComesAndGoes},
+		))
+	})
 }
 
 // seconds prints a duration as figures are printed here.

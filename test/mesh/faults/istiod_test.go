@@ -31,6 +31,7 @@ func istiodRestarts(t *testing.T, p *pair) {
 		if err := way.end(); err != nil {
 			t.Fatal(err)
 		}
+		afterLoad(t, load, 5*testbed.Rate) // long enough for waits between attempts to be at their longest
 		open := portOpens(t)
 		started := make(chan error, 1)
 		go func() { started <- p.bed.Mesh.StartIstiod(t.Context()) }()

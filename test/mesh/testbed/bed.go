@@ -235,6 +235,12 @@ func step(t testing.TB) (context.Context, context.CancelFunc) {
 // to wait for it: another process's socket, a query's answer. It returns how long that took.
 func Await(t testing.TB, what string, ask func() error) time.Duration {
 	t.Helper()
+	return AwaitFor(t, StepTimeout, what, ask)
+}
+
+// AwaitFor is Await for what takes long.
+func AwaitFor(t testing.TB, limit time.Duration, what string, ask func() error) time.Duration {
+	t.Helper()
 	began := time.Now()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
@@ -243,8 +249,8 @@ func Await(t testing.TB, what string, ask func() error) time.Duration {
 		if err == nil {
 			return time.Since(began)
 		}
-		if time.Since(began) > StepTimeout {
-			t.Fatalf("%s: not within %s: %v", what, StepTimeout, err)
+		if time.Since(began) > limit {
+			t.Fatalf("%s: not within %s: %v", what, limit, err)
 		}
 		select {
 		case <-tick.C:
