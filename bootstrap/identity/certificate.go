@@ -37,7 +37,7 @@ func newCertificate(id string, key crypto.Signer, keyPEM []byte, chain []*x509.C
 		raw = append(raw, cert.Raw)
 	}
 	return &Certificate{
-		SPIFFEID: id, Serial: fmt.Sprintf("%x", leaf.SerialNumber),
+		SPIFFEID: id, Serial: serialOf(leaf),
 		NotBefore: leaf.NotBefore, NotAfter: leaf.NotAfter, ReceivedAt: received,
 		chain: chain, pair: hide(&pair{keyPEM: keyPEM, tls: tls.Certificate{PrivateKey: key, Leaf: leaf, Certificate: raw}}),
 	}

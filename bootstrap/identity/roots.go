@@ -2,7 +2,9 @@ package identity
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/x509"
+	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -185,5 +187,10 @@ func subject(c *x509.Certificate) string {
 	if name := c.Subject.String(); name != "" {
 		return fmt.Sprintf("%.120q", name)
 	}
-	return fmt.Sprintf("serial %x", c.SerialNumber)
+	return "serial " + serialOf(c)
+}
+
+// serialOf is a certificate's serial as istioctl and openssl print it: two digits a byte.
+func serialOf(c *x509.Certificate) string {
+	return cmp.Or(hex.EncodeToString(c.SerialNumber.Bytes()), "00")
 }

@@ -2,6 +2,7 @@ package identity
 
 import (
 	"crypto/x509"
+	"math/big"
 	"os"
 	"strings"
 	"testing"
@@ -109,5 +110,14 @@ func TestTheTrustBundle(t *testing.T) {
 	}
 	if n := len(anchors{}.withFile(list("A")).withAnswer(list("A"), retire).certs()); n != 1 {
 		t.Errorf("a root of both sources is written %d times, want once", n)
+	}
+}
+
+// People compare serials with what istioctl proxy-config secret and openssl x509 show.
+func TestSerialHasTwoDigitsForEachByte(t *testing.T) {
+	for serial, want := range map[int64]string{0x0822d3: "0822d3", 0x10: "10", 0: "00"} {
+		if got := serialOf(&x509.Certificate{SerialNumber: big.NewInt(serial)}); got != want {
+			t.Errorf("serial %d is %q, want %q", serial, got, want)
+		}
 	}
 }

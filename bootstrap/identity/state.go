@@ -1,7 +1,6 @@
 package identity
 
 import (
-	"fmt"
 	"time"
 )
 
@@ -75,7 +74,7 @@ func rootStates(a anchors) []RootState {
 	list := make([]RootState, 0, len(a))
 	for _, x := range a {
 		list = append(list, RootState{
-			Subject: x.cert.Subject.String(), Serial: fmt.Sprintf("%x", x.cert.SerialNumber),
+			Subject: x.cert.Subject.String(), Serial: serialOf(x.cert),
 			NotAfter: x.cert.NotAfter, Source: x.source, Until: x.until,
 		})
 	}

@@ -73,7 +73,7 @@ func pairOnDisk(t *testing.T, dir string) (serial string) {
 	if !sameKey(chain[0], key) {
 		t.Fatalf("%s: key and chain do not belong together", dir)
 	}
-	return fmt.Sprintf("%x", chain[0].SerialNumber)
+	return serialOf(chain[0])
 }
 
 func TestStoreGivesBackWhatWasSaved(t *testing.T) {

@@ -87,7 +87,7 @@ func serverNames(c *x509.Certificate) []string {
 func names(a anchors) string {
 	var list []string
 	for _, c := range a.certs() {
-		list = append(list, fmt.Sprintf("%s (serial %.8s…)", subject(c), fmt.Sprintf("%x", c.SerialNumber)))
+		list = append(list, fmt.Sprintf("%s (serial %.8s…)", subject(c), serialOf(c)))
 	}
 	if more := len(list) - 3; more > 0 {
 		list = append(list[:3], fmt.Sprintf("%d more", more))
