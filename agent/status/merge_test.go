@@ -222,7 +222,9 @@ func TestMergeOutlivesItsSources(t *testing.T) {
 			w.Header().Set("Content-Encoding", "gzip")
 			io.WriteString(w, "\x1f\x8b")
 		}, "", false, "Content-Encoding", ""},
-		{"a way elsewhere", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "http://192.0.2.1/metrics", http.StatusFound) }, "", false, "leads on to", ""},
+		{"a way elsewhere", func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "http://192.0.2.1/metrics", http.StatusFound)
+		}, "", false, "leads on to", ""},
 		{"a way to another port", func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, "http://localhost:1/stats/prometheus", http.StatusFound)
 		}, "", false, "leads on to", ""},
