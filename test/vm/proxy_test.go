@@ -273,11 +273,40 @@ func TestEnvoyWorksInItsSandbox(t *testing.T) {
 	}
 }
 
-// A machine without Envoy has a supervisor that waits for one.
-func TestASupervisorWithoutEnvoyWaits(t *testing.T) {
-	m := newMesh(t)
+// A machine without Envoy has a supervisor that waits for one, quietly. When Envoy comes the mesh is told, which takes a new entry.
+func TestEnvoyComesToAMachineThatHadNone(t *testing.T) {
+	m := newMesh(t, func(m *mesh) {
+		setResources(t, m.istiod)
+		serveOther(t, m.segment)
+	})
 	m.join()
-	m.await("the supervisor", func() bool { return strings.HasPrefix(m.show("wingman-proxy", "StatusText"), "") && m.mainPID("wingman-proxy") != 0 })
-	rss := m.Sh("grep -E 'VmRSS|RssAnon|RssFile' /proc/$(systemctl show --value --property=MainPID wingman-proxy)/status; systemctl show --property=MemoryCurrent wingman-proxy")
-	t.Log(rss)
+	supervisor := m.mainPID("wingman-proxy")
+	m.await("the capture of DNS", func() bool { r, err := m.status(); return err == nil && r.Ready && r.Capture.Level == "dns" })
+	if r, err := m.status(); err != nil || r.Envoy.Announced || r.Envoy.Phase != "waiting" || len(r.Degraded) > 0 {
+		t.Errorf("without Envoy the agent says %+v, degraded by %q (%v); want a supervisor that waits and nothing amiss", r.Envoy, r.Degraded, err)
+	}
+	if label := m.istiod.Entries()[0].Labels["security.istio.io/tlsMode"]; label != "disabled" {
+		t.Errorf("the entry's tlsMode is %q, want disabled", label)
+	}
+	t.Logf("the supervisor that waits costs\n%s", m.Sh(fmt.Sprintf("grep -E 'VmRSS|RssAnon' /proc/%d/status", supervisor)))
+
+	m.CopyIn(Envoy(t), "/usr/local/bin/envoy", 0o755)
+	m.awaitEnvoy()
+	// This takes what istiod takes to remove the old entry: ten seconds.
+	m.entry("healthy, and takes mutual TLS", func(e controlplane.Entry) bool {
+		_, labelled := e.Labels["security.istio.io/tlsMode"]
+		return serving(e) && !labelled
+	})
+	if now := m.mainPID("wingman-proxy"); now != supervisor {
+		t.Errorf("the supervisor is process %d, want %d: it waited", now, supervisor)
+	}
+	said := 0
+	for _, e := range m.Journal("wingman-proxy") {
+		if strings.HasPrefix(e.Message, "Envoy is not started ") {
+			said++
+		}
+	}
+	if said > 2 { // no program, and perhaps that the agent has not written its file yet
+		t.Errorf("the supervisor said %d times why it waits", said)
+	}
 }
