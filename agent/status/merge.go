@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -104,14 +105,20 @@ func (m *merger) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	format := formatOfAll(answers)
 	w.Header().Set("Content-Type", string(format))
 	out := &scraperWriter{w: w}
+	answers = slices.DeleteFunc(answers, func(a *answer) bool {
+		if a.err == nil {
+			return false
+		}
+		m.note(r.Context(), out, a) // now, so that our own metrics count it
+		a.close()
+		return true
+	})
 	m.note(r.Context(), out, &answer{source: source{key: sourceKey{label: sourceAgent}}, err: m.writeOwn(out, format)})
 	for i, a := range answers {
 		out.blocked = 0
 		began := time.Now()
-		if a.err == nil {
-			// An equal share of what is left, so that a slow one costs the others nothing.
-			a.err = a.pass(out, isOpenMetrics(format), time.Until(deadline)/time.Duration(len(answers)-i))
-		}
+		// An equal share of what is left, so that a slow one costs the others nothing.
+		a.err = a.pass(out, isOpenMetrics(format), time.Until(deadline)/time.Duration(len(answers)-i))
 		if errors.Is(a.err, errLate) && out.blocked > time.Since(began)/2 {
 			out.err = errLate // the scraper's fault
 		}

@@ -186,6 +186,14 @@ func TestMergeHasAllInOrder(t *testing.T) {
 	}
 }
 
+// The scrape that misses Envoy says so itself.
+func TestMergeCountsWhatIsMissingAtOnce(t *testing.T) {
+	m := newMerged(t, Sources{Envoy: unused(t)})
+	if body, _ := m.scrape(t); !strings.Contains(body, `wingman_status_scrape_failures_total{source="envoy"} 1`+"\n") {
+		t.Errorf("the failure is not counted in\n%s", body)
+	}
+}
+
 // Whatever a source does, the others' metrics come, the whole can be read, and the right one is counted.
 func TestMergeOutlivesItsSources(t *testing.T) {
 	hang := func(t *testing.T, first string) http.HandlerFunc {
