@@ -48,6 +48,7 @@ type Agent struct {
 	tables   *tables
 	sockets  sockets
 	dns      *dnsproxy.Server
+	bridges  *bridges
 	capture  *capture
 	envoy    *envoySide
 	services *group
@@ -63,7 +64,9 @@ type Agent struct {
 	nextMember chan struct{}
 	joined     *joinState
 	leaving    bool
-	unfit      string // what the member was told last about Envoy
+	// What the member was told last about Envoy, and whether the rules know it to be down.
+	unfit     string
+	envoyDown bool
 	// entryLeft is when the stream that held the WorkloadEntry ended for another label to take; zero: not in this run.
 	entryLeft time.Time
 }
@@ -150,6 +153,7 @@ func (a *Agent) open() error {
 	if err != nil {
 		a.log.Warn("sockets handed in cannot be used", "cause", err)
 	}
+	handed, ofBridges := splitBridges(handed)
 	if a.sockets, err = openSockets(listenAddrs(a.cfg), handed, a.notify, a.log); err != nil {
 		return err
 	}
@@ -171,6 +175,7 @@ func (a *Agent) open() error {
 	if err != nil {
 		return fmt.Errorf("DNS proxy: %w", err)
 	}
+	a.bridges = &bridges{log: a.logs.part("dns"), store: a.notify, handed: ofBridges, wish: a.capture.wished, serve: a.dns.Serve}
 	a.tables = newTables(filepath.Join(a.cfg.Paths.StateDir, tableName), a.logs.part("dns"), a.dns.Replace)
 	a.tables.configure(tableConfig(a.cfg))
 	a.tables.restore()
@@ -186,6 +191,7 @@ func (a *Agent) live(ctx context.Context) error {
 	a.services.start(task{name: "dns", run: a.dns.Run, essential: true})
 	a.services.start(task{name: "admin", run: admin.Run, essential: true})
 	a.services.start(task{name: "tables", run: a.tables.run})
+	a.services.start(task{name: "container bridges", run: a.bridges.run})
 	public := status.NewPublic(fmt.Sprintf(":%d", a.cfg.Status.Port), a.notReady, a.gatherer(), a.merged())
 	a.services.start(task{name: "status", run: public.Run})
 	if a.joined != nil {

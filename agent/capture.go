@@ -25,6 +25,7 @@ type captureFacts struct {
 	joined  bool // now or in an earlier run
 	leaving bool
 	envoy   bool // Envoy takes this machine's traffic
+	down    bool // it does not, for longer than a restart takes
 	// exempt says whether the rules would leave this process's own traffic alone: only then may they be there.
 	exempt bool
 	user   string // whom the rules exempt
@@ -36,6 +37,8 @@ type decision struct {
 	level  iptables.Level // what may be in place now
 	why    string         // what keeps level from wanted; empty when nothing does, or when a join is all that is missing
 	hands  bool           // false: the operator keeps the rules, ours touch nothing
+	// Traffic of that direction goes past an Envoy that is down, by the settings.
+	openInbound, openOutbound bool
 }
 
 // decideCapture decides how much is captured. It is pure.
@@ -70,8 +73,26 @@ func decideCapture(c bootstrap.Capture, f captureFacts) decision {
 		if !c.DNS {
 			d.level, d.why = iptables.LevelNone, "there is no Envoy here to take traffic, and DNS capture is off: nothing is captured"
 		}
+	case d.wanted == iptables.LevelAll && f.down:
+		d.openInbound, d.openOutbound = c.OpenInbound, c.OpenOutbound
+		if open := openDirections(d); open != "" {
+			d.why = "Envoy is down, and by the settings " + open + " traffic goes past it: no mutual TLS, no policy"
+		}
 	}
 	return d
+}
+
+// openDirections names them for people.
+func openDirections(d decision) string {
+	switch {
+	case d.openInbound && d.openOutbound:
+		return "all"
+	case d.openInbound:
+		return "inbound"
+	case d.openOutbound:
+		return "outbound"
+	}
+	return ""
 }
 
 // capture keeps the rules as the settings and the facts want them. Where there are any, iptables.Keeper does: it follows resolv.conf and the machine's
@@ -80,7 +101,7 @@ type capture struct {
 	log     *slog.Logger
 	applier *iptables.Applier
 	decide  func() captureWish
-	plan    func(ctx context.Context, cfg *bootstrap.Config, level iptables.Level) (iptables.Rules, error)
+	plan    func(ctx context.Context, w captureWish) (iptables.Rules, error)
 	changed func()             // status shows something new
 	news    chan chan struct{} // ask for another look; the channel is closed once it was acted on
 
@@ -154,8 +175,7 @@ func (c *capture) keep(g *group) error {
 	k, err := iptables.NewKeeper(iptables.KeeperConfig{
 		Applier: c.applier,
 		Plan: func(ctx context.Context) (iptables.Rules, error) {
-			w := c.wished()
-			return c.plan(ctx, w.cfg, w.level)
+			return c.plan(ctx, c.wished())
 		},
 		Files:    []string{c.wished().cfg.Paths.ResolvConf},
 		Log:      c.log,
@@ -272,13 +292,14 @@ func (c *capture) report() status.CaptureReport {
 	return r
 }
 
-// planCapture plans rules of that level for the machine as it is now.
-func planCapture(ctx context.Context, cfg *bootstrap.Config, level iptables.Level) (iptables.Rules, error) {
-	c, err := CaptureConfig(cfg, level)
+// planCapture plans the rules of a decision for the machine as it is now.
+func planCapture(ctx context.Context, w captureWish) (iptables.Rules, error) {
+	c, err := CaptureConfig(w.cfg, w.level)
 	if err != nil {
 		return iptables.Rules{}, err
 	}
-	facts, err := captureFactsOf(ctx, cfg)
+	c.OpenInbound, c.OpenOutbound = w.openInbound, w.openOutbound
+	facts, err := captureFactsOf(ctx, w.cfg)
 	if err != nil {
 		return iptables.Rules{}, err
 	}
@@ -291,7 +312,20 @@ func captureFactsOf(ctx context.Context, cfg *bootstrap.Config) (iptables.Facts,
 		ResolvConf: cfg.Paths.ResolvConf,
 		Group:      cfg.Paths.Group,
 		SSHDConfig: filepath.Join(cfg.Root, "etc/ssh/sshd_config"),
+		SSHReport:  sshReport(cfg),
 	})
+}
+
+// sshReport is where the root helper of the unit says how people reach this machine: the agent cannot ask sshd itself.
+func sshReport(cfg *bootstrap.Config) string { return filepath.Join(cfg.Paths.RunDir, "ssh.json") }
+
+// WriteSSHReport is that helper.
+func WriteSSHReport(ctx context.Context, root string) error {
+	cfg, _ := bootstrap.Load(root)
+	if cfg == nil { // broken settings: sshd is where it is
+		cfg = &bootstrap.Config{Root: cmp.Or(root, "/"), Paths: bootstrap.DefaultPaths(root)}
+	}
+	return iptables.WriteSSHReport(ctx, sshReport(cfg), iptables.GatherConfig{SSHDConfig: filepath.Join(cfg.Root, "etc/ssh/sshd_config")})
 }
 
 // captureWish decides about capture from the daemon's state.
@@ -305,6 +339,7 @@ func (a *Agent) captureWish() captureWish {
 		joined:  joined,
 		leaving: leaving,
 		envoy:   p.announced && p.proven,
+		down:    p.down(time.Now()),
 		exempt:  err == nil && (int(uid) == os.Geteuid() || int(gid) == os.Getegid()),
 		user:    cfg.Capture.User,
 	})}

@@ -38,6 +38,28 @@ func TestDecideCapture(t *testing.T) {
 			t.Errorf("%s: decideCapture = %+v, want wanted %v, level %v, why %q", tc.name, got, tc.wanted, tc.level, tc.why)
 		}
 	}
+	open := dns("all")
+	open.OpenInbound, open.OpenOutbound = true, true
+	outbound := dns("auto")
+	outbound.OpenOutbound = true
+	up, down := with(func(f *captureFacts) { f.envoy = true }), with(func(f *captureFacts) { f.envoy, f.down = true, true })
+	for _, tc := range []struct {
+		name     string
+		capture  bootstrap.Capture
+		facts    captureFacts
+		in, out  bool
+		degraded string
+	}{
+		{"closed is the default", dns("all"), down, false, false, ""},
+		{"open is not open while Envoy serves", open, up, false, false, ""},
+		{"open is open while it does not, and said", open, down, true, true, "all traffic goes past it"},
+		{"each direction by itself", outbound, down, false, true, "outbound traffic goes past it"},
+	} {
+		d := decideCapture(tc.capture, tc.facts)
+		if d.level != all || d.openInbound != tc.in || d.openOutbound != tc.out || !strings.Contains(d.why, tc.degraded) || (tc.degraded == "") != (d.why == "") {
+			t.Errorf("%s: %+v, want level all, open inbound %t, outbound %t, why %q", tc.name, d, tc.in, tc.out, tc.degraded)
+		}
+	}
 	custom := decideCapture(bootstrap.Capture{Level: "all", DNS: true, CustomTables: true}, joined)
 	if custom.hands {
 		t.Errorf("with ISTIO_CUSTOM_IP_TABLES decideCapture = %+v, want hands off", custom)

@@ -71,9 +71,10 @@ var modes = map[string]iptables.Mode{
 
 // captureLevels are the levels of the settings; "auto" is what the facts decide.
 var captureLevels = map[string]iptables.Level{
-	"none": iptables.LevelNone,
-	"dns":  iptables.LevelDNS,
-	"all":  iptables.LevelAll,
+	"none":  iptables.LevelNone,
+	"dns":   iptables.LevelDNS,
+	"ports": iptables.LevelAll,
+	"all":   iptables.LevelAll,
 }
 
 // CaptureConfig is what the settings say about capture, at the given level. The error says which user is missing: rules that do
@@ -84,7 +85,7 @@ func CaptureConfig(c *bootstrap.Config, level iptables.Level) (iptables.Config, 
 	if err != nil {
 		return iptables.Config{}, err
 	}
-	return iptables.Config{
+	out := iptables.Config{
 		Level:                level,
 		Mode:                 modes[x.Mode],
 		TProxyMark:           x.TProxyMark,
@@ -113,8 +114,13 @@ func CaptureConfig(c *bootstrap.Config, level iptables.Level) (iptables.Config, 
 		InboundPort:          x.InboundPort,
 		TunnelPort:           x.TunnelPort,
 		DNSPort:              x.DNSPort,
+		CaptureMetadata:      x.Metadata,
 		Backend:              x.Backend,
-	}, nil
+	}
+	if x.Level == "ports" && level == iptables.LevelAll {
+		out = out.OnlyInbound(x.OnlyPorts)
+	}
+	return out, nil
 }
 
 func portRanges(in []bootstrap.PortRange) []iptables.PortRange {

@@ -64,9 +64,9 @@ var (
 func (a *Agent) envoyChanged(from, to presence) {
 	a.mu.Lock()
 	m := a.member
-	unfit := a.envoy.unfit()
-	fitChanged := unfit != a.unfit
-	a.unfit = unfit
+	unfit, down := a.envoy.unfit(), to.down(time.Now())
+	fitChanged, downChanged := unfit != a.unfit, down != a.envoyDown
+	a.unfit, a.envoyDown = unfit, down
 	remember := a.joined != nil && a.joined.Served != to.proven
 	a.mu.Unlock()
 	if remember {
@@ -76,7 +76,7 @@ func (a *Agent) envoyChanged(from, to presence) {
 		m.leave(context.Background(), "this machine joins again, with another answer to mutual TLS")
 		m.replace(errEnvoyChanged)
 	}
-	if from.announced != to.announced || from.proven != to.proven {
+	if from.announced != to.announced || from.proven != to.proven || downChanged {
 		a.capture.look(context.Background())
 	}
 	if fitChanged && m != nil {

@@ -99,6 +99,14 @@ func (s sighting) why() string {
 	return cmp.Or(s.proxy.Cause, "it is "+string(s.proxy.Phase))
 }
 
+// openAfter is how long an Envoy must be away before traffic may go past it, where the settings say so.
+const openAfter = time.Second
+
+// down reports whether an Envoy that traffic is captured for is away for longer than a restart takes.
+func (p presence) down(now time.Time) bool {
+	return p.proven && !p.live && now.Sub(p.lost) >= openAfter
+}
+
 // unfit says why this machine must not be sent traffic whatever its workload says; empty when it may. The mesh was told that Envoy takes the
 // traffic: while none does, there is nobody there.
 func (p presence) unfit(now time.Time) string {

@@ -75,3 +75,23 @@ func TestPresence(t *testing.T) {
 		})
 	}
 }
+
+func TestAnEnvoyIsDownWhenItIsAwayForLongerThanARestartTakes(t *testing.T) {
+	now := time.Unix(1000, 0)
+	live := sighting{proxy: proxy.State{Phase: proxy.PhaseLive}, configured: true}
+	away := sighting{proxy: proxy.State{Phase: proxy.PhaseBackoff}}
+	p := firstPresence(away, false, now)
+	if p.down(now.Add(time.Hour)) {
+		t.Error("an Envoy that never served, whose traffic is not captured, is down")
+	}
+	p = p.next(live, now).next(away, now)
+	if p.down(now.Add(openAfter - time.Millisecond)) {
+		t.Error("an Envoy that is just being restarted is down")
+	}
+	if !p.down(now.Add(openAfter)) {
+		t.Error("an Envoy that stays away is not down")
+	}
+	if p = p.next(live, now.Add(time.Minute)); p.down(now.Add(time.Hour)) {
+		t.Error("an Envoy that is back is down")
+	}
+}

@@ -132,7 +132,11 @@ type PortRange struct{ First, Last uint16 }
 
 // Capture is which traffic is redirected to the agent and to Envoy.
 type Capture struct {
-	Level                string // "auto" (all with Envoy, dns without), "none", "dns" or "all"
+	Level                string   // "auto" (all with Envoy, dns without), "none", "dns", "ports" or "all"
+	OnlyPorts            []uint16 // with Level "ports": of all TCP only inbound connections to these
+	OpenInbound          bool     // traffic goes past an Envoy that is down; else it is refused
+	OpenOutbound         bool
+	Metadata             bool   // the cloud's metadata addresses are captured too
 	User                 string // whose own traffic is never captured: agent and Envoy run as it
 	UserKnown            bool   // false: this machine has no such user; ProxyUID and ProxyGID are 0 and mean nothing
 	CustomTables         bool   // the operator keeps the rules: none are ours

@@ -227,7 +227,7 @@ func TestLoadTellsEveryProblem(t *testing.T) {
 			"error: /etc/wingman/wingman.yaml:5: ISTIO_SVC_IP: found an unknown key, expected one of istiod, workload, dualStack, user, identity, xds, probe, probeLocalhost, dns, capture, rules, envoy, status, metrics, log (Istio's ISTIO_SVC_IP is workload.addresses here)"}},
 		{"values of wingman.yaml of another type", map[string]string{wingmanYAML: "dns: true\ncapture: [all]\nstatus: {port: {a: 1}}\nrules: {inboundPorts: [80, [81]]}\nxds: {delta: perhaps}\nworkload: {labels: [a]}\n"}, []string{
 			`error: /etc/wingman/wingman.yaml:1: dns: found "true", expected a mapping with capture, captureAll, listen, forwardTimeout, forward, cacheSize, maxStale, ipv6`,
-			"error: /etc/wingman/wingman.yaml:2: capture: found a list, expected one of auto, none, dns, all",
+			"error: /etc/wingman/wingman.yaml:2: capture: found a list, expected one of auto, none, dns, all, ports:[…] with ports from 1 to 65535",
 			"error: /etc/wingman/wingman.yaml:3: status.port: found a mapping, expected a port from 1 to 65535",
 			`error: /etc/wingman/wingman.yaml:4: rules.inboundPorts: found a list, expected "*" or ports, each a port from 1 to 65535`,
 			`error: /etc/wingman/wingman.yaml:5: xds.delta: found "perhaps", expected true or false`,

@@ -74,7 +74,8 @@ func (c *Config) Node(f NodeFacts) Node {
 	}
 }
 
-// capturesInbound reports whether traffic to the application's ports passes through Envoy. Rules that the operator keeps do.
+// capturesInbound reports whether traffic to the application's ports passes through Envoy. Rules that the operator keeps do; a level of some ports does not:
+// peers cannot be told to send mutual TLS to those alone.
 func (c *Config) capturesInbound() bool {
 	r := c.Capture
 	return r.CustomTables || (r.Level == "auto" || r.Level == "all") && r.Mode != "NONE" && (r.InboundAll || len(r.InboundPorts) > 0)

@@ -61,6 +61,15 @@ func allOr[T any](k kind[T], plural string, all func(*Config) *bool, at func(*Co
 	}}
 }
 
+// captureReader reads the level of capture and, where it is one of ports, those.
+var captureReader = reader{accepts: captureLevel.expected, read: func(c *Config, text string) *badValue {
+	v, bad := captureLevel.read(text)
+	if bad == nil {
+		c.Capture.Level, c.Capture.OnlyPorts = v.level, v.ports
+	}
+	return bad
+}}
+
 // tree is a mapping that settings have code of their own for.
 func tree(accepts string) reader { return reader{accepts: accepts, tree: true} }
 
@@ -209,8 +218,8 @@ var settings = []setting{
 
 	// Capture.
 	{key: "capture", def: "auto",
-		doc:    "How much is captured: none, dns, all, or auto (all with Envoy, dns without).",
-		reader: one(oneOf("auto", "none", "dns", "all"), func(c *Config) *string { return &c.Capture.Level })},
+		doc:    "How much is captured: none, dns, all, ports:[8080, 9090] (DNS, and of all other traffic only inbound connections to these ports), or auto (all with Envoy, dns without).",
+		reader: captureReader},
 	{key: "rules.custom", istio: []string{"ISTIO_CUSTOM_IP_TABLES"}, def: "false",
 		doc:    "The operator keeps the capture rules; the agent adds and removes none.",
 		reader: one(boolean, func(c *Config) *bool { return &c.Capture.CustomTables })},
@@ -253,6 +262,15 @@ var settings = []setting{
 	{key: "rules.virtualInterfaces", istio: []string{"KUBE_VIRT_INTERFACES"}, empty: true,
 		doc:    "Bridges of containers or guests, whose inbound traffic is treated as outbound.",
 		reader: many(iface, "interfaces", func(c *Config) *[]string { return &c.Capture.VirtualInterfaces })},
+	{key: "rules.inboundWhenDown", def: "closed",
+		doc:    "What becomes of captured inbound connections while Envoy is down: closed refuses them, open lets them past it.",
+		reader: one(closedOrOpen, func(c *Config) *bool { return &c.Capture.OpenInbound })},
+	{key: "rules.outboundWhenDown", def: "closed",
+		doc:    "The same for outbound connections.",
+		reader: one(closedOrOpen, func(c *Config) *bool { return &c.Capture.OpenOutbound })},
+	{key: "rules.captureMetadata", def: "false",
+		doc:    "Capture traffic to the cloud's metadata addresses (169.254.169.254 and others) too.",
+		reader: one(boolean, func(c *Config) *bool { return &c.Capture.Metadata })},
 	{key: "rules.dropInvalid", istio: []string{"DROP_INVALID", "INVALID_DROP"}, def: "false",
 		doc:    "Drop inbound packets that conntrack calls invalid.",
 		reader: one(boolean, func(c *Config) *bool { return &c.Capture.DropInvalid })},

@@ -77,6 +77,8 @@ func star[T any](list func(string) ([]T, *badValue)) func(text string) (all bool
 
 var (
 	anyText      = kind[string]{expected: "text", parse: func(s string) (string, bool) { return s, true }}
+	closedOrOpen = kind[bool]{expected: "closed or open", parse: func(s string) (open, ok bool) { return s == "open", s == "open" || s == "closed" }}
+	captureLevel = kind[level]{expected: "one of auto, none, dns, all, ports:[…] with ports from 1 to 65535", parse: parseLevel}
 	boolean      = kind[bool]{expected: "true or false", parse: parseBool}
 	portNum      = kind[uint16]{expected: "a port from 1 to 65535", parse: parsePort}
 	packetMark   = kind[uint32]{expected: "a packet mark from 1 to 4294967295", parse: parseUint32(1)}
@@ -354,4 +356,32 @@ func parseServer(s string) (netip.AddrPort, bool) {
 	}
 	ap, err := netip.ParseAddrPort(s)
 	return ap, err == nil && ap.Port() != 0 && !ap.Addr().IsUnspecified()
+}
+
+// level is how much is captured: one of the words of setting capture, "ports" with its list.
+type level struct {
+	level string
+	ports []uint16
+}
+
+// parseLevel reads the value of setting capture.
+func parseLevel(s string) (level, bool) {
+	list, isPorts := strings.CutPrefix(s, "ports:")
+	if !isPorts {
+		return level{level: s}, slices.Contains([]string{"auto", "none", "dns", "all"}, s)
+	}
+	if list = strings.TrimSpace(list); strings.HasPrefix(list, "[") && strings.HasSuffix(list, "]") {
+		list = list[1 : len(list)-1]
+	}
+	l := level{level: "ports"}
+	for _, part := range strings.Split(list, ",") {
+		port, bad := portNum.read(strings.TrimSpace(part))
+		if bad != nil {
+			return level{}, false
+		}
+		if !slices.Contains(l.ports, port) {
+			l.ports = append(l.ports, port)
+		}
+	}
+	return l, true
 }
