@@ -310,3 +310,38 @@ func TestEnvoyComesToAMachineThatHadNone(t *testing.T) {
 		t.Errorf("the supervisor said %d times why it waits", said)
 	}
 }
+
+// Without our units `wingman run --with-proxy` is agent and supervisor in one process, and SIGTERM ends it with Envoy.
+func TestWithoutUnitsOneProcessIsBoth(t *testing.T) {
+	m := newMesh(t, func(m *mesh) {
+		m.CopyIn(Envoy(t), "/usr/local/bin/envoy", 0o755)
+		setResources(t, m.istiod)
+		serveOther(t, m.segment)
+	})
+	m.Run("systemctl", "disable", "--now", "wingman")
+	m.await("the proxy to stop", func() bool { return m.show("wingman-proxy", "ActiveState") == "inactive" })
+	m.Run("install", "-d", "-o", "istio-proxy", "/run/wingman", "/run/wingman-proxy")
+	// As somebody might who writes an init script: no NOTIFY_SOCKET, and nobody who would end what is left of it.
+	m.Run("systemd-run", "--quiet", "--unit=byhand", "--property=User=istio-proxy", "--property=AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW",
+		"--property=KillMode=process", "--remain-after-exit", "/usr/bin/wingman", "run", "--with-proxy")
+	m.awaitEnvoy()
+	v, err := m.visit()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := v.get("/logged/byhand"); err != nil {
+		t.Fatal(err)
+	}
+	m.await("the access log", func() bool { return strings.Contains(m.Sh("journalctl --unit=byhand"), "access /logged/byhand 200") })
+	m.Run("systemctl", "kill", "--kill-who=main", "--signal=TERM", "byhand")
+	m.await("its end", func() bool { return m.show("byhand", "SubState") == "exited" })
+	if got := m.show("byhand", "Result") + " " + m.show("byhand", "ExecMainStatus"); got != "success 0" {
+		t.Errorf("it ended with %s, want success and 0\n%s", got, m.lastWords())
+	}
+	if out, err := m.Try("pgrep", "-a", "-u", "istio-proxy"); err == nil {
+		t.Errorf("processes are left:\n%s", out)
+	}
+	if out := m.rules(); strings.Contains(out, "ISTIO") || strings.Contains(out, "WINGMAN") {
+		t.Errorf("rules are left:\n%s", out)
+	}
+}
