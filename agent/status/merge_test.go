@@ -1,163 +1,44 @@
 package status
 
 import (
-	"bytes"
-	"context"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/netip"
 	"net/url"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	dto "github.com/prometheus/client_model/go"
-	"github.com/prometheus/common/expfmt"
-	"github.com/prometheus/common/model"
 
 	"wingman/bootstrap"
 )
 
-// Bodies of sources.
 const (
 	envoyBody = "# TYPE envoy_server_live gauge\nenvoy_server_live{} 1\n"
 	appBody   = "# HELP forum_posts_total Posts.\n# TYPE forum_posts_total counter\nforum_posts_total 7\n"
 )
 
 // merged is a /stats/prometheus with sources of the test's choice.
-type merged struct {
-	*merger
-	url string
-	log *bytes.Buffer
-}
-
-func newMerged(t testing.TB, s Sources) *merged {
-	t.Helper()
-	own := prometheus.NewRegistry()
-	own.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "wingman_test", Help: "Ours."}, func() float64 { return 1 }))
-	own.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "go_goroutines", Help: "Go's."}, func() float64 { return 2 }))
-	log := &lockedBuffer{}
-	m := newMerger(own, Merge{
-		Sources: func() Sources { return s },
-		Log: slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
-			if a.Key == slog.TimeKey || a.Key == "at" {
-				return slog.Attr{}
-			}
-			return a
-		}})),
-		Metrics: own,
-	})
-	server := httptest.NewServer(m)
-	t.Cleanup(server.Close)
-	return &merged{merger: m, url: server.URL, log: &log.Buffer}
-}
 
 // lockedBuffer takes what several goroutines log.
-type lockedBuffer struct {
-	mu sync.Mutex
-	bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.Buffer.Write(p)
-}
 
 // scrape asks once; headers are name, value, ….
-func (m *merged) scrape(t testing.TB, headers ...string) (body, contentType string) {
-	t.Helper()
-	res := m.get(t.Context(), t, headers...)
-	defer res.Body.Close()
-	b, err := io.ReadAll(res.Body)
-	if err != nil || res.StatusCode != http.StatusOK {
-		t.Fatalf("scrape = %s, %v", res.Status, err)
-	}
-	return string(b), res.Header.Get("Content-Type")
-}
-
-func (m *merged) get(ctx context.Context, t testing.TB, headers ...string) *http.Response {
-	t.Helper()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, m.url, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for pair := range slices.Chunk(headers, 2) {
-		req.Header.Set(pair[0], pair[1])
-	}
-	res, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return res
-}
 
 // failures are the counts by source: agent, envoy, application.
-func (m *merged) failures() [3]float64 {
-	var n [3]float64
-	for i, source := range []string{sourceAgent, sourceEnvoy, sourceApplication} {
-		n[i] = value(m.metrics.failures.WithLabelValues(source))
-	}
-	return n
-}
-
-func value(c prometheus.Counter) float64 {
-	var m dto.Metric
-	if err := c.Write(&m); err != nil {
-		panic(err)
-	}
-	return m.GetCounter().GetValue()
-}
 
 // serveOn answers on a port of its own.
-func serveOn(t testing.TB, h http.HandlerFunc) (port uint16) {
-	t.Helper()
-	s := httptest.NewServer(h)
-	t.Cleanup(s.Close)
-	return netip.MustParseAddrPort(s.Listener.Addr().String()).Port()
-}
 
 // says answers with a body and its type.
-func says(contentType, body string) http.HandlerFunc {
-	return func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", contentType)
-		io.WriteString(w, body)
-	}
-}
-
-func app(port uint16) bootstrap.ScrapeTarget {
-	return bootstrap.ScrapeTarget{Port: port, Path: "/metrics"}
-}
 
 // unused is a port where nobody listens.
-func unused(t testing.TB) uint16 {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return netip.MustParseAddrPort(l.Addr().String()).Port()
-}
 
 // parses fails the test when a body is not what Prometheus reads, or a name comes twice.
-func parses(t testing.TB, body string) {
-	t.Helper()
-	p := expfmt.NewTextParser(model.UTF8Validation)
-	if _, err := p.TextToMetricFamilies(strings.NewReader(body)); err != nil {
-		t.Errorf("the merged metrics cannot be read: %v\n%s", err, body)
-	}
-}
 
 func TestMergeHasAllInOrder(t *testing.T) {
 	m := newMerged(t, Sources{
@@ -187,6 +68,7 @@ func TestMergeHasAllInOrder(t *testing.T) {
 }
 
 // The scrape that misses Envoy says so itself.
+
 func TestMergeCountsWhatIsMissingAtOnce(t *testing.T) {
 	m := newMerged(t, Sources{Envoy: unused(t)})
 	if body, _ := m.scrape(t); !strings.Contains(body, `wingman_status_scrape_failures_total{source="envoy"} 1`+"\n") {
@@ -195,6 +77,7 @@ func TestMergeCountsWhatIsMissingAtOnce(t *testing.T) {
 }
 
 // Whatever a source does, the others' metrics come, the whole can be read, and the right one is counted.
+
 func TestMergeOutlivesItsSources(t *testing.T) {
 	hang := func(t *testing.T, first string) http.HandlerFunc {
 		return func(w http.ResponseWriter, r *http.Request) {
@@ -329,6 +212,7 @@ func TestMergeLogsTransitions(t *testing.T) {
 }
 
 // What goes on to sources, and what does not.
+
 func TestMergeAsksAsTheScraperDoes(t *testing.T) {
 	var envoy, application http.Header
 	var envoyURL, applicationURL string
@@ -367,6 +251,7 @@ func TestMergeAsksAsTheScraperDoes(t *testing.T) {
 const openMetricsBody = "# TYPE forum_posts counter\nforum_posts_total 7 # {trace_id=\"x\"} 1 1.5\n# EOF\n"
 
 // An application's exemplars come through, and its end is the end of all.
+
 func TestMergeTakesOverOpenMetrics(t *testing.T) {
 	const contentType = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 	s := Sources{
@@ -404,193 +289,22 @@ func TestMergeTakesOverOpenMetrics(t *testing.T) {
 	}
 }
 
-func TestMergeStreamsEnvoy(t *testing.T) {
-	line := "envoy_x{a=\"" + strings.Repeat("b", 100) + "\"} 1\n"
-	part := strings.Repeat(line, 200_000/len(line))
-	arrived := make(chan struct{})
-	m := newMerged(t, Sources{Envoy: serveOn(t, func(w http.ResponseWriter, r *http.Request) {
-		says("text/plain", part)(w, r)
-		http.NewResponseController(w).Flush()
-		select {
-		case <-arrived:
-		case <-r.Context().Done(): // the time-out: nothing came through
-		}
-		io.WriteString(w, "envoy_last 1\n")
-	})})
-	res := m.get(t.Context(), t)
-	defer res.Body.Close()
-	if _, err := io.ReadFull(res.Body, make([]byte, len(part)/2)); err != nil {
-		t.Fatal(err)
-	}
-	close(arrived)
-	rest, err := io.ReadAll(res.Body)
-	if err != nil || !strings.HasSuffix(string(rest), line+"envoy_last 1\n") {
-		t.Errorf("the rest is %v and ends %q", err, rest[max(0, len(rest)-200):])
-	}
-}
-
 // twentyMegabytes answers as an Envoy with ten thousand clusters.
-func twentyMegabytes(w http.ResponseWriter, _ *http.Request) {
-	chunk := []byte(strings.Repeat(`envoy_cluster_upstream_rq_total{cluster_name="outbound|80||webapp.istioinaction.svc.cluster.local"} 1`+"\n", 1<<9))
-	w.Header().Set("Content-Type", "text/plain")
-	for sent := 0; sent < 20<<20; sent += len(chunk) {
-		w.Write(chunk)
-	}
-}
-
-func TestMergeNeedsLittleMemory(t *testing.T) {
-	m := newMerged(t, Sources{Envoy: serveOn(t, twentyMegabytes)})
-	one := func() int64 {
-		res := m.get(t.Context(), t)
-		defer res.Body.Close()
-		n, err := io.Copy(io.Discard, res.Body)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return n
-	}
-	one()
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	n := one()
-	runtime.ReadMemStats(&after)
-	if allocated := after.TotalAlloc - before.TotalAlloc; n < 20<<20 || allocated > 2<<20 {
-		t.Errorf("%d bytes were passed on for %d bytes of memory, scraper and Envoy included; want at least 20 MiB for at most 2", n, allocated)
-	}
-}
-
-func BenchmarkMergeTwentyMegabytes(b *testing.B) {
-	m := newMerged(b, Sources{Envoy: serveOn(b, twentyMegabytes)})
-	b.ReportAllocs()
-	for b.Loop() {
-		res := m.get(b.Context(), b)
-		n, err := io.Copy(io.Discard, res.Body)
-		res.Body.Close()
-		if err != nil {
-			b.Fatal(err)
-		}
-		b.SetBytes(n)
-	}
-}
 
 // A scraper that went away is waited for by nobody, and is nobody's failure.
-func TestMergeEndsWithItsScraper(t *testing.T) {
-	asked, ended := make(chan struct{}), make(chan struct{})
-	m := newMerged(t, Sources{Envoy: serveOn(t, func(w http.ResponseWriter, r *http.Request) {
-		close(asked)
-		<-r.Context().Done()
-		close(ended)
-	})})
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, m.url, nil)
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		req.Header.Set(timeoutHeader, "60")
-		if res, err := http.DefaultClient.Do(req); err == nil {
-			res.Body.Close()
-			t.Error("an answer came before the scraper went away")
-		}
-	}()
-	<-asked
-	cancel()
-	<-done
-	select {
-	case <-ended:
-	case <-time.After(20 * time.Second):
-		t.Fatal("the source's request outlives the scraper's")
-	}
-	m.awaitIdle()
-	if m.failures() != [3]float64{} || m.log.Len() != 0 {
-		t.Errorf("failures %v, logged %q, want none", m.failures(), m.log)
-	}
-}
 
 // awaitIdle returns when no scrape is under way.
-func (m *merged) awaitIdle() {
-	for range cap(m.slots) {
-		m.slots <- struct{}{}
-	}
-	for range cap(m.slots) {
-		<-m.slots
-	}
-}
 
 // A scraper that does not read holds nobody for longer than its time, and is nobody's failure.
-func TestMergeIsNotHeldByASlowScraper(t *testing.T) {
-	m := newMerged(t, Sources{Envoy: serveOn(t, func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Content-Type", "text/plain")
-		for r.Context().Err() == nil {
-			if _, err := io.WriteString(w, strings.Repeat("envoy_x 1\n", 1000)); err != nil {
-				return
-			}
-		}
-	})})
-	res := m.get(t.Context(), t, timeoutHeader, "2")
-	defer res.Body.Close()
-	m.awaitIdle()
-	if m.failures() != [3]float64{} || m.log.Len() != 0 {
-		t.Errorf("failures %v, logged %q, want none", m.failures(), m.log)
-	}
-}
 
 // slowScraper takes nothing until released.
-type slowScraper struct {
-	*httptest.ResponseRecorder
-	released <-chan struct{}
-}
-
-func (s slowScraper) Write(b []byte) (int, error) {
-	if bytes.Contains(b, []byte("envoy_x")) {
-		<-s.released
-	}
-	return s.ResponseRecorder.Write(b)
-}
 
 // Nor is it Envoy's failure when a scraper is just slow, so that Envoy's time passes while it reads.
-func TestMergeBlamesASlowScraper(t *testing.T) {
-	ended := make(chan struct{})
-	m := newMerged(t, Sources{Envoy: serveOn(t, func(w http.ResponseWriter, r *http.Request) {
-		says("text/plain", "envoy_x 1\n")(w, r)
-		http.NewResponseController(w).Flush()
-		<-r.Context().Done()
-		close(ended)
-	})})
-	r := httptest.NewRequest(http.MethodGet, "/stats/prometheus", nil)
-	r.Header.Set(timeoutHeader, "1")
-	w := slowScraper{httptest.NewRecorder(), ended}
-	m.ServeHTTP(w, r)
-	if m.failures() != [3]float64{} || m.log.Len() != 0 || !strings.HasSuffix(w.Body.String(), "envoy_x 1\n") {
-		t.Errorf("failures %v, logged %q, want none; body\n%s", m.failures(), m.log, w.Body)
-	}
-}
 
 // However long Envoy takes, an application has time for more than what fits into sockets.
-func TestMergeSharesTime(t *testing.T) {
-	big := strings.Repeat("forum_posts{a=\""+strings.Repeat("b", 2000)+"\"} 1\n", 5000)
-	for _, first := range []string{"", "envoy_x 1\n"} {
-		m := newMerged(t, Sources{
-			Envoy: serveOn(t, func(w http.ResponseWriter, r *http.Request) {
-				if first != "" {
-					says("text/plain", first)(w, r)
-					http.NewResponseController(w).Flush()
-				}
-				<-r.Context().Done()
-			}),
-			Applications: []bootstrap.ScrapeTarget{app(serveOn(t, says("text/plain", big)))},
-		})
-		body, _ := m.scrape(t, timeoutHeader, "2")
-		if !strings.HasSuffix(body, first+big) {
-			t.Errorf("an Envoy that stops after %q cost the application's metrics: %d bytes of %d came; %s", first, len(body), len(big), m.log)
-		}
-	}
-}
 
 // An application that shows what it gets from here does not make the agent ask itself for ever.
+
 func TestMergeBreaksLoops(t *testing.T) {
 	var m *merged
 	loop := func(w http.ResponseWriter, r *http.Request) {
@@ -605,23 +319,6 @@ func TestMergeBreaksLoops(t *testing.T) {
 	body, _ := m.scrape(t)
 	if !strings.Contains(body, "wingman_status_scrapes_total 1\n") || m.failures() != [3]float64{0, 0, 1} || !strings.Contains(m.log.String(), "508 Loop Detected") {
 		t.Errorf("failures %v, logged %s\n%s", m.failures(), m.log, body)
-	}
-}
-
-func TestMergeRefusesACrowd(t *testing.T) {
-	m := newMerged(t, Sources{})
-	for range cap(m.slots) {
-		m.slots <- struct{}{}
-	}
-	res := m.get(t.Context(), t)
-	res.Body.Close()
-	if res.StatusCode != http.StatusServiceUnavailable {
-		t.Errorf("one scrape too many = %s, want 503", res.Status)
-	}
-	<-m.slots
-	m.scrape(t)
-	if len(m.slots) != cap(m.slots)-1 {
-		t.Errorf("%d slots taken after the scrape, want %d", len(m.slots), cap(m.slots)-1)
 	}
 }
 
@@ -657,6 +354,7 @@ func TestMergeFollowsTheApplication(t *testing.T) {
 }
 
 // brokenCollector has only errors to tell.
+
 type brokenCollector struct{}
 
 func (brokenCollector) Describe(chan<- *prometheus.Desc) {}
@@ -666,6 +364,7 @@ func (brokenCollector) Collect(ch chan<- prometheus.Metric) {
 }
 
 // Half of our own metrics are better than none.
+
 func TestMergeOutlivesItsOwnCollector(t *testing.T) {
 	own := prometheus.NewRegistry()
 	own.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "wingman_test"}, func() float64 { return 1 }))
