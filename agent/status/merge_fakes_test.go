@@ -23,7 +23,12 @@ import (
 )
 
 // Bodies of sources.
+const (
+	envoyBody = "# TYPE envoy_server_live gauge\nenvoy_server_live{} 1\n"
+	appBody   = "# HELP forum_posts_total Posts.\n# TYPE forum_posts_total counter\nforum_posts_total 7\n"
+)
 
+// merged is a /stats/prometheus with sources of the test's choice.
 type merged struct {
 	*merger
 	url string
@@ -51,6 +56,7 @@ func newMerged(t testing.TB, s Sources) *merged {
 	return &merged{merger: m, url: server.URL, log: &log.Buffer}
 }
 
+// lockedBuffer takes what several goroutines log.
 type lockedBuffer struct {
 	mu sync.Mutex
 	bytes.Buffer
@@ -62,6 +68,7 @@ func (b *lockedBuffer) Write(p []byte) (int, error) {
 	return b.Buffer.Write(p)
 }
 
+// scrape asks once; headers are name, value, ….
 func (m *merged) scrape(t testing.TB, headers ...string) (body, contentType string) {
 	t.Helper()
 	res := m.get(t.Context(), t, headers...)
@@ -89,6 +96,7 @@ func (m *merged) get(ctx context.Context, t testing.TB, headers ...string) *http
 	return res
 }
 
+// failures are the counts by source: agent, envoy, application.
 func (m *merged) failures() [3]float64 {
 	var n [3]float64
 	for i, source := range []string{sourceAgent, sourceEnvoy, sourceApplication} {
@@ -105,6 +113,7 @@ func value(c prometheus.Counter) float64 {
 	return m.GetCounter().GetValue()
 }
 
+// serveOn answers on a port of its own.
 func serveOn(t testing.TB, h http.HandlerFunc) (port uint16) {
 	t.Helper()
 	s := httptest.NewServer(h)
@@ -112,6 +121,7 @@ func serveOn(t testing.TB, h http.HandlerFunc) (port uint16) {
 	return netip.MustParseAddrPort(s.Listener.Addr().String()).Port()
 }
 
+// says answers with a body and its type.
 func says(contentType, body string) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", contentType)
@@ -123,6 +133,7 @@ func app(port uint16) bootstrap.ScrapeTarget {
 	return bootstrap.ScrapeTarget{Port: port, Path: "/metrics"}
 }
 
+// unused is a port where nobody listens.
 func unused(t testing.TB) uint16 {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -133,6 +144,7 @@ func unused(t testing.TB) uint16 {
 	return netip.MustParseAddrPort(l.Addr().String()).Port()
 }
 
+// parses fails the test when a body is not what Prometheus reads, or a name comes twice.
 func parses(t testing.TB, body string) {
 	t.Helper()
 	p := expfmt.NewTextParser(model.UTF8Validation)

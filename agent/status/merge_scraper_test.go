@@ -39,6 +39,7 @@ func TestMergeStreamsEnvoy(t *testing.T) {
 	}
 }
 
+// twentyMegabytes answers as an Envoy with ten thousand clusters.
 func twentyMegabytes(w http.ResponseWriter, _ *http.Request) {
 	chunk := []byte(strings.Repeat(`envoy_cluster_upstream_rq_total{cluster_name="outbound|80||webapp.istioinaction.svc.cluster.local"} 1`+"\n", 1<<9))
 	w.Header().Set("Content-Type", "text/plain")
@@ -82,6 +83,7 @@ func BenchmarkMergeTwentyMegabytes(b *testing.B) {
 	}
 }
 
+// A scraper that went away is waited for by nobody, and is nobody's failure.
 func TestMergeEndsWithItsScraper(t *testing.T) {
 	asked, ended := make(chan struct{}), make(chan struct{})
 	m := newMerged(t, Sources{Envoy: serveOn(t, func(w http.ResponseWriter, r *http.Request) {
@@ -118,6 +120,7 @@ func TestMergeEndsWithItsScraper(t *testing.T) {
 	}
 }
 
+// awaitIdle returns when no scrape is under way.
 func (m *merged) awaitIdle() {
 	for range cap(m.slots) {
 		m.slots <- struct{}{}
@@ -127,6 +130,7 @@ func (m *merged) awaitIdle() {
 	}
 }
 
+// A scraper that does not read holds nobody for longer than its time, and is nobody's failure.
 func TestMergeIsNotHeldByASlowScraper(t *testing.T) {
 	m := newMerged(t, Sources{Envoy: serveOn(t, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "text/plain")
@@ -144,6 +148,7 @@ func TestMergeIsNotHeldByASlowScraper(t *testing.T) {
 	}
 }
 
+// slowScraper takes nothing until released.
 type slowScraper struct {
 	*httptest.ResponseRecorder
 	released <-chan struct{}
@@ -156,6 +161,7 @@ func (s slowScraper) Write(b []byte) (int, error) {
 	return s.ResponseRecorder.Write(b)
 }
 
+// Nor is it Envoy's failure when a scraper is just slow, so that Envoy's time passes while it reads.
 func TestMergeBlamesASlowScraper(t *testing.T) {
 	ended := make(chan struct{})
 	m := newMerged(t, Sources{Envoy: serveOn(t, func(w http.ResponseWriter, r *http.Request) {
@@ -173,6 +179,7 @@ func TestMergeBlamesASlowScraper(t *testing.T) {
 	}
 }
 
+// However long Envoy takes, an application has time for more than what fits into sockets.
 func TestMergeSharesTime(t *testing.T) {
 	big := strings.Repeat("forum_posts{a=\""+strings.Repeat("b", 2000)+"\"} 1\n", 5000)
 	for _, first := range []string{"", "envoy_x 1\n"} {

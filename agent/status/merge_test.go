@@ -19,27 +19,6 @@ import (
 	"wingman/bootstrap"
 )
 
-const (
-	envoyBody = "# TYPE envoy_server_live gauge\nenvoy_server_live{} 1\n"
-	appBody   = "# HELP forum_posts_total Posts.\n# TYPE forum_posts_total counter\nforum_posts_total 7\n"
-)
-
-// merged is a /stats/prometheus with sources of the test's choice.
-
-// lockedBuffer takes what several goroutines log.
-
-// scrape asks once; headers are name, value, ….
-
-// failures are the counts by source: agent, envoy, application.
-
-// serveOn answers on a port of its own.
-
-// says answers with a body and its type.
-
-// unused is a port where nobody listens.
-
-// parses fails the test when a body is not what Prometheus reads, or a name comes twice.
-
 func TestMergeHasAllInOrder(t *testing.T) {
 	m := newMerged(t, Sources{
 		Envoy: serveOn(t, says("text/plain; charset=UTF-8", strings.TrimSuffix(envoyBody, "\n"))),
@@ -68,7 +47,6 @@ func TestMergeHasAllInOrder(t *testing.T) {
 }
 
 // The scrape that misses Envoy says so itself.
-
 func TestMergeCountsWhatIsMissingAtOnce(t *testing.T) {
 	m := newMerged(t, Sources{Envoy: unused(t)})
 	if body, _ := m.scrape(t); !strings.Contains(body, `wingman_status_scrape_failures_total{source="envoy"} 1`+"\n") {
@@ -77,7 +55,6 @@ func TestMergeCountsWhatIsMissingAtOnce(t *testing.T) {
 }
 
 // Whatever a source does, the others' metrics come, the whole can be read, and the right one is counted.
-
 func TestMergeOutlivesItsSources(t *testing.T) {
 	hang := func(t *testing.T, first string) http.HandlerFunc {
 		return func(w http.ResponseWriter, r *http.Request) {
@@ -212,7 +189,6 @@ func TestMergeLogsTransitions(t *testing.T) {
 }
 
 // What goes on to sources, and what does not.
-
 func TestMergeAsksAsTheScraperDoes(t *testing.T) {
 	var envoy, application http.Header
 	var envoyURL, applicationURL string
@@ -251,7 +227,6 @@ func TestMergeAsksAsTheScraperDoes(t *testing.T) {
 const openMetricsBody = "# TYPE forum_posts counter\nforum_posts_total 7 # {trace_id=\"x\"} 1 1.5\n# EOF\n"
 
 // An application's exemplars come through, and its end is the end of all.
-
 func TestMergeTakesOverOpenMetrics(t *testing.T) {
 	const contentType = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 	s := Sources{
@@ -289,22 +264,7 @@ func TestMergeTakesOverOpenMetrics(t *testing.T) {
 	}
 }
 
-// twentyMegabytes answers as an Envoy with ten thousand clusters.
-
-// A scraper that went away is waited for by nobody, and is nobody's failure.
-
-// awaitIdle returns when no scrape is under way.
-
-// A scraper that does not read holds nobody for longer than its time, and is nobody's failure.
-
-// slowScraper takes nothing until released.
-
-// Nor is it Envoy's failure when a scraper is just slow, so that Envoy's time passes while it reads.
-
-// However long Envoy takes, an application has time for more than what fits into sockets.
-
 // An application that shows what it gets from here does not make the agent ask itself for ever.
-
 func TestMergeBreaksLoops(t *testing.T) {
 	var m *merged
 	loop := func(w http.ResponseWriter, r *http.Request) {
@@ -354,7 +314,6 @@ func TestMergeFollowsTheApplication(t *testing.T) {
 }
 
 // brokenCollector has only errors to tell.
-
 type brokenCollector struct{}
 
 func (brokenCollector) Describe(chan<- *prometheus.Desc) {}
@@ -364,7 +323,6 @@ func (brokenCollector) Collect(ch chan<- prometheus.Metric) {
 }
 
 // Half of our own metrics are better than none.
-
 func TestMergeOutlivesItsOwnCollector(t *testing.T) {
 	own := prometheus.NewRegistry()
 	own.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "wingman_test"}, func() float64 { return 1 }))
