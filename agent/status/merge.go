@@ -120,9 +120,10 @@ func (m *merger) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		// An equal share of what is left, so that a slow one costs the others nothing.
 		a.err = a.pass(out, isOpenMetrics(format), time.Until(deadline)/time.Duration(len(answers)-i))
 		if errors.Is(a.err, errLate) && out.blocked > time.Since(began)/2 {
-			out.err = errLate // the scraper's fault
+			m.log.Debug("scraper is slow", "source", a.key.label)
+		} else {
+			m.note(r.Context(), out, a)
 		}
-		m.note(r.Context(), out, a)
 		a.close()
 	}
 	if isOpenMetrics(format) {

@@ -169,12 +169,12 @@ func TestMergeBlamesASlowScraper(t *testing.T) {
 		http.NewResponseController(w).Flush()
 		<-r.Context().Done()
 		close(ended)
-	})})
+	}), Applications: []bootstrap.ScrapeTarget{app(serveOn(t, says("text/plain", appBody)))}})
 	r := httptest.NewRequest(http.MethodGet, "/stats/prometheus", nil)
-	r.Header.Set(timeoutHeader, "1")
+	r.Header.Set(timeoutHeader, "2")
 	w := slowScraper{httptest.NewRecorder(), ended}
 	m.ServeHTTP(w, r)
-	if m.failures() != [3]float64{} || m.log.Len() != 0 || !strings.HasSuffix(w.Body.String(), "envoy_x 1\n") {
+	if m.failures() != [3]float64{} || m.log.Len() != 0 || !strings.HasSuffix(w.Body.String(), "envoy_x 1\n"+appBody) {
 		t.Errorf("failures %v, logged %q, want none; body\n%s", m.failures(), m.log, w.Body)
 	}
 }
