@@ -67,7 +67,7 @@ type Agent struct {
 	// What the member was told last about Envoy, and whether the rules know it to be down.
 	unfit     string
 	envoyDown bool
-	// entryLeft is when the stream that held the WorkloadEntry ended for another label to take; zero: not in this run.
+	// entryLeft is when the last stream that held the WorkloadEntry ended; zero: not in this run.
 	entryLeft time.Time
 }
 
@@ -320,6 +320,10 @@ func (a *Agent) reload() {
 	}
 	a.keepSettings()
 	if m != nil {
+		if !m.entry.same(entryFor(cfg, a.hostname, m.envoy)) {
+			// Before the rules change: peers may send what is not captured any more.
+			m.leave(context.Background(), "this machine joins again, with other labels")
+		}
 		m.replace(errReloaded)
 	}
 	a.capture.look(context.Background())

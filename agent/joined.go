@@ -6,9 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"time"
+
+	"wingman/bootstrap"
 )
 
 // joinedFile is below the state folder. Its presence means that this machine was a member of the mesh once: from then on capture
@@ -20,9 +23,36 @@ const joinedFile = "joined.json"
 type joinState struct {
 	At     time.Time `json:"joinedAt"`
 	NodeID string    `json:"nodeId"`
-	// Envoy is whether the mesh was told, when the entry was made, that this machine takes mutual TLS; Served whether traffic was captured for it.
-	Envoy  bool `json:"envoy,omitempty"`
+	// Entry is what istiod made the WorkloadEntry with; nil: not known.
+	Entry *entryFacts `json:"entry,omitempty"`
+	// Served is whether traffic was captured for an Envoy.
 	Served bool `json:"served,omitempty"`
+}
+
+// entryFacts are what counts only at the moment when istiod makes a WorkloadEntry (autoregistration in Istio's pilot/pkg): its labels, which say among
+// other things whether peers may send mutual TLS, and whether health is asked for. Another entry needs the old one to be gone.
+type entryFacts struct {
+	Labels map[string]string `json:"labels"`
+	Probe  bool              `json:"probe"`
+}
+
+// entryOf are the facts of a node.
+func entryOf(n bootstrap.Node) *entryFacts {
+	f := &entryFacts{Labels: map[string]string{}}
+	labels, _ := n.Metadata["LABELS"].(map[string]any)
+	for k, v := range labels {
+		f.Labels[k], _ = v.(string)
+	}
+	proxyConfig, _ := n.Metadata["PROXY_CONFIG"].(map[string]any)
+	f.Probe = proxyConfig["readinessProbe"] != nil
+	return f
+}
+
+func (f *entryFacts) same(o *entryFacts) bool {
+	if f == nil || o == nil {
+		return f == o
+	}
+	return f.Probe == o.Probe && maps.Equal(f.Labels, o.Labels)
 }
 
 // readJoined returns nil when the machine never joined. A file that cannot be understood still says that it did.
@@ -56,14 +86,14 @@ func writeJoined(stateDir string, j joinState) error {
 func (a *Agent) noteJoined() {
 	a.mu.Lock()
 	m, known := a.member, a.joined != nil
-	told := known && m != nil && a.joined.Envoy != m.envoy
+	told := known && m != nil && !a.joined.Entry.same(m.entry)
 	if !known && m != nil {
-		a.joined = &joinState{At: time.Now(), NodeID: m.id(), Envoy: m.envoy, Served: a.envoy.now().proven}
+		a.joined = &joinState{At: time.Now(), NodeID: m.id(), Entry: m.entry, Served: a.envoy.now().proven}
 	}
 	j := a.joined
 	a.mu.Unlock()
 	if told {
-		a.remember(func(j *joinState) { j.Envoy = m.envoy })
+		a.remember(func(j *joinState) { j.Entry = m.entry })
 	}
 	if known || j == nil {
 		return

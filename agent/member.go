@@ -49,7 +49,8 @@ type member struct {
 	metrics  *prometheus.Registry
 	dialer   *dialer
 	identity *identity.Manager
-	envoy    bool // Envoy takes this machine's traffic
+	envoy    bool        // Envoy takes this machine's traffic
+	entry    *entryFacts // what a WorkloadEntry of this member is made with
 	side     *envoySide
 	take     func(xds.Push) error
 	changed  func()                  // something that status shows changed
@@ -91,6 +92,7 @@ func newMember(cfg *bootstrap.Config, mc memberConfig) (*member, error) {
 		metrics:  prometheus.NewRegistry(),
 		dialer:   newDialer(cfg.Hosts),
 		envoy:    mc.announce,
+		entry:    entryFor(cfg, mc.hostname, mc.announce),
 		side:     mc.envoy,
 		take:     mc.takeNames,
 		changed:  mc.onChange,
@@ -112,6 +114,11 @@ func newMember(cfg *bootstrap.Config, mc memberConfig) (*member, error) {
 		return nil, fmt.Errorf("identity: %w", err)
 	}
 	return m, nil
+}
+
+// entryFor are the facts of an entry under these settings, whatever the address.
+func entryFor(cfg *bootstrap.Config, hostname string, announce bool) *entryFacts {
+	return entryOf(cfg.Node(bootstrap.NodeFacts{Hostname: hostname, Envoy: announce}))
 }
 
 // run keeps the membership until ctx ends (nil) or the machine's address changes (errAddressChanged).

@@ -12,12 +12,12 @@ import (
 
 // keepMember keeps a membership for the settings in force; a change of them, of the address, or of what Envoy can take makes a new one.
 //
-// Labels count only when istiod makes the WorkloadEntry (autoregistration in pilot/pkg). So when Envoy came or has gone for good, the machine leaves,
-// waits until istiod has removed the entry, and joins with the other label.
+// Some of what the node says counts only when istiod makes the WorkloadEntry (entryFacts). So when that changes, because of the settings or because Envoy
+// came or has gone for good, the machine leaves, waits until istiod has removed the entry, and joins again.
 func (a *Agent) keepMember(ctx context.Context) error {
 	for ctx.Err() == nil {
 		cfg, announce := a.config(), a.envoy.now().announced
-		if !a.awaitEntryGone(ctx, cfg, announce) {
+		if !a.awaitEntryGone(ctx, cfg, entryFor(cfg, a.hostname, announce)) {
 			return nil
 		}
 		m, err := newMember(cfg, memberConfig{
@@ -43,9 +43,7 @@ func (a *Agent) keepMember(ctx context.Context) error {
 			cancel(errReloaded)
 		}
 		err = m.run(memberCtx)
-		if errors.Is(context.Cause(memberCtx), errEnvoyChanged) {
-			a.noteEntryGoing()
-		}
+		a.noteEntryGoing()
 		cancel(nil)
 		if err != nil && !errors.Is(err, errAddressChanged) {
 			return err
@@ -87,19 +85,19 @@ func (a *Agent) envoyChanged(from, to presence) {
 	}
 }
 
-// noteEntryGoing notes that the stream which held the WorkloadEntry has ended for good.
+// noteEntryGoing notes that the stream which held the WorkloadEntry has ended.
 func (a *Agent) noteEntryGoing() {
 	a.mu.Lock()
 	a.entryLeft = time.Now()
 	a.mu.Unlock()
 }
 
-// awaitEntryGone waits until istiod has removed an entry that says other than announce; false when ctx ends first. istiod tells nobody when it
+// awaitEntryGone waits until istiod has removed an entry of other facts; false when ctx ends first. istiod tells nobody when it
 // does so: it waits for its grace period from the end of the stream. An entry of before this start is given the whole of it.
-func (a *Agent) awaitEntryGone(ctx context.Context, cfg *bootstrap.Config, announce bool) bool {
+func (a *Agent) awaitEntryGone(ctx context.Context, cfg *bootstrap.Config, entry *entryFacts) bool {
 	a.mu.Lock()
 	left := a.entryLeft
-	other := a.joined != nil && a.joined.Envoy != announce
+	other := a.joined != nil && a.joined.Entry != nil && !a.joined.Entry.same(entry)
 	a.mu.Unlock()
 	if !other || cfg.AutoRegisterGroup == "" {
 		return true

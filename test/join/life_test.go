@@ -111,7 +111,7 @@ func TestReload(t *testing.T) {
 	m.until("waiting for a restart", func(r status.Report) bool { return strings.Contains(strings.Join(r.Degraded, " "), "dns.listen") })
 	m.mustResolve("webapp.istioinaction", "10.96.97.98")
 
-	// A label takes another node: a new stream with it.
+	// Another name takes another node: a new stream with it.
 	m.write(files.Wingman, good+"workload: {instance: renamed}\n")
 	m.reload()
 	r = m.until("registered under its new name", func(r status.Report) bool {
@@ -122,6 +122,48 @@ func TestReload(t *testing.T) {
 	}
 	if r.PID != first.PID || r.Identity.Serial != first.Identity.Serial {
 		t.Errorf("after reloads serial %s, want %s: the certificate is used on", r.Identity.Serial, first.Identity.Serial)
+	}
+}
+
+// istiod reads labels only when it makes the entry: a changed one needs the old entry to be gone. DNS does not notice.
+func TestAChangedLabelMakesAnotherEntry(t *testing.T) {
+	m := newMachine(t, newIstiod(t, controlplane.Config{Grace: 500 * time.Millisecond}))
+	good := m.read(files.Wingman) + "workload: {entryGrace: 2s, labels: {tier: %s}}\n"
+	m.write(files.Wingman, fmt.Sprintf(good, "front"))
+	m.start()
+	m.until("joined", joined)
+	m.entry("labelled", func(e controlplane.Entry) bool { return e.Labels["tier"] == "front" && e.Connected })
+
+	n := len(m.istiod.Events())
+	m.write(files.Wingman, fmt.Sprintf(good, "back"))
+	m.reload()
+	m.entry("labelled anew", func(e controlplane.Entry) bool { return e.Labels["tier"] == "back" && e.Connected })
+	m.mustResolve("webapp.istioinaction", "10.96.97.98")
+	var order []string
+	for _, e := range m.istiod.Events()[n:] {
+		switch e.Kind {
+		case controlplane.HealthReported, controlplane.StreamClosed, controlplane.EntryRemoved, controlplane.EntryCreated:
+			order = append(order, string(e.Kind))
+		}
+	}
+	want := "health reported, stream closed, entry removed, entry created"
+	if got := strings.Join(order, ", "); !strings.HasPrefix(got, want) {
+		t.Errorf("istiod saw %q, want %q first", got, want)
+	}
+
+	// The same settings again are no reason to leave.
+	n = len(m.istiod.Events())
+	m.reload()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if _, err := m.istiod.WaitEventAfter(ctx, n, func(e controlplane.Event) bool { return e.Kind == controlplane.StreamOpened }); err != nil {
+		t.Fatalf("no new stream after a reload: %v", err)
+	}
+	m.until("joined again", func(r status.Report) bool { return joined(r) && r.XDS != nil && r.XDS.Answered })
+	for _, e := range m.istiod.Events()[n:] {
+		if e.Kind == controlplane.EntryRemoved {
+			t.Errorf("the entry was removed: %s", e)
+		}
 	}
 }
 
