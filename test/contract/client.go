@@ -28,6 +28,8 @@ import (
 const (
 	clusterType   = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
 	nameTableType = "type.googleapis.com/istio.networking.nds.v1.NameTable"
+	listenerType  = "type.googleapis.com/envoy.config.listener.v3.Listener"
+	routeType     = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"
 	proxyConfig   = "type.googleapis.com/istio.mesh.v1alpha1.ProxyConfig"
 	healthType    = "type.googleapis.com/istio.v1.HealthInformation"
 )
@@ -137,7 +139,7 @@ func (m vm) node(t *testing.T) *corev3.Node {
 type response struct {
 	typeURL, version, nonce string
 	resources               []*anypb.Any
-	names                   []string // delta: one for each resource
+	names, removed          []string // delta: names has one for each resource
 }
 
 // ads is one ADS stream of either kind.
@@ -146,6 +148,7 @@ type ads struct {
 	delta  discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesClient // nil on a SotW stream
 	sotw   discoveryv3.AggregatedDiscoveryService_StreamAggregatedResourcesClient
 	cancel context.CancelFunc
+	seen   []response // what take and quietUntil have accepted
 }
 
 // openADS opens a stream; it sends nothing yet.
@@ -182,6 +185,8 @@ type message struct {
 	version string
 	nonce   string
 	reason  string
+	names   []string // to subscribe to; none of most types means all
+	known   []string // delta: names of resources that the client has from an earlier stream
 }
 
 func (a *ads) send(m message) {
@@ -192,10 +197,18 @@ func (a *ads) send(m message) {
 	}
 	// A failed Send means only that the stream has ended; receive says why.
 	if a.delta != nil {
-		_ = a.delta.Send(&discoveryv3.DeltaDiscoveryRequest{Node: m.node, TypeUrl: m.typeURL, ResponseNonce: m.nonce, ErrorDetail: detail})
+		known := map[string]string{}
+		for _, name := range m.known {
+			known[name] = "" // istiod sends no versions of resources, so Envoy has none
+		}
+		_ = a.delta.Send(&discoveryv3.DeltaDiscoveryRequest{
+			Node: m.node, TypeUrl: m.typeURL, ResponseNonce: m.nonce, ErrorDetail: detail, ResourceNamesSubscribe: m.names, InitialResourceVersions: known,
+		})
 		return
 	}
-	_ = a.sotw.Send(&discoveryv3.DiscoveryRequest{Node: m.node, TypeUrl: m.typeURL, VersionInfo: m.version, ResponseNonce: m.nonce, ErrorDetail: detail})
+	_ = a.sotw.Send(&discoveryv3.DiscoveryRequest{
+		Node: m.node, TypeUrl: m.typeURL, VersionInfo: m.version, ResponseNonce: m.nonce, ErrorDetail: detail, ResourceNames: m.names,
+	})
 }
 
 // ack accepts an answer.
@@ -230,7 +243,7 @@ func (a *ads) receiveWithin(limit time.Duration) (response, error) {
 	go func() {
 		if a.delta != nil {
 			m, err := a.delta.Recv()
-			r := response{typeURL: m.GetTypeUrl(), version: m.GetSystemVersionInfo(), nonce: m.GetNonce()}
+			r := response{typeURL: m.GetTypeUrl(), version: m.GetSystemVersionInfo(), nonce: m.GetNonce(), removed: m.GetRemovedResources()}
 			for _, res := range m.GetResources() {
 				r.resources = append(r.resources, res.GetResource())
 				r.names = append(r.names, res.GetName())

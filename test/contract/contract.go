@@ -2,7 +2,7 @@
 // test/controlplane cannot drift from the real istiod: test/controlplane runs them against the former, test/mesh against the latter.
 //
 // They speak raw gRPC and know nothing of Wingman's agent: what they show is what istiod does, not what the agent makes
-// of it. Run covers certificates, registration, health and the name table; RunConnectionAge needs a control plane that
+// of it. Run covers certificates, registration, health, the name table and streams that carry Envoy's requests; RunConnectionAge needs a control plane that
 // ends connections, and is apart because that would disturb the others.
 package contract
 
@@ -77,6 +77,7 @@ func Run(t *testing.T, cp ControlPlane) {
 		{"registration", registration},
 		{"health", health},
 		{"name table", nameTable},
+		{"Envoy's stream", envoyStream},
 	} {
 		t.Run(group.name, func(t *testing.T) { group.run(t, cp) })
 	}
