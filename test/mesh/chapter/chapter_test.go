@@ -22,9 +22,11 @@ func TestMain(m *testing.M) { testbed.Main(m) }
 const (
 	forumID   = "spiffe://cluster.local/ns/forum-services/sa/forum-sa"
 	catalogID = "spiffe://cluster.local/ns/istioinaction/sa/catalog-sa"
+	webappID  = "spiffe://cluster.local/ns/istioinaction/sa/webapp"
 
 	forumHost   = "forum.forum-services"
 	catalogHost = "catalog.istioinaction"
+	webappHost  = "webapp.istioinaction"
 	catalogFQDN = catalogHost + ".svc.cluster.local"
 )
 
@@ -83,16 +85,16 @@ func reaches(t *testing.T, from client, host, app, path string) {
 func ask(t *testing.T, from client, host, app, path string) error {
 	t.Helper()
 	r, err := from.Get(t.Context(), host, path)
-	return answered(r, err, app+" "+path)
+	return answered(r, err, app+" "+path, "envoy")
 }
 
 // answered returns nil when a reply came through Envoy and has this body.
-func answered(r testbed.Reply, err error, body string) error {
+func answered(r testbed.Reply, err error, body, server string) error {
 	if err != nil {
 		return err
 	}
-	if r.Status != 200 || r.Body != body || r.Header.Get("Server") != "envoy" {
-		return fmt.Errorf("got %+v, want 200 through Envoy with %q", r, body)
+	if r.Status != 200 || r.Body != body || r.Header.Get("Server") != server {
+		return fmt.Errorf("got %+v, want 200 of %s with %q", r, server, body)
 	}
 	return nil
 }

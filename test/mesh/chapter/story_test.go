@@ -30,6 +30,7 @@ func worlds() []world {
 	defaults := mesh.Options{
 		IstiodEnv:  map[string]string{"PILOT_WORKLOAD_ENTRY_GRACE_PERIOD": shortGrace},
 		MeshConfig: mesh.DefaultMeshConfig + testbed.AccessLog + metrics,
+		Objects:    moreServices,
 	}
 	apart := stock()
 	apart.MeshNetworks = testbed.TwoNetworks
@@ -63,21 +64,28 @@ func tell(t *testing.T, w world) {
 	// forum$ curl http://catalog.istioinaction/
 	testbed.Await(t, "curl gets an answer", func() error {
 		r, err := forum.Curl(t.Context(), "http://"+catalogHost+"/items")
-		return answered(r, err, "catalog-vm /items")
+		return answered(r, err, "catalog-vm /items", "envoy")
 	})
 	reaches(t, catalog, forumHost, "forum-vm", "/threads")
 	sentBy(t, catalog.envoy, "/items", forumID)
 	sentBy(t, forum.envoy, "/threads", catalogID)
 	catalogAt := netip.AddrPortFrom(catalog.IP(), 3000)
 	if w.apart {
-		catalogAt = netip.AddrPortFrom(netip.MustParseAddr(testbed.GatewayIP), 15443)
+		catalogAt = gatewayAt
 	}
 	wentTo(t, forum, "/items", catalogAt)
+	if w.apart {
+		withPod(t, bed, forum)
+	}
 
 	// What the book looks at, at this point.
 	look(t, bed, forum, catalog, catalogAt)
 	noneRejected(t, w, forum)
 	noneRejected(t, w, catalog)
+
+	if w.istioOnly {
+		checkProtocols(t, forum, catalog)
+	}
 
 	// STRICT stops plain text from outside and leaves the mesh, and the agents' probes, alone.
 	onlyMutualTLS(t, bed, forum, catalog)
@@ -108,6 +116,9 @@ func tell(t *testing.T, w world) {
 		t.Errorf("the kernel still has rules: %v", rules)
 	}
 }
+
+// gatewayAt is where the east-west gateway takes requests for services.
+var gatewayAt = netip.AddrPortFrom(netip.MustParseAddr(testbed.GatewayIP), 15443)
 
 // machines makes the world's two machines: forum with the book's sidecar.env, and catalog without one. In a world of two networks
 // catalog is on the cluster's.
@@ -156,6 +167,21 @@ func wentTo(t *testing.T, from *member, path string, want netip.AddrPort) {
 	}
 }
 
+// withPod has forum and a pod of the cluster ask each other: forum by the gateway, the pod directly.
+func withPod(t *testing.T, bed *testbed.Bed, forum *member) {
+	t.Helper()
+	spec := webappPod
+	spec.Network = testbed.ClusterNetwork
+	webapp := bed.Pod(t, spec)
+	webapp.App(t, 8080)
+	bed.Forbid(t, forum.IP(), webapp.IP())
+	reaches(t, forum, webappHost, "webapp", "/across")
+	reaches(t, webapp, forumHost, "forum-vm", "/back-across")
+	sentBy(t, webapp, "/across", forumID)
+	sentBy(t, forum.envoy, "/back-across", webappID)
+	wentTo(t, forum, "/across", gatewayAt)
+}
+
 // onlyMutualTLS turns STRICT on for the mesh and leaves it so.
 func onlyMutualTLS(t *testing.T, bed *testbed.Bed, forum, catalog *member) {
 	t.Helper()
@@ -191,6 +217,38 @@ spec: {mtls: {mode: STRICT}}
 		t.Errorf("with STRICT the entry was not healthy all the time: %v", seen)
 	}
 }
+
+// checkProtocols looks at what is left of Istio's own filters when the agent has taken them out: a port whose protocol Envoy finds out
+// still sees HTTP, which needs a client that says so by ALPN, and a plain TCP stream has nothing in it that the client did not send.
+// The mesh has moreServices.
+func checkProtocols(t *testing.T, forum, catalog *member) {
+	t.Helper()
+	catalog.App(t, 3001)
+	catalog.App(t, 3002)
+	reaches(t, forum, "found-out.istioinaction", "catalog-vm", "/found-out")
+	r, err := forum.Get(t.Context(), "stream.istioinaction", "/stream")
+	if err := answered(r, err, "catalog-vm /stream", ""); err != nil {
+		t.Errorf("the stream: %v", err)
+	}
+	sentBy(t, catalog.envoy, "/found-out", forumID)
+	stream := testbed.AwaitAccess(t, catalog.envoy, "the stream", func(a testbed.Access) bool { return a.Cluster == "inbound|3002||" && a.Path == "-" })
+	if stream.Peer != forumID {
+		t.Errorf("the stream was sent by %q, want %q", stream.Peer, forumID)
+	}
+}
+
+// moreServices are ports of the catalog machine: one without a protocol, and one that is TCP.
+const moreServices = `
+apiVersion: v1
+kind: Service
+metadata: {name: found-out, namespace: istioinaction}
+spec: {selector: {app: catalog}, ports: [{port: 80, targetPort: 3001}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: stream, namespace: istioinaction}
+spec: {selector: {app: catalog}, ports: [{name: tcp, port: 80, targetPort: 3002}]}
+`
 
 // removal is what the agent logs when it takes Istio's extensions out of what istiod sends.
 const removal = "this Envoy lacks Istio's extensions"
