@@ -39,7 +39,7 @@ func encodeTable(t *testing.T, hosts map[string][]string) []byte {
 	return raw
 }
 
-func rawPush(t *testing.T, version string, raw []byte) xds.Push {
+func rawPush(t testing.TB, version string, raw []byte) xds.Push {
 	t.Helper()
 	return xds.Push{TypeURL: xds.TypeNameTable, Version: version, Nonce: "n" + version,
 		Resources: []*anypb.Any{{TypeUrl: xds.TypeNameTable, Value: raw}}}

@@ -116,20 +116,46 @@ func (t *tables) take(p xds.Push) error {
 }
 
 func (t *tables) buildLocked(s savedTable, source string) error {
-	names, err := s.names()
-	if err != nil {
-		return err
-	}
 	cfg := t.cfg
 	cfg.Version = s.version
-	table, err := t.built.Update(cfg, names) // what did not change is taken over
+	table, n, err := t.changeLocked(cfg, s)
+	if err != nil { // whatever it was: the whole table says what is wrong with it, if anything
+		table, n, err = t.wholeLocked(cfg, s)
+	}
 	if err != nil {
 		return err
 	}
 	t.use(table)
 	t.built = table
-	t.inUse, t.names, t.source = s, len(names), source
+	t.inUse, t.names, t.source = s, n, source
 	return nil
+}
+
+// wholeLocked makes the table of s from all its names, and counts them.
+func (t *tables) wholeLocked(cfg dnsproxy.TableConfig, s savedTable) (table *dnsproxy.Table, n int, err error) {
+	names, err := s.names()
+	if err != nil {
+		return nil, 0, err
+	}
+	table, err = t.built.Update(cfg, names) // what did not change is taken over
+	return table, len(names), err
+}
+
+// changeLocked does what wholeLocked does, by what is different from the table in use.
+func (t *tables) changeLocked(cfg dnsproxy.TableConfig, s savedTable) (table *dnsproxy.Table, n int, err error) {
+	if t.built == nil {
+		return nil, 0, errNoDiff
+	}
+	d, err := diffTables(t.inUse.raw, s.raw)
+	if err != nil {
+		return nil, 0, err
+	}
+	changed, err := savedTable{raw: d.changed}.names()
+	if err != nil {
+		return nil, 0, err
+	}
+	table, err = t.built.Change(cfg, d.gone, changed)
+	return table, d.total, err
 }
 
 // run saves tables as they come, until ctx ends; what waits then is still saved.

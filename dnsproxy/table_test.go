@@ -320,11 +320,37 @@ func TestUpdatesEqualBuilds(t *testing.T) {
 		if diff := cmp.Diff(describe(fresh), describe(next)); diff != "" {
 			t.Fatalf("round %d: an update differs from a build (-build +update)\n%s", round, diff)
 		}
+		if table != nil && table.cfg.Namespace == cfg.Namespace {
+			gone, names := difference(table, list)
+			changed, err := table.Change(cfg, gone, names)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(describe(fresh), describe(changed)); diff != "" {
+				t.Fatalf("round %d: a change differs from a build (-build +change)\n%s", round, diff)
+			}
+		}
 		if diff := cmp.Diff(before, describe(table)); diff != "" {
 			t.Fatalf("round %d: an update changed the table it started from\n%s", round, diff)
 		}
 		table = next
 	}
+}
+
+// difference is what a list has changed of a table: hosts that are not there any more, and names that are new or not the same.
+func difference(table *Table, list []Name) (gone []string, names []Name) {
+	for i := range list {
+		same := func(s *service) bool { return s.Host == list[i].Host && sameName(&s.Name, &list[i]) }
+		if !slices.ContainsFunc(table.services, same) {
+			names = append(names, list[i])
+		}
+	}
+	for _, s := range table.services {
+		if !slices.ContainsFunc(list, func(n Name) bool { return n.Host == s.Host }) {
+			gone = append(gone, s.Host)
+		}
+	}
+	return gone, names
 }
 
 // describe is a table's whole content as text.

@@ -81,22 +81,87 @@ func (t *Table) Update(cfg TableConfig, names []Name) (*Table, error) {
 	if err := joinBad(bad); err != nil {
 		return nil, err
 	}
+	gone := map[*service]struct{}{}
+	for _, s := range b.services {
+		if _, ok := kept[s]; !ok {
+			gone[s] = struct{}{}
+		}
+	}
+	return b.replace(gone, changed)
+}
+
+// Change builds the table that is t but for some names: those of the hosts in gone are not in it, and names are new or take the place of
+// what their hosts had. The cost is in what changes, not in what is there. t stays as it is, and must be for the same proxy as cfg.
+func (t *Table) Change(cfg TableConfig, gone []string, names []Name) (*Table, error) {
+	if t == nil || t.cfg.Namespace != cfg.Namespace || t.cfg.Domain != cfg.Domain {
+		return nil, errors.New("name table: a change needs a table for the same namespace and domain")
+	}
+	b, err := newBuild(t, cfg)
+	if err != nil {
+		return nil, err
+	}
+	var (
+		bad      []error
+		changed  []*service
+		replaced = map[*service]struct{}{}
+	)
+	// take marks what a host has as replaced; its key is in b.key then.
+	take := func(host string) (err error) {
+		if b.key, err = appendKey(b.key[:0], host); err != nil {
+			return err
+		}
+		if old := b.ownedBy(b.key, host); old != nil {
+			replaced[old] = struct{}{}
+		}
+		return nil
+	}
+	for _, host := range gone {
+		_ = take(host) // what is no name is not in the table
+	}
+	for i := range names {
+		name := &names[i]
+		if name.Host == "*" || name.Host == "*." {
+			continue
+		}
+		if err := take(name.Host); err != nil {
+			bad = append(bad, fmt.Errorf("%s: %w", quoted(name.Host), err))
+			continue
+		}
+		if len(name.Addrs) == 0 {
+			continue
+		}
+		s, err := newService(name, string(b.key))
+		if err != nil {
+			bad = append(bad, fmt.Errorf("%s: %w", quoted(name.Host), err))
+			continue
+		}
+		changed = append(changed, s)
+	}
+	if err := joinBad(bad); err != nil {
+		return nil, err
+	}
+	return b.replace(replaced, changed)
+}
+
+// replace takes services out of the table in the making and puts others in.
+func (b *build) replace(gone map[*service]struct{}, added []*service) (*Table, error) {
 	former := b.services
-	b.services = make([]*service, 0, len(kept)+len(changed))
+	b.services = make([]*service, 0, len(former)-len(gone)+len(added))
 	for _, s := range former {
-		if _, ok := kept[s]; ok {
+		if _, ok := gone[s]; !ok {
 			b.services = append(b.services, s)
 		} else if err := b.remove(s); err != nil {
 			return nil, err
 		}
 	}
-	b.reserve(len(changed))
-	for _, s := range changed {
+	b.reserve(len(added))
+	var bad []error
+	for _, s := range added {
 		if err := b.add(s); err != nil {
 			bad = append(bad, fmt.Errorf("%s: %w", quoted(s.Host), err))
 		}
 	}
-	b.services = append(b.services, changed...)
+	b.services = append(b.services, added...)
 	return b.Table, joinBad(bad)
 }
 
