@@ -2,7 +2,6 @@ package chapter
 
 import (
 	"fmt"
-	"net/netip"
 	"strings"
 	"testing"
 
@@ -69,7 +68,7 @@ func tell(t *testing.T, w world) {
 	reaches(t, catalog, forumHost, "forum-vm", "/threads")
 	sentBy(t, catalog.envoy, "/items", forumID)
 	sentBy(t, forum.envoy, "/threads", catalogID)
-	catalogAt := netip.AddrPortFrom(catalog.IP(), 3000)
+	catalogAt := catalog.IP().String() + ":3000"
 	if w.apart {
 		catalogAt = gatewayAt
 	}
@@ -118,7 +117,7 @@ func tell(t *testing.T, w world) {
 }
 
 // gatewayAt is where the east-west gateway takes requests for services.
-var gatewayAt = netip.AddrPortFrom(netip.MustParseAddr(testbed.GatewayIP), 15443)
+const gatewayAt = testbed.GatewayIP + ":15443"
 
 // machines makes the world's two machines: forum with the book's sidecar.env, and catalog without one. In a world of two networks
 // catalog is on the cluster's.
@@ -156,13 +155,13 @@ func checkEntry(t *testing.T, entry kube.Object, m *member, label, account strin
 	}
 }
 
-// wentTo fails unless a machine's Envoy sent a request to this address.
-func wentTo(t *testing.T, from *member, path string, want netip.AddrPort) {
+// wentTo fails unless a machine's Envoy sent a request to this address and port.
+func wentTo(t *testing.T, from *member, path, want string) {
 	t.Helper()
 	sent := testbed.AwaitAccess(t, from.envoy, "that it sent "+path, func(a testbed.Access) bool {
 		return !a.Inbound() && a.Path == path && a.Status == "200"
 	})
-	if sent.Upstream != want.String() {
+	if sent.Upstream != want {
 		t.Errorf("%s sent %s to %s, want %s", from.Name(), path, sent.Upstream, want)
 	}
 }

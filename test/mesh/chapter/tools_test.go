@@ -2,7 +2,6 @@ package chapter
 
 import (
 	"fmt"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -20,7 +19,7 @@ SECRET_TTL="12h0m0s"
 
 // look does what the book does to see what is going on: istioctl's tools on what Envoy has, istioctl proxy-status, istiod's debug
 // pages, the agent's log. forum has bookSettings and catalog has none; catalogAt is where forum's Envoy finds catalog.
-func look(t *testing.T, bed *testbed.Bed, forum, catalog *member, catalogAt netip.AddrPort) {
+func look(t *testing.T, bed *testbed.Bed, forum, catalog *member, catalogAt string) {
 	t.Helper()
 	dump, clusters := saved(t, forum, "/config_dump"), saved(t, forum, "/clusters?format=json")
 	for kind, want := range map[string][]string{
@@ -43,7 +42,7 @@ func look(t *testing.T, bed *testbed.Bed, forum, catalog *member, catalogAt neti
 	} {
 		shows(t, bed, kind, dump, want)
 	}
-	shows(t, bed, "endpoint", clusters, []string{catalogAt.String() + " HEALTHY OK outbound|80||" + catalogFQDN})
+	shows(t, bed, "endpoint", clusters, []string{catalogAt + " HEALTHY OK outbound|80||" + catalogFQDN})
 
 	for m, life := range map[*member]time.Duration{forum: 12 * time.Hour, catalog: 24 * time.Hour} {
 		certificateLives(t, bed, m, life)
