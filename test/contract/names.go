@@ -111,6 +111,7 @@ func await(a *ads, typeURL string, match func(response) bool) response {
 func RunConnectionAge(t *testing.T, cp ControlPlane, age, grace time.Duration) {
 	for _, kind := range kinds {
 		t.Run(kind.name, func(t *testing.T) {
+			t.Parallel()
 			m, cred := newVM(t, cp), token(t, cp)
 			conn := dial(t, cp, cred)
 			a := joinOn(t, cp, conn, m, cred, kind.delta)

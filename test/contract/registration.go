@@ -46,7 +46,9 @@ func joinOn(t *testing.T, cp ControlPlane, conn *grpc.ClientConn, m vm, c creden
 func registration(t *testing.T, cp ControlPlane) {
 	for _, kind := range kinds {
 		t.Run(kind.name, func(t *testing.T) {
+			t.Parallel() // most of these wait
 			t.Run("a stream makes an entry named by group, address and network, with the node's labels over the group's", func(t *testing.T) {
+				t.Parallel()
 				m := newVM(t, cp)
 				join(t, cp, m, token(t, cp), kind.delta)
 				e := waitEntry(t, cp, m.entryName(), nil)
@@ -59,6 +61,7 @@ func registration(t *testing.T, cp ControlPlane) {
 			})
 
 			t.Run("colons of an IPv6 address become dashes in the name", func(t *testing.T) {
+				t.Parallel()
 				m := newVM(t, cp)
 				m.address = "2001:db8:99::" + strings.TrimPrefix(m.address[strings.LastIndex(m.address, "."):], ".")
 				join(t, cp, m, token(t, cp), kind.delta)
@@ -69,6 +72,7 @@ func registration(t *testing.T, cp ControlPlane) {
 			})
 
 			t.Run("a node without a network has a name without it", func(t *testing.T) {
+				t.Parallel()
 				m := newVM(t, cp)
 				m.network = ""
 				join(t, cp, m, token(t, cp), kind.delta)
@@ -76,12 +80,14 @@ func registration(t *testing.T, cp ControlPlane) {
 			})
 
 			t.Run("a certificate registers as well as a token", func(t *testing.T) {
+				t.Parallel()
 				m := newVM(t, cp)
 				join(t, cp, m, credential{cert: buy(t, cp, token(t, cp), 600)}, kind.delta)
 				waitEntry(t, cp, m.entryName(), nil)
 			})
 
 			t.Run("an entry goes when the grace period after its last stream is over, and not before", func(t *testing.T) {
+				t.Parallel()
 				m := newVM(t, cp)
 				a := join(t, cp, m, token(t, cp), kind.delta)
 				waitEntry(t, cp, m.entryName(), nil)
@@ -91,6 +97,7 @@ func registration(t *testing.T, cp ControlPlane) {
 			})
 
 			t.Run("an entry outlives one of its two streams", func(t *testing.T) {
+				t.Parallel()
 				m := newVM(t, cp)
 				first := join(t, cp, m, token(t, cp), kind.delta)
 				join(t, cp, m, token(t, cp), kind.delta)
@@ -100,6 +107,7 @@ func registration(t *testing.T, cp ControlPlane) {
 			})
 
 			t.Run("who comes back in the grace period keeps the entry", func(t *testing.T) {
+				t.Parallel()
 				m := newVM(t, cp)
 				a := join(t, cp, m, token(t, cp), kind.delta)
 				waitEntry(t, cp, m.entryName(), nil)
