@@ -11,7 +11,9 @@ package chapter
 import (
 	"context"
 	"fmt"
+	"maps"
 	"testing"
+	"time"
 
 	"wingman/test/mesh"
 	"wingman/test/mesh/testbed"
@@ -31,7 +33,7 @@ const (
 )
 
 // shortGrace lets an entry go soon after its last stream; istiod's default is ten seconds.
-const shortGrace = "2s"
+const shortGrace = "1s"
 
 // member is a machine with everything on it: the application, wingman, Envoy.
 type member struct {
@@ -99,10 +101,11 @@ func answered(r testbed.Reply, err error, body, server string) error {
 	return nil
 }
 
-// noneLeft waits until a client's Envoy itself answers for a service: there is nobody healthy to send the request to.
-func noneLeft(t *testing.T, from client, host string) {
+// noneLeft waits until a client's Envoy itself answers for a service: there is nobody healthy to send the request to. It returns how
+// long that took.
+func noneLeft(t *testing.T, from client, host string) (took time.Duration) {
 	t.Helper()
-	testbed.Await(t, from.Name()+" gets 503 for "+host, func() error {
+	return testbed.Await(t, from.Name()+" gets 503 for "+host, func() error {
 		r, err := from.Get(t.Context(), host, "/")
 		if err != nil {
 			return err
@@ -114,10 +117,13 @@ func noneLeft(t *testing.T, from client, host string) {
 	})
 }
 
-// sentBy fails unless a request came to a server over mutual TLS, from this identity.
-func sentBy(t *testing.T, to interface {
+// server has an Envoy that says who sent a request.
+type server interface {
 	Peer(t testing.TB, path string) (id string)
-}, path, want string) {
+}
+
+// sentBy fails unless a request came to a server over mutual TLS, from this identity; "-" is nobody's, plain text.
+func sentBy(t *testing.T, to server, path, want string) {
 	t.Helper()
 	if got := to.Peer(t, path); got != want {
 		t.Errorf("%s was sent by %q, want %q", path, got, want)
@@ -127,8 +133,6 @@ func sentBy(t *testing.T, to interface {
 // stock is a mesh that the unmodified Envoy can be a member of by pilot-agent too, with access logs.
 func stock() mesh.Options {
 	env := map[string]string{"PILOT_WORKLOAD_ENTRY_GRACE_PERIOD": shortGrace}
-	for k, v := range testbed.StockEnvoy {
-		env[k] = v
-	}
+	maps.Copy(env, testbed.StockEnvoy)
 	return mesh.Options{IstiodEnv: env, MeshConfig: mesh.DefaultMeshConfig + testbed.AccessLog}
 }
