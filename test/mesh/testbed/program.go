@@ -2,6 +2,7 @@ package testbed
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -54,15 +55,8 @@ func (e *Envoy) PID(t testing.TB) (pid int) {
 	t.Helper()
 	Await(t, "an Envoy serves on "+e.vm.Name(), func() error {
 		return e.vm.Visit(func() error {
-			b, err := os.ReadFile("/run/wingman-proxy/state.json")
+			state, err := e.state()
 			if err != nil {
-				return err
-			}
-			var state struct {
-				Phase string
-				PID   int
-			}
-			if err := json.Unmarshal(b, &state); err != nil {
 				return err
 			}
 			if state.Phase != "live" {
@@ -73,6 +67,36 @@ func (e *Envoy) PID(t testing.TB) (pid int) {
 		})
 	})
 	return pid
+}
+
+// KillNow ends whatever Envoy runs now, also one that does not serve yet, by SIGKILL. It reports whether there was one.
+func (e *Envoy) KillNow(t testing.TB) bool {
+	t.Helper()
+	return e.vm.Visit(func() error {
+		s, err := e.state()
+		if err != nil {
+			return err
+		}
+		if s.PID == 0 {
+			return errors.New("no Envoy runs")
+		}
+		return syscall.Kill(s.PID, syscall.SIGKILL)
+	}) == nil
+}
+
+// supervised is what the supervisor says of itself.
+type supervised struct {
+	Phase string
+	PID   int
+}
+
+// state reads the supervisor's file; it must run on the machine.
+func (e *Envoy) state() (s supervised, err error) {
+	b, err := os.ReadFile("/run/wingman-proxy/state.json")
+	if err != nil {
+		return s, err
+	}
+	return s, json.Unmarshal(b, &s)
 }
 
 // Signal sends a signal to Envoy, not to its supervisor: SIGSTOP makes it hang, SIGCONT go on.
