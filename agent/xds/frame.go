@@ -132,7 +132,7 @@ var errFrame = errors.New("not an xDS message")
 
 // header reads f by its layout, passing over everything else. The last of repeated fields counts, as in protobuf.
 func (f *frame) header(l layout) (h header, err error) {
-	c := cursor{rest: f.data}
+	c := cursor{rest: f.data, left: f.data.Len()}
 	for c.more() {
 		tag, err := c.varint()
 		if err != nil {
@@ -156,8 +156,8 @@ func (f *frame) header(l layout) (h header, err error) {
 			if err != nil {
 				return header{}, err
 			}
-			if n > uint64(c.left()) {
-				return header{}, fmt.Errorf("%w: a field of %d bytes where %d are left", errFrame, n, c.left())
+			if n > uint64(c.left) {
+				return header{}, fmt.Errorf("%w: a field of %d bytes where %d are left", errFrame, n, c.left)
 			}
 			var text *string
 			switch num {
@@ -191,27 +191,37 @@ func (f *frame) header(l layout) (h header, err error) {
 
 // cursor reads through the pieces of a frame.
 type cursor struct {
-	rest mem.BufferSlice
-	at   int // position in rest[0]
+	piece []byte          // what is left of the current one
+	rest  mem.BufferSlice // those after it
+	left  int             // bytes in both
 }
 
-// more reports whether anything is left, stepping over empty pieces.
+// more reports whether anything is left, and goes to the next piece when the current one is used up.
 func (c *cursor) more() bool {
-	for len(c.rest) > 0 && c.at >= c.rest[0].Len() {
-		c.rest, c.at = c.rest[1:], 0
+	for len(c.piece) == 0 && len(c.rest) > 0 {
+		c.piece, c.rest = c.rest[0].ReadOnlyData(), c.rest[1:]
 	}
-	return len(c.rest) > 0
+	return len(c.piece) > 0
 }
 
-func (c *cursor) left() int { return c.rest.Len() - c.at }
+// take passes over as many bytes as the current piece has, n at most, and returns them.
+func (c *cursor) take(n int) []byte {
+	b := c.piece[:min(n, len(c.piece))]
+	c.piece = c.piece[len(b):]
+	c.left -= len(b)
+	return b
+}
 
 func (c *cursor) varint() (v uint64, err error) {
+	// Most numbers are tags and short lengths.
+	if len(c.piece) > 0 && c.piece[0] < 0x80 {
+		return uint64(c.take(1)[0]), nil
+	}
 	for shift := 0; shift < 64; shift += 7 {
 		if !c.more() {
 			return 0, fmt.Errorf("%w: ends in a number", errFrame)
 		}
-		b := c.rest[0].ReadOnlyData()[c.at]
-		c.at++
+		b := c.take(1)[0]
 		v |= uint64(b&0x7f) << shift
 		if b < 0x80 {
 			return v, nil
@@ -225,9 +235,7 @@ func (c *cursor) skip(n int) error {
 		if !c.more() {
 			return fmt.Errorf("%w: ends in a field", errFrame)
 		}
-		step := min(n, c.rest[0].Len()-c.at)
-		c.at += step
-		n -= step
+		n -= len(c.take(n))
 	}
 	return nil
 }
@@ -238,10 +246,9 @@ func (c *cursor) text(n int) (string, error) {
 		if !c.more() {
 			return "", fmt.Errorf("%w: ends in a field", errFrame)
 		}
-		step := min(n, c.rest[0].Len()-c.at)
-		b = append(b, c.rest[0].ReadOnlyData()[c.at:c.at+step]...)
-		c.at += step
-		n -= step
+		part := c.take(n)
+		b = append(b, part...)
+		n -= len(part)
 	}
 	return string(b), nil
 }
