@@ -106,12 +106,16 @@ type Client struct {
 	log     *slog.Logger
 	metrics metrics
 	health  outbox
+	opening chan struct{} // holds one: whoever opens a stream, until istiod has answered it
 
 	mu        sync.Mutex // guards everything below
 	state     State
 	inUse     map[string]string // type → version of the push taken in last
 	primary   *session          // the newest that istiod has answered; nil: none stands
-	turn      chan struct{}     // closed and replaced when primary ends
+	opened    uint64            // counts sessions in the order of their opening
+	envoys    int               // streams of Envoy: while there is one the agent opens none of its own
+	own       func()            // ends the agent's own attempt; nil: there is none
+	turn      chan struct{}     // closed and replaced when primary ends, and when Envoy's last stream does
 	wake      chan struct{}     // closed and replaced by Retry
 	envoyLeft time.Time         // when Envoy's last stream ended
 	said      string            // cause of the outage that was logged last; empty: none was
@@ -136,6 +140,7 @@ func New(cfg Config) (*Client, error) {
 		health:  newOutbox(),
 		state:   State{Phase: PhaseIdle, Address: cfg.Address, Since: time.Now()},
 		inUse:   map[string]string{},
+		opening: make(chan struct{}, 1),
 		turn:    make(chan struct{}),
 		wake:    make(chan struct{}),
 	}, nil
@@ -183,7 +188,7 @@ func (c *Client) Run(ctx context.Context) error {
 	var b backoff
 	for c.waitTurn(ctx) {
 		began, woken := time.Now(), c.woken()
-		err := c.attempt(ctx, nil)
+		err := c.attemptOwn(ctx)
 		if ctx.Err() != nil {
 			break
 		}
@@ -201,13 +206,44 @@ func (c *Client) Run(ctx context.Context) error {
 	return nil
 }
 
-// errSuperseded ends a session whose successor has been answered.
+// errSuperseded ends a session whose successor has been answered, and an attempt that Envoy's came before.
 var errSuperseded = errors.New("a newer stream has taken over")
+
+// attemptOwn is attempt for the agent alone. An Envoy that comes while it is being opened ends it.
+func (c *Client) attemptOwn(parent context.Context) error {
+	ctx, cut := context.WithCancel(parent)
+	defer cut()
+	c.mu.Lock()
+	c.own = cut
+	c.mu.Unlock()
+	defer func() {
+		c.mu.Lock()
+		c.own = nil
+		c.mu.Unlock()
+	}()
+	err := c.attempt(ctx, nil)
+	if ctx.Err() != nil && parent.Err() == nil {
+		return errSuperseded
+	}
+	return err
+}
 
 // attempt opens one stream and serves it to its end: for Envoy, or for the agent alone when e is nil.
 func (c *Client) attempt(parent context.Context, e *envoy) (err error) {
 	ctx, cut := context.WithCancel(parent)
 	defer cut()
+	// One after the other. istiod takes the end of a stream for the end of the machine only if no other was opened after it: an entry whose newest stream ends
+	// before an older one would never be removed (changeWorkloadEntryStateToDisconnected in pilot/pkg/autoregistration).
+	select {
+	case c.opening <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	stands := sync.OnceFunc(func() { <-c.opening })
+	defer stands()
+	if e == nil && c.envoyIsHere() {
+		return errSuperseded
+	}
 	c.setPhase(PhaseConnecting, nil)
 	node, err := c.cfg.Node(ctx)
 	if err != nil {
@@ -246,7 +282,7 @@ func (c *Client) attempt(parent context.Context, e *envoy) (err error) {
 	w.stream, err = conn.NewStream(streamCtx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, method)
 	if err == nil {
 		stopConnecting()
-		err = newSession(c, w, e, cut).serve(ctx, node)
+		err = newSession(c, w, e, cut, stands).serve(ctx, node)
 	}
 	switch cause := dialErr.get(); {
 	case ctx.Err() != nil && parent.Err() == nil:

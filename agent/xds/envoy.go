@@ -78,6 +78,8 @@ func (c *Client) serveEnvoy(ctx context.Context, stream grpc.ServerStream, delta
 	if c.cfg.Fit != nil {
 		e.fit = c.cfg.Fit(e.first.data.Materialize(), delta)
 	}
+	c.envoyComes()
+	defer c.envoyGoes()
 	// Until a stream to istiod stands Envoy just waits: its own back-off would be slower than ours.
 	var b backoff
 	for {

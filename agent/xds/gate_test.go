@@ -7,6 +7,7 @@ import (
 	"net"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -213,5 +214,42 @@ func TestPushesAreFittedToEnvoyAndToNobodyElse(t *testing.T) {
 	defer v.mu.Unlock()
 	if len(v.tables) == 0 || v.tables[0].GetTable()["webapp.istioinaction.svc.cluster.local"] == nil || seen[xds.TypeNameTable] {
 		t.Errorf("the agent's tables %v, fitted types %v; want a table as istiod sent it", v.tables, seen)
+	}
+}
+
+// istiod takes the end of a stream for the end of the machine only when no stream was opened after it: were the newest one closed first, the
+// WorkloadEntry would stay for good. Here the agent's own stream is slow to open, and Envoy comes meanwhile.
+func TestTheStreamThatStaysIsTheOneOpenedLast(t *testing.T) {
+	dialling, slow := make(chan struct{}), make(chan struct{})
+	var dials atomic.Int32
+	v := newVM(t, newIstiod(t, controlplane.Config{}), true, func(c *xds.Config) {
+		c.Dial = func(ctx context.Context, address string) (net.Conn, error) {
+			if dials.Add(1) == 1 {
+				close(dialling)
+				select {
+				case <-slow:
+				case <-ctx.Done():
+				}
+			}
+			var d net.Dialer
+			return d.DialContext(ctx, "tcp", address)
+		}
+	})
+	v.client.ReportHealth(xds.Health{Healthy: true})
+	dial := v.serveEnvoy()
+	v.run()
+	<-dialling
+	e := dialEnvoy(t, dial())
+	e.begin()
+	close(slow)
+	v.wait(0, "health, which comes after the first answer", kind(controlplane.HealthReported))
+	n := len(v.istiod.Events())
+	v.istiod.AddService("istioinaction", "catalog", "10.96.1.2")
+	v.wait(n, "a push to whoever is there", func(e controlplane.Event) bool { return e.Kind == controlplane.Acked && e.TypeURL == xds.TypeNameTable })
+	stays := v.oneStream("with Envoy").ID
+	for _, ev := range v.istiod.Events() {
+		if ev.Kind == controlplane.StreamOpened && ev.Stream > stays {
+			t.Errorf("stream %d stays, and %d was opened after it", stays, ev.Stream)
+		}
 	}
 }

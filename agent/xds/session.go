@@ -16,13 +16,17 @@ type session struct {
 	told  uint64 // count of the verdict that istiod was told here
 	// cut ends the session because a newer one has taken over.
 	cut context.CancelFunc
+	// stands says that istiod has answered: another stream may be opened.
+	stands func()
+	number uint64 // in the order of opening
+	named  bool   // istiod was told the node
 
 	answers chan answer
 	ended   chan error // buffered 1: why istiod's side ended
 }
 
-func newSession(c *Client, w wire, e *envoy, cut context.CancelFunc) *session {
-	return &session{c: c, w: w, envoy: e, cut: cut, answers: make(chan answer), ended: make(chan error, 1)}
+func newSession(c *Client, w wire, e *envoy, cut context.CancelFunc, stands func()) *session {
+	return &session{c: c, w: w, envoy: e, cut: cut, stands: stands, number: c.nextNumber(), answers: make(chan answer), ended: make(chan error, 1)}
 }
 
 // serve speaks on the stream until it ends or ctx does (nil then).
@@ -37,6 +41,7 @@ func (s *session) serve(ctx context.Context, node *corev3.Node) error {
 	} else if err != nil {
 		return s.cause()
 	}
+	s.named = true
 	s.c.setPhase(PhaseConnected, nil)
 
 	var requests <-chan *frame
@@ -65,6 +70,7 @@ func (s *session) serve(ctx context.Context, node *corev3.Node) error {
 			if !answered {
 				answered, mayTell = true, true
 				s.c.promote(s)
+				s.stands()
 			}
 			if err := s.take(a); err == errEnvoyStalled {
 				return err

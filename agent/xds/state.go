@@ -16,12 +16,6 @@ import (
 func (c *Client) promote(s *session) {
 	c.mu.Lock()
 	former := c.primary
-	if s.envoy == nil && former != nil && former.envoy != nil {
-		// Both were opened at once, and Envoy's was answered first: the agent's own is not needed.
-		c.mu.Unlock()
-		s.cut()
-		return
-	}
 	c.primary = s
 	c.state.Answered, c.state.Envoy = true, s.envoy != nil
 	c.state.LastError, c.state.Rejected = "", false
@@ -45,18 +39,63 @@ func (c *Client) promote(s *session) {
 // over notes that s has ended.
 func (c *Client) over(s *session) {
 	c.mu.Lock()
-	if c.primary != s {
+	if former := c.primary; former != s {
+		// Opened after the one that counts and ended before it: istiod would not see that one's end. Another one makes it right.
+		stale := former != nil && s.named && s.number > former.number
 		c.mu.Unlock()
+		if stale {
+			former.cut()
+		}
 		return
 	}
 	c.primary = nil
 	c.state.Answered, c.state.Envoy = false, false
-	if s.envoy != nil {
-		c.envoyLeft = time.Now()
-	}
+	c.turnLocked()
+	c.mu.Unlock()
+}
+
+// turnLocked wakes Run: it may be its turn.
+func (c *Client) turnLocked() {
 	close(c.turn)
 	c.turn = make(chan struct{})
+}
+
+// envoyComes notes a stream of Envoy, and ends an attempt of the agent's own that istiod has not answered yet.
+func (c *Client) envoyComes() {
+	c.mu.Lock()
+	c.envoys++
+	own := c.own
+	if p := c.primary; p != nil && p.envoy == nil {
+		own = nil // it stands, and is cut once Envoy's is answered
+	}
 	c.mu.Unlock()
+	if own != nil {
+		own()
+	}
+}
+
+// envoyGoes notes its end.
+func (c *Client) envoyGoes() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.envoys--; c.envoys == 0 {
+		c.envoyLeft = time.Now()
+		c.turnLocked()
+	}
+}
+
+func (c *Client) envoyIsHere() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.envoys > 0
+}
+
+// nextNumber counts sessions.
+func (c *Client) nextNumber() uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.opened++
+	return c.opened
 }
 
 // waitTurn waits while Envoy's stream carries the agent's types, and a moment longer: an Envoy that restarts is back in no time. It returns false
@@ -64,7 +103,7 @@ func (c *Client) over(s *session) {
 func (c *Client) waitTurn(ctx context.Context) bool {
 	for ctx.Err() == nil {
 		c.mu.Lock()
-		taken, left, turn := c.primary != nil, c.envoyLeft, c.turn
+		taken, left, turn := c.primary != nil || c.envoys > 0, c.envoyLeft, c.turn
 		c.mu.Unlock()
 		gap := envoyGap - time.Since(left)
 		switch {
