@@ -17,6 +17,8 @@
 //     there to the filter state envoy.network.application_protocols. A cluster that speaks the client's protocol carries one list for
 //     each, chosen by a CEL expression. The choice must be made there: an upstream HTTP filter runs after the connection is chosen.
 //
+// While it is at it: a cluster whose endpoints are names gets an end to Envoy's patience with resolvers that do not answer (patience.go).
+//
 // Names of filter state factories that only Istio has (istio.hashable_string) turn into Envoy's own of the same meaning.
 //
 // The filter state is not shared with upstream connections, as istio.alpn's was not: Envoy's router reads it from the request itself,

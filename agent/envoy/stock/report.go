@@ -16,6 +16,7 @@ type Report struct {
 	Marked    int            // clusters that carry HTTP's ALPN
 	Unmarked  int            // clusters that should and cannot: they follow the client's protocol and this Envoy has no CEL
 	Factories int            // names of filter state factories replaced
+	Bounded   int            // clusters whose names are asked for with less patience
 
 	Left []string // types that this Envoy does not know and that were left, sorted, each once, at most maxLeft
 }
@@ -47,7 +48,7 @@ func (r Report) LogValue() slog.Value {
 	for _, count := range []struct {
 		key string
 		n   int
-	}{{"peer_exchange", r.Protocols}, {"stand_ins", r.StandIns}, {"marked", r.Marked}, {"unmarked", r.Unmarked}, {"factories", r.Factories}} {
+	}{{"peer_exchange", r.Protocols}, {"stand_ins", r.StandIns}, {"marked", r.Marked}, {"unmarked", r.Unmarked}, {"factories", r.Factories}, {"bounded", r.Bounded}} {
 		if count.n > 0 {
 			attrs = append(attrs, slog.Int(count.key, count.n))
 		}

@@ -131,8 +131,11 @@ func (r *Rewriter) message(m *message, from, to int) (grown int, err error) {
 		}
 		grown += n
 	}
-	if m == &cluster {
-		grown += r.mark(to)
+	switch m {
+	case &cluster:
+		grown += r.mark(to) + r.bound(m, to)
+	case &caresResolver:
+		grown += r.bound(m, to)
 	}
 	r.depth-- // after an error nothing more is read of the response
 	return grown, nil

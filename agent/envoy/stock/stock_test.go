@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -20,7 +21,9 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -194,6 +197,7 @@ func (x reference) message(m protoreflect.Message) {
 	})
 	if c, ok := m.Interface().(*clusterv3.Cluster); ok && x.rewriting {
 		x.mark(c)
+		x.bound(c)
 	}
 }
 
@@ -238,6 +242,17 @@ func (x reference) mark(c *clusterv3.Cluster) {
 			}}
 		}
 	}
+}
+
+// bound knows the clusters of the fixtures: those with names leave it to Envoy how long it asks.
+func (x reference) bound(c *clusterv3.Cluster) {
+	if c.TypedDnsResolverConfig == nil {
+		return
+	}
+	config := resolverOf(x.t, c)
+	config.QueryTimeoutSeconds, config.QueryTries = wrapperspb.UInt64(1), wrapperspb.UInt32(3)
+	c.TypedDnsResolverConfig.TypedConfig = packed(x.t, config)
+	c.DnsFailureRefreshRate = &clusterv3.Cluster_RefreshRate{BaseInterval: durationpb.New(time.Second), MaxInterval: durationpb.New(10 * time.Second)}
 }
 
 // wantStandIn is what takes the place of istio.alpn, in Envoy's own types.

@@ -19,7 +19,7 @@ const (
 )
 
 // note is a fact about the cluster that is being read.
-type note uint8
+type note uint16
 
 const (
 	hasTLS note = 1 << iota
@@ -28,6 +28,9 @@ const (
 	followsClient // speaks the client's protocol
 	isAuto        // agrees on one by ALPN; istio.alpn took this for HTTP/2
 	keepsALPN     // istio.alpn left it alone
+	asksNames     // its endpoints are names
+	ownPatience   // its resolver says how long it is waited for
+	ownRetry      // it says when a name that was not found is asked for again
 )
 
 // slot is a field: what to do with it, and what it says about a cluster by being there.
@@ -119,8 +122,9 @@ var (
 	cluster = message{slots: []slot{
 		8: {do: nest, to: &healthCheck}, 14: {note: hasHTTP2}, 24: {do: nest, to: &transportSocket}, 25: {do: override}, 26: {note: followsClient, only: 1},
 		36: {do: nest, to: &perFilterEntry}, 38: {do: nest, to: &typedExtensionConfig}, 40: {do: filter, to: &clusterFilter},
-		43: {do: nest, to: &transportSocketMatch}, 48: {do: nest, to: &typedExtensionConfig}, 55: {do: nest, to: &typedExtensionConfig},
+		43: {do: nest, to: &transportSocketMatch}, 44: {note: ownRetry}, 48: {do: nest, to: &typedExtensionConfig}, 55: {do: nest, to: &typedExtensionConfig},
 	}}
+	caresResolver        = message{slots: []slot{6: {note: ownPatience}, 7: {note: ownPatience}}, note: asksNames}
 	transportSocketMatch = message{slots: []slot{3: {do: nest, to: &transportSocket}}}
 	healthCheck          = message{slots: []slot{21: {do: nest, to: &healthCheckTLS}}}
 	healthCheckTLS       = message{slots: []slot{1: {do: alpn}}}
@@ -145,25 +149,26 @@ var types = map[string]*message{
 	typeSetFilterState:                       &httpSetFilterState,
 	hcm + "HttpConnectionManager":            &connectionManager,
 	hcm + "EnvoyMobileHttpConnectionManager": {slots: []slot{1: {do: nest, to: &connectionManager}}},
-	"envoy.extensions.filters.network.set_filter_state.v3.Config":    &networkSetFilterState,
-	"envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy":         &tcpProxy,
-	"envoy.extensions.filters.network.thrift_proxy.v3.ThriftProxy":   &thriftProxy,
-	"envoy.extensions.filters.network.generic_proxy.v3.GenericProxy": &genericProxy,
-	"envoy.extensions.filters.udp.dns_filter.v3.DnsFilterConfig":     &dnsFilter,
-	"envoy.extensions.filters.udp.udp_proxy.v3.UdpProxyConfig":       &udpProxy,
-	"envoy.extensions.filters.http.router.v3.Router":                 &router,
-	"envoy.extensions.upstreams.http.v3.HttpProtocolOptions":         &httpOptions,
-	sockets + "tls.v3.DownstreamTlsContext":                          &downstreamTLSContext,
-	sockets + "tls.v3.UpstreamTlsContext":                            &upstreamTLSContext,
-	sockets + "quic.v3.QuicDownstreamTransport":                      &quicDownstream,
-	sockets + "quic.v3.QuicUpstreamTransport":                        &quicUpstream,
-	sockets + "starttls.v3.StartTlsConfig":                           &startTLSDownstream,
-	sockets + "starttls.v3.UpstreamStartTlsConfig":                   &startTLSUpstream,
-	sockets + "internal_upstream.v3.InternalUpstreamTransport":       &socketIn3,
-	sockets + "proxy_protocol.v3.ProxyProtocolUpstreamTransport":     &socketIn2,
-	sockets + "tap.v3.Tap":                                           &socketIn2,
-	sockets + "tcp_stats.v3.Config":                                  &socketIn1,
-	sockets + "http_11_proxy.v3.Http11ProxyUpstreamTransport":        &socketIn1,
+	"envoy.extensions.filters.network.set_filter_state.v3.Config":           &networkSetFilterState,
+	"envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy":                &tcpProxy,
+	"envoy.extensions.filters.network.thrift_proxy.v3.ThriftProxy":          &thriftProxy,
+	"envoy.extensions.filters.network.generic_proxy.v3.GenericProxy":        &genericProxy,
+	"envoy.extensions.filters.udp.dns_filter.v3.DnsFilterConfig":            &dnsFilter,
+	"envoy.extensions.filters.udp.udp_proxy.v3.UdpProxyConfig":              &udpProxy,
+	"envoy.extensions.filters.http.router.v3.Router":                        &router,
+	"envoy.extensions.upstreams.http.v3.HttpProtocolOptions":                &httpOptions,
+	"envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig": &caresResolver,
+	sockets + "tls.v3.DownstreamTlsContext":                                 &downstreamTLSContext,
+	sockets + "tls.v3.UpstreamTlsContext":                                   &upstreamTLSContext,
+	sockets + "quic.v3.QuicDownstreamTransport":                             &quicDownstream,
+	sockets + "quic.v3.QuicUpstreamTransport":                               &quicUpstream,
+	sockets + "starttls.v3.StartTlsConfig":                                  &startTLSDownstream,
+	sockets + "starttls.v3.UpstreamStartTlsConfig":                          &startTLSUpstream,
+	sockets + "internal_upstream.v3.InternalUpstreamTransport":              &socketIn3,
+	sockets + "proxy_protocol.v3.ProxyProtocolUpstreamTransport":            &socketIn2,
+	sockets + "tap.v3.Tap":                                                  &socketIn2,
+	sockets + "tcp_stats.v3.Config":                                         &socketIn1,
+	sockets + "http_11_proxy.v3.Http11ProxyUpstreamTransport":               &socketIn1,
 }
 
 const (
