@@ -122,8 +122,12 @@ func TestFaults(t *testing.T) {
 			fault{"a reload reaches istiod under the same Envoy", agentReloads},
 			fault{"certificates rotate under traffic", certificatesRotate},
 		))
-		t.Run("of others", all(
+		t.Run("of a machine that changes", all(
 			fault{"Envoy comes and goes", envoyComesAndGoes},
+		))
+		t.Run("of machines that start", all(
+			fault{"who is in the way is named", startIsObstructed},
+			fault{"a silent resolver does not hold Envoy up", resolverIsSilent},
 		))
 	})
 }

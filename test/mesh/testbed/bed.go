@@ -209,6 +209,17 @@ func (b *Bed) Forbid(t testing.TB, from, to netip.Addr) (undo func()) {
 	return firewall(t, "-s", from.String(), "-d", to.String(), "--syn")
 }
 
+// Silence drops every question of a machine to its resolver, which then says nothing at all.
+func (b *Bed) Silence(t testing.TB, vm *VM) {
+	t.Helper()
+	for _, protocol := range []string{"udp", "tcp"} {
+		cmd := exec.Command("/usr/sbin/iptables", "-A", "INPUT", "-s", vm.IP().String(), "-p", protocol, "--dport", "53", "-j", "DROP")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v: %v: %s", cmd, err, out)
+		}
+	}
+}
+
 // firewall rejects TCP packets that match, to and through the test's side of the cables.
 func firewall(t testing.TB, match ...string) (undo func()) {
 	t.Helper()
