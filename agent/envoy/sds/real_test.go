@@ -196,7 +196,7 @@ func TestEnvoyFollowsTheIdentity(t *testing.T) {
 		if id := leaf.URIs[0].String(); id != istioctl.SPIFFEID {
 			return "", fmt.Errorf("envoy is %s", id)
 		}
-		return fmt.Sprintf("%x", leaf.SerialNumber), nil
+		return fmt.Sprintf("%x", leaf.SerialNumber.Bytes()), nil // two digits for each byte, as Serial has
 	}
 	awaitCurrent := func(what string) {
 		t.Helper()
