@@ -3,6 +3,7 @@
 #
 #   setup.sh        what demo and `make test` need
 #   setup.sh vm     and what the suite with real systemd machines needs
+#   setup.sh envoy  and what the suite with the real Envoy needs
 #   setup.sh mesh   and what the suite with the real control plane needs
 set -eu
 PATH=$PATH:/usr/sbin:/sbin
@@ -18,8 +19,10 @@ case ${1:-} in
 vm)
 	need debootstrap debootstrap
 	need systemd-nspawn systemd-container
+	need python3 python3
+	need pip3 python3-pip
 	;;
-mesh)
+envoy | mesh)
 	need python3 python3
 	need pip3 python3-pip
 	;;

@@ -64,12 +64,19 @@ func Network(t testing.TB) {
 	}
 }
 
-// Program returns the real Envoy, or skips the test.
+// Program returns the real Envoy. The test is skipped when none is named, which with REQUIRE_ENVOY=1 is a failure, as is one that is not there.
 func Program(t testing.TB) string {
 	t.Helper()
 	path := os.Getenv("WINGMAN_ENVOY")
 	if path == "" {
-		t.Skip("WINGMAN_ENVOY names no Envoy to try this with")
+		const why = "WINGMAN_ENVOY names no Envoy to try this with (make test-envoy)"
+		if os.Getenv("REQUIRE_ENVOY") == "1" {
+			t.Fatal(why)
+		}
+		t.Skip(why)
+	}
+	if _, err := exec.LookPath(path); err != nil {
+		t.Fatalf("WINGMAN_ENVOY: %v", err)
 	}
 	Network(t)
 	return path

@@ -16,6 +16,8 @@ import (
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	"google.golang.org/protobuf/types/known/durationpb"
+
+	"wingman/agent/envoy/envoytest"
 )
 
 // inbound is a peer's inbound listener that detects protocols: the fixture's, as istiod sends it to this Envoy, with its matches and ALPN
@@ -98,7 +100,7 @@ func answer(t *testing.T, p pipes) *clusterv3.Cluster {
 // A peer that detects protocols treats HTTP as HTTP and TCP as TCP, both to the same cluster; with istio.alpn only taken out, it would
 // take HTTP for TCP.
 func TestAPeerTellsHTTPFromTCP(t *testing.T) {
-	envoyProgram(t)
+	envoytest.Program(t)
 	for _, c := range []struct {
 		name    string
 		standIn bool

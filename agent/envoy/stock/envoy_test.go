@@ -17,11 +17,13 @@ import (
 	internalv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/internal_upstream/v3"
 	upstreamv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+
+	"wingman/agent/envoy/envoytest"
 )
 
 // What istiod sends with its defaults is refused by a stock Envoy, and accepted once rewritten.
 func TestEnvoyAcceptsWhatIsLeft(t *testing.T) {
-	program := envoyProgram(t)
+	program := envoytest.Program(t)
 	validate := func(lds, cds []byte) (string, error) {
 		file := bootstrap(t, unpacked(t, lds, newListener), unpacked(t, cds, newCluster))
 		out, err := exec.CommandContext(t.Context(), program, "--mode", "validate", "-c", file, "-l", "warning", "--disable-hot-restart").CombinedOutput()
@@ -69,7 +71,7 @@ func TestEnvoyAcceptsWhatIsLeft(t *testing.T) {
 
 // The other side of TLS sees the protocols that it would see from Istio's Envoy.
 func TestPeersSeeIstiosProtocols(t *testing.T) {
-	envoyProgram(t)
+	envoytest.Program(t)
 	p, tunnel := newPeer(t), newPeer(t)
 	pipes := newPipes(t)
 

@@ -37,17 +37,9 @@ import (
 	upstreamv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
-)
 
-// envoyProgram is a real, unmodified Envoy, by the variable WINGMAN_ENVOY. Without it the test that asks is skipped.
-func envoyProgram(t *testing.T) string {
-	t.Helper()
-	program := os.Getenv("WINGMAN_ENVOY")
-	if program == "" {
-		t.Skip("WINGMAN_ENVOY does not name an Envoy")
-	}
-	return program
-}
+	"wingman/agent/envoy/envoytest"
+)
 
 // staticCluster is one of those that stand in Envoy's bootstrap file and that istiod's configuration names.
 func staticCluster(t *testing.T, name string) *clusterv3.Cluster {
@@ -165,7 +157,7 @@ func newPeer(t *testing.T) *peer {
 func runEnvoy(t *testing.T, file string) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	cmd := exec.CommandContext(ctx, envoyProgram(t), "-c", file, "-l", "warning", "--component-log-level", "main:info", "--disable-hot-restart", "--concurrency", "1")
+	cmd := exec.CommandContext(ctx, envoytest.Program(t), "-c", file, "-l", "warning", "--component-log-level", "main:info", "--disable-hot-restart", "--concurrency", "1")
 	logs, err := cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)

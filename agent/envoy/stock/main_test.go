@@ -1,0 +1,9 @@
+package stock
+
+import (
+	"testing"
+
+	"wingman/agent/envoy/envoytest"
+)
+
+func TestMain(m *testing.M) { envoytest.Main(m) }
