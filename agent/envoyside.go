@@ -46,8 +46,7 @@ type envoySide struct {
 	mu         sync.Mutex // guards everything below
 	presence   presence
 	seen       sighting
-	configured int    // pid of the Envoy that was found to have its configuration
-	notes      string // said about the bootstrap file
+	configured int // pid of the Envoy that was found to have its configuration
 }
 
 // heldIdentity is the newest certificate of whichever member there is.

@@ -55,7 +55,7 @@ func (a *Agent) keepMember(ctx context.Context) error {
 // Reasons for another member to take a member's place.
 var (
 	errReloaded     = errors.New("settings were reloaded")
-	errEnvoyChanged = errors.New("Envoy came, or has gone for good")
+	errEnvoyChanged = errors.New("an Envoy came, or has gone for good")
 )
 
 // envoyChanged follows Envoy's presence.
