@@ -6,6 +6,7 @@ import (
 	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc/mem"
 
 	"wingman/agent/envoy/stock"
 	"wingman/agent/xds"
@@ -52,11 +53,10 @@ type fitter struct {
 
 func (f *fitter) Wants(typeURL string) bool { return stock.Wants(typeURL) }
 
-func (f *fitter) Fit(typeURL string, frame []byte) []byte {
-	out, report, err := f.rewriter.Response(typeURL, f.delta, frame)
+func (f *fitter) Fit(typeURL string, frame mem.BufferSlice) mem.BufferSlice {
+	out, report, err := f.rewriter.Rewrite(typeURL, f.delta, frame)
 	if err != nil {
-		f.log.Warn("a push cannot be fitted to this Envoy; it gets it as it is", "type", typeURL, "cause", err)
-		return frame
+		f.log.Warn("parts of a push cannot be fitted to this Envoy; it gets them as they are", "type", typeURL, "cause", err)
 	}
 	for extension, n := range report.Removed {
 		f.removed.WithLabelValues(extension).Add(float64(n))

@@ -44,10 +44,11 @@ type envoy struct {
 
 // A Fitter fits istiod's pushes to one Envoy.
 type Fitter interface {
-	// Wants reports whether pushes of this type may need fitting; others are never put together from their pieces.
+	// Wants reports whether pushes of this type may need fitting; others are never read.
 	Wants(typeURL string) bool
-	// Fit returns the response that Envoy gets for one of istiod's: frame itself when nothing has to change. It must not write to frame.
-	Fit(typeURL string, frame []byte) []byte
+	// Fit returns the response that Envoy gets for one of istiod's, which is given up: frame itself when nothing has to change, else other
+	// pieces, and those of frame were freed. It must not write to frame.
+	Fit(typeURL string, frame mem.BufferSlice) mem.BufferSlice
 }
 
 // serveEnvoy lives as long as one stream of Envoy, or until ctx ends.
@@ -162,13 +163,7 @@ func (e *envoy) fitIn(a answer) {
 	if e.fit == nil || !e.fit.Wants(a.typeURL) {
 		return
 	}
-	whole := a.frame.data.Materialize()
-	fitted := e.fit.Fit(a.typeURL, whole)
-	if len(fitted) == len(whole) && (len(whole) == 0 || &fitted[0] == &whole[0]) {
-		return // the pieces as they came will do
-	}
-	a.frame.data.Free()
-	a.frame.data = mem.BufferSlice{mem.SliceBuffer(fitted)}
+	a.frame.data = e.fit.Fit(a.typeURL, a.frame.data)
 }
 
 // layout is that of Envoy's requests.

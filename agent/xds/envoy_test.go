@@ -3,6 +3,7 @@ package xds_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"testing"
 	"time"
@@ -248,5 +249,35 @@ func TestTheSocketServesNothingElse(t *testing.T) {
 			}
 			break
 		}
+	}
+}
+
+// istiod does not read while it sends, so a push that nobody reads and a request that nobody reads would wait for each other.
+func TestLargeRequestsAndLargePushesDoNotWaitForEachOther(t *testing.T) {
+	v := newVM(t, newIstiod(t, controlplane.Config{}), true, nil)
+	const requests = 8
+	routes := map[string]*anypb.Any{}
+	for i := range requests {
+		routes[fmt.Sprint("route-", i)] = &anypb.Any{TypeUrl: controlplane.RouteType, Value: make([]byte, 2<<20)}
+	}
+	v.istiod.SetResources(controlplane.RouteType, routes)
+	v.istiod.SetResources(controlplane.ClusterType, map[string]*anypb.Any{"large": {TypeUrl: controlplane.ClusterType, Value: make([]byte, 3<<20)}})
+	dial := v.serveEnvoy()
+	v.run()
+	e := dialEnvoy(t, dial())
+	e.send(&discoveryv3.DeltaDiscoveryRequest{Node: node("forum"), TypeUrl: controlplane.ClusterType})
+	for i := range requests {
+		names := []string{fmt.Sprint("route-", i)}
+		for n := range 10_000 { // as many as a large mesh has clusters: the request is larger than what is sent unread
+			names = append(names, fmt.Sprintf("outbound|80||service-%d.namespace-%d.svc.cluster.local", n, i))
+		}
+		e.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: controlplane.RouteType, ResourceNamesSubscribe: names})
+	}
+	for waiting := 1 + requests; waiting > 0; {
+		r, err := e.stream.Recv()
+		if err != nil {
+			t.Fatalf("%d answers are missing: %v", waiting, err)
+		}
+		waiting -= len(r.GetResources())
 	}
 }

@@ -15,6 +15,7 @@ import (
 	statuspb "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/proto"
 
 	"wingman/agent/xds"
@@ -176,9 +177,10 @@ type shout struct{ seen map[string]bool }
 
 func (s shout) Wants(typeURL string) bool { return typeURL == controlplane.ClusterType }
 
-func (s shout) Fit(typeURL string, frame []byte) []byte {
+func (s shout) Fit(typeURL string, frame mem.BufferSlice) mem.BufferSlice {
 	s.seen[typeURL] = true
-	return bytes.ReplaceAll(frame, []byte("webapp"), []byte("WEBAPP"))
+	defer frame.Free()
+	return mem.BufferSlice{mem.SliceBuffer(bytes.ReplaceAll(frame.Materialize(), []byte("webapp"), []byte("WEBAPP")))}
 }
 
 func TestPushesAreFittedToEnvoyAndToNobodyElse(t *testing.T) {
@@ -208,6 +210,9 @@ func TestPushesAreFittedToEnvoyAndToNobodyElse(t *testing.T) {
 		if r := e.recv(); len(r.GetResources()) != 1 || string(r.GetResources()[0].GetResource().GetValue()) != want {
 			t.Errorf("Envoy got %v, want %s", r, want)
 		}
+		v.wait(0, "a table for the agent", func(e controlplane.Event) bool {
+			return e.Kind == controlplane.Acked && e.TypeURL == xds.TypeNameTable
+		})
 		e.cancel()
 	}
 	v.mu.Lock()

@@ -2,7 +2,6 @@ package xds
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -23,30 +22,39 @@ type session struct {
 
 	answers chan answer
 	ended   chan error // buffered 1: why istiod's side ended
+
+	unsent []*frame    // what waits for the writer, oldest first
+	sends  chan *frame // to the writer; nil once it was closed
 }
 
+// mostUnsent is how many messages may wait for istiod before Envoy's requests have to.
+const mostUnsent = 16
+
 func newSession(c *Client, w wire, e *envoy, cut context.CancelFunc, stands func()) *session {
-	return &session{c: c, w: w, envoy: e, cut: cut, stands: stands, number: c.nextNumber(), answers: make(chan answer), ended: make(chan error, 1)}
+	return &session{c: c, w: w, envoy: e, cut: cut, stands: stands, number: c.nextNumber(),
+		answers: make(chan answer), ended: make(chan error, 1), sends: make(chan *frame)}
 }
 
 // serve speaks on the stream until it ends or ctx does (nil then).
+//
+// It never waits for a message to be sent: istiod does not read while it sends a push that we do not read, and so both would wait for ever.
 func (s *session) serve(ctx context.Context, node *corev3.Node) error {
 	done := make(chan struct{})
 	defer close(done)
 	go s.read(done)
+	go s.write(s.sends, done)
 	defer s.c.over(s)
+	defer s.drop()
 
-	if err := s.open(node); errors.Is(err, errFrame) {
+	if err := s.open(node); err != nil {
 		return err
-	} else if err != nil {
-		return s.cause()
 	}
 	s.named = true
 	s.c.setPhase(PhaseConnected, nil)
 
-	var requests <-chan *frame
+	var fromEnvoy <-chan *frame
 	if s.envoy != nil {
-		requests = s.envoy.requests
+		fromEnvoy = s.envoy.requests
 	}
 	// Health must not be the first message, and before the node is accepted nobody would note it: it waits for the first answer,
 	// and for a control plane that never answers a NameTable, firstAnswerWait.
@@ -57,37 +65,85 @@ func (s *session) serve(ctx context.Context, node *corev3.Node) error {
 		if mayTell {
 			var err error
 			if news, err = s.tellHealth(); err != nil {
-				return s.cause()
+				return err
 			}
 		}
+		requests := fromEnvoy
+		if len(s.unsent) >= mostUnsent {
+			requests = nil
+		}
+		sends, next := s.next()
 		select {
 		case <-ctx.Done():
 			s.goodbye()
 			return nil
 		case err := <-s.ended:
 			return err
+		case sends <- next:
+			s.unsent = s.unsent[1:]
 		case a := <-s.answers:
 			if !answered {
 				answered, mayTell = true, true
 				s.c.promote(s)
 				s.stands()
 			}
-			if err := s.take(a); err == errEnvoyStalled {
+			if err := s.take(a); err != nil {
 				return err
-			} else if err != nil {
-				return s.cause()
 			}
 		case f, open := <-requests:
 			if !open { // Envoy is gone; its handler ends ctx
-				requests = nil
+				fromEnvoy = nil
 				continue
 			}
-			if s.forward(f) != nil {
-				return s.cause()
-			}
+			s.forward(f)
 		case <-patience.C:
 			mayTell = true
 		case <-news:
+		}
+	}
+}
+
+// next returns what the writer gets next and the channel to it, which is nil when nothing waits.
+func (s *session) next() (chan<- *frame, *frame) {
+	if len(s.unsent) == 0 {
+		return nil, nil
+	}
+	return s.sends, s.unsent[0]
+}
+
+// send encodes a request of the agent's own, for the writer.
+func (s *session) send(r request) error {
+	f, err := s.w.encode(r)
+	if err != nil {
+		return err
+	}
+	s.unsent = append(s.unsent, f)
+	return nil
+}
+
+// drop frees what was not sent.
+func (s *session) drop() {
+	for _, f := range s.unsent {
+		f.free()
+	}
+	s.unsent = nil
+}
+
+// write sends what it is given until sends is closed; then it ends our side of the stream, and istiod ends its own once everything sent was
+// handled. When a send fails the stream is over, and read has the cause: gRPC's Send fails with io.EOF alone.
+func (s *session) write(sends <-chan *frame, done <-chan struct{}) {
+	for {
+		select {
+		case f, more := <-sends:
+			if !more {
+				_ = s.w.closeSend() // it fails when there is no stream any more
+				return
+			}
+			if s.w.pass(f) != nil {
+				return
+			}
+		case <-done:
+			return
 		}
 	}
 }
@@ -109,20 +165,8 @@ func (s *session) read(done <-chan struct{}) {
 	}
 }
 
-// cause waits for the reason why the stream ended: gRPC's Send fails with io.EOF alone, the reader has the cause.
-func (s *session) cause() error {
-	for {
-		select {
-		case a := <-s.answers:
-			a.frame.free()
-		case err := <-s.ended:
-			return err
-		}
-	}
-}
-
 // open sends what a stream begins with: the node, in Envoy's first request or in ours, and the agent's subscriptions. Its error wraps errFrame when
-// Envoy's request is not one, else it is a failed send.
+// Envoy's request is not one.
 func (s *session) open(node *corev3.Node) error {
 	if e := s.envoy; e != nil {
 		first, err := e.first.withNode(e.delta, node)
@@ -130,12 +174,10 @@ func (s *session) open(node *corev3.Node) error {
 			return err
 		}
 		e.first, node = nil, nil
-		if err := s.forward(first); err != nil {
-			return err
-		}
+		s.forward(first)
 	}
 	for _, sub := range s.c.cfg.Subscriptions {
-		if err := s.w.send(request{typeURL: sub.TypeURL, node: node}); err != nil {
+		if err := s.send(request{typeURL: sub.TypeURL, node: node}); err != nil {
 			return err
 		}
 		node = nil
@@ -143,23 +185,23 @@ func (s *session) open(node *corev3.Node) error {
 	return nil
 }
 
-// forward passes a request of Envoy on. Its error is a failed send.
-func (s *session) forward(f *frame) error {
+// forward passes a request of Envoy on.
+func (s *session) forward(f *frame) {
 	h, err := f.header(s.envoy.layout())
 	if err != nil || !s.envoy.passes(h) {
 		s.c.log.Debug("request of Envoy not passed on", "type", h.typeURL, "nonce", h.nonce, "cause", err)
 		f.free()
-		return nil
+		return
 	}
 	if h.refusal {
 		s.c.envoyRefused(h.typeURL, f.refusalText(s.envoy.delta))
 	} else if h.nonce != "" {
 		s.c.envoyAccepted(h.typeURL)
 	}
-	return s.w.pass(f)
+	s.unsent = append(s.unsent, f)
 }
 
-// take hands an answer to whom it is for. Its error is errEnvoyStalled or a failed send.
+// take hands an answer to whom it is for. Its error ends the stream: errEnvoyStalled, say.
 func (s *session) take(a answer) error {
 	handle := s.c.handler(a.typeURL)
 	if handle == nil {
@@ -185,12 +227,12 @@ func (s *session) take(a answer) error {
 		inUse := s.c.refused(a.typeURL, err)
 		s.c.metrics.pushes.WithLabelValues(name, "nack").Inc()
 		s.c.log.Warn("push refused; what was in use stays", "type", name, "version", a.version, "cause", err)
-		return s.w.send(request{typeURL: a.typeURL, version: inUse, nonce: a.nonce, detail: refusal(err)})
+		return s.send(request{typeURL: a.typeURL, version: inUse, nonce: a.nonce, detail: refusal(err)})
 	}
 	s.c.accepted(a.typeURL, a.version)
 	s.c.metrics.pushes.WithLabelValues(name, "ack").Inc()
 	s.c.log.Debug("push taken in", "type", name, "version", a.version, "resources", len(p.Resources), "seconds", time.Since(began).Seconds())
-	return s.w.send(request{typeURL: a.typeURL, version: a.version, nonce: a.nonce})
+	return s.send(request{typeURL: a.typeURL, version: a.version, nonce: a.nonce})
 }
 
 // tellHealth sends the verdict that is due, if one is, and returns what to wait for.
@@ -199,7 +241,7 @@ func (s *session) tellHealth() (news <-chan struct{}, err error) {
 	if !due {
 		return news, nil
 	}
-	if err := s.w.send(request{typeURL: TypeHealth, detail: verdict(h)}); err != nil {
+	if err := s.send(request{typeURL: TypeHealth, detail: verdict(h)}); err != nil {
 		return nil, err
 	}
 	s.told = count
@@ -210,16 +252,23 @@ func (s *session) tellHealth() (news <-chan struct{}, err error) {
 	return news, nil
 }
 
-// goodbye sends a verdict still due, ends our side and gives istiod a moment to read it all. Only then may the connection go:
-// closing it at once throws away what is still in the send buffer.
+// goodbye sends what is due, ends our side and gives istiod a moment to read it all. Only then may the connection go: closing it at once
+// throws away what is still in the send buffer.
 func (s *session) goodbye() {
-	if _, err := s.tellHealth(); err != nil || s.w.closeSend() != nil {
+	if _, err := s.tellHealth(); err != nil {
 		return
 	}
 	limit := time.NewTimer(goodbyeWait)
 	defer limit.Stop()
 	for {
+		sends, next := s.next()
+		if next == nil && s.sends != nil {
+			close(s.sends)
+			s.sends = nil
+		}
 		select {
+		case sends <- next:
+			s.unsent = s.unsent[1:]
 		case a := <-s.answers: // too late to matter
 			a.frame.free()
 		case <-s.ended:

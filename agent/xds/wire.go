@@ -1,6 +1,8 @@
 package xds
 
 import (
+	"strings"
+
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	statuspb "google.golang.org/genproto/googleapis/rpc/status"
@@ -103,7 +105,8 @@ type request struct {
 	detail  *statuspb.Status
 }
 
-func (w wire) send(r request) error {
+// encode makes the message of a request.
+func (w wire) encode(r request) (*frame, error) {
 	var m proto.Message
 	if w.delta {
 		// No resource names: a wildcard subscription, which is how istiod serves the NameTable.
@@ -111,11 +114,7 @@ func (w wire) send(r request) error {
 	} else {
 		m = &discoveryv3.DiscoveryRequest{Node: r.node, TypeUrl: r.typeURL, VersionInfo: r.version, ResponseNonce: r.nonce, ErrorDetail: r.detail}
 	}
-	f, err := frameOf(m)
-	if err != nil {
-		return err
-	}
-	return w.pass(f)
+	return frameOf(m)
 }
 
 // pass sends a frame as it is, and frees it.
@@ -129,7 +128,7 @@ func (w wire) closeSend() error { return w.stream.CloseSend() }
 
 // refusal is the error detail of a NACK.
 func refusal(reason error) *statuspb.Status {
-	return &statuspb.Status{Code: int32(codes.InvalidArgument), Message: reason.Error()}
+	return &statuspb.Status{Code: int32(codes.InvalidArgument), Message: text(reason.Error())}
 }
 
 // verdict is the error detail of a health report; nil means healthy.
@@ -137,5 +136,8 @@ func verdict(h Health) *statuspb.Status {
 	if h.Healthy {
 		return nil
 	}
-	return &statuspb.Status{Code: unhealthyCode, Message: h.Reason}
+	return &statuspb.Status{Code: unhealthyCode, Message: text(h.Reason)}
 }
+
+// text makes s fit for protobuf, which refuses a string that is not UTF-8: what a probe printed, say.
+func text(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }

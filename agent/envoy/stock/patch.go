@@ -27,17 +27,3 @@ func (r *Rewriter) close(mark int, f *field, grown int) int {
 	r.patches[mark].length = size
 	return grown + protowire.SizeVarint(size) - (f.body - f.head)
 }
-
-// apply appends to out what of in stands from position done to the last patch, patched.
-func apply(out, in []byte, done int, patches []patch) []byte {
-	for _, p := range patches {
-		out = append(out, in[done:p.at]...)
-		if p.hasLength {
-			out = protowire.AppendVarint(out, p.length)
-		} else {
-			out = append(out, p.text...)
-		}
-		done = p.end
-	}
-	return out
-}

@@ -2,7 +2,6 @@ package stock
 
 import (
 	"fmt"
-	"slices"
 
 	"google.golang.org/protobuf/encoding/protowire"
 )
@@ -32,49 +31,6 @@ func New(ext Extensions) *Rewriter {
 
 // Wants reports whether responses of this type can hold anything to rewrite. Others need not be put into one piece of memory.
 func Wants(typeURL string) bool { return resources[typeName(typeURL)] }
-
-// Response rewrites a DeltaDiscoveryResponse (delta) or DiscoveryResponse of the given type.
-//
-// out is frame itself when nothing had to change, else new memory. Resources without a hit keep their bytes, and so does every field
-// that is not concerned, fields that this package has never heard of included; their order never changes. An error means that frame,
-// or a message in it that had to be read, is malformed: out is nil, and frame may be passed on for Envoy to refuse. frame must not
-// change while it is read and is never written to.
-func (r *Rewriter) Response(typeURL string, delta bool, frame []byte) (out []byte, report Report, err error) {
-	if !r.ext.Needed() || !Wants(typeURL) {
-		return frame, Report{}, nil
-	}
-	r.in, r.report = frame, Report{}
-	defer func() { r.in, r.patches = nil, r.patches[:0] }()
-	done := 0 // what of frame is in out already
-	var f field
-	for f.end < len(frame) {
-		if err := f.read(frame, f.end, len(frame)); err != nil {
-			return nil, Report{}, err
-		}
-		if f.num != 2 || !f.bytes() { // resources, in both kinds of response
-			continue
-		}
-		r.patches, r.depth = r.patches[:0], 0
-		if err := r.resource(&f, delta); err != nil {
-			return nil, Report{}, fmt.Errorf("resource %d of a response of %s: %w", r.report.Resources, typeName(typeURL), err)
-		}
-		if len(r.patches) == 0 {
-			continue
-		}
-		r.report.Changed++
-		if out == nil {
-			// Nearly always more goes than comes.
-			out = make([]byte, 0, len(frame)+len(r.standIn)+len(r.marks.follow))
-		}
-		out = apply(out, frame, done, r.patches)
-		done = r.patches[len(r.patches)-1].end
-	}
-	slices.Sort(r.report.Left)
-	if out == nil {
-		return frame, r.report, nil
-	}
-	return append(out, frame[done:]...), r.report, nil
-}
 
 // resource rewrites one element of a response's resources: a Resource in a delta response, an Any otherwise.
 //

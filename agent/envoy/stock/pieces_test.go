@@ -1,0 +1,106 @@
+package stock
+
+import (
+	"bytes"
+	"testing"
+
+	"google.golang.org/grpc/mem"
+)
+
+// Response is Rewrite for a response in one piece. With an error there is nothing, for tests to see that they got one.
+func (r *Rewriter) Response(typeURL string, delta bool, frame []byte) ([]byte, Report, error) {
+	in := bytes.Clone(frame)
+	out, report, err := r.Rewrite(typeURL, delta, mem.BufferSlice{mem.SliceBuffer(frame)})
+	if !bytes.Equal(in, frame) {
+		panic("the response was written to")
+	}
+	switch {
+	case err != nil:
+		return nil, Report{}, err
+	case len(out) == 1 && len(frame) > 0 && out.Len() > 0 && &out[0].ReadOnlyData()[0] == &frame[0]:
+		return frame, report, nil
+	}
+	return out.Materialize(), report, nil
+}
+
+// poison is a pool whose buffers are of no use any more once they were given back.
+type poison struct{ lent, back int }
+
+func (p *poison) Get(n int) *[]byte { b := make([]byte, n); p.lent++; return &b }
+
+func (p *poison) Put(b *[]byte) {
+	p.back++
+	for i := range *b {
+		(*b)[i] = 0xee
+	}
+}
+
+// cut makes pieces of n bytes whose memory is p's. Small ones gRPC does not give back to a pool.
+func (p *poison) cut(b []byte, n int) (s mem.BufferSlice) {
+	for len(b) > 0 {
+		piece := p.Get(min(n, len(b)))
+		b = b[copy(*piece, b):]
+		s = append(s, mem.NewBuffer(piece, p))
+	}
+	return s
+}
+
+func TestPiecesAreRewrittenAsTheWholeIs(t *testing.T) {
+	for _, tc := range []struct {
+		name  string
+		frame []byte
+		typ   string
+	}{
+		{"clusters", fixture(t, fixtureCDS), fixtureCDS},
+		{"listeners", fixture(t, fixtureLDS), fixtureLDS},
+		{"routes, where nothing changes", fixture(t, fixtureRDS), fixtureRDS},
+		{"no resources", []byte{0x0a, 0x01, 'v'}, fixtureCDS},
+		{"nothing", nil, fixtureCDS},
+	} {
+		r := New(stockEnvoy(t))
+		want, wantReport, err := r.Response(urlOf(tc.typ), true, tc.frame)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, n := range []int{1, 3, 100, 1500, 4096, 16 << 10, 1 << 20} {
+			var p poison
+			out, report, err := r.Rewrite(urlOf(tc.typ), true, p.cut(tc.frame, n))
+			if err != nil {
+				t.Fatalf("%s in pieces of %d: %v", tc.name, n, err)
+			}
+			if got := out.Materialize(); !bytes.Equal(got, want) || report.LogValue().String() != wantReport.LogValue().String() {
+				t.Errorf("%s in pieces of %d: %d bytes, %v; want %d, %v", tc.name, n, len(got), report.LogValue(), len(want), wantReport.LogValue())
+			}
+			out.Free()
+			if n > 1024 && len(tc.frame) > n && p.back < p.lent-1 { // the last piece may be one of those that gRPC does not pool
+				t.Errorf("%s in pieces of %d: %d of %d pieces were given back", tc.name, n, p.back, p.lent)
+			}
+		}
+	}
+}
+
+// What is malformed reaches Envoy, which says what is wrong with it; what else there is gets rewritten.
+func TestMalformedPartsAreLeftInTheResponse(t *testing.T) {
+	good := fixture(t, fixtureLDS)
+	bad := embed(2, embed(2, append(embed(1, "type.googleapis.com/"+typeListener), embed(2, []byte{0x1a, 0x7f})...))) // a filter chain that is cut short
+	for _, tc := range []struct {
+		name  string
+		frame []byte
+		left  []byte // must be in what comes out
+	}{
+		{"a resource at the end", append(bytes.Clone(good), bad...), bad},
+		{"a resource at the beginning", append(bytes.Clone(bad), good...), bad},
+		{"half a field at the end", append(bytes.Clone(good), 0x12, 0x7f, 'x'), []byte{0x12, 0x7f, 'x'}},
+		{"a group at the end", append(bytes.Clone(good), 0x0b, 0x0c, 0x0c), []byte{0x0b, 0x0c, 0x0c}},
+	} {
+		for _, n := range []int{1, 100, 4096, 1 << 20} {
+			var p poison
+			out, report, err := New(stockEnvoy(t)).Rewrite(urlOf(fixtureLDS), true, p.cut(tc.frame, n))
+			got := out.Materialize()
+			if err == nil || report.Changed == 0 || bytes.Contains(got, []byte(typeStats)) || !bytes.Contains(got, tc.left) {
+				t.Errorf("%s in pieces of %d: %d of %d bytes, %d resources changed, error %v; want an error and the rest rewritten",
+					tc.name, n, len(got), len(tc.frame), report.Changed, err)
+			}
+		}
+	}
+}
