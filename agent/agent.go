@@ -63,6 +63,7 @@ type Agent struct {
 	// nextMember is closed and replaced when another member takes member's place.
 	nextMember chan struct{}
 	joined     *joinState
+	drained    *drained // nil: the machine takes part in load balancing
 	leaving    bool
 	// What the member was told last about Envoy, and whether the rules know it to be down.
 	unfit     string
@@ -159,6 +160,9 @@ func (a *Agent) open() error {
 	}
 	if a.joined, err = readJoined(a.cfg.Paths.StateDir); err != nil {
 		a.log.Warn("whether this machine joined before is not known", "cause", err)
+	}
+	if a.drained, err = readDrained(a.cfg.Paths.StateDir); err != nil {
+		a.log.Error("taken for drained", "cause", err)
 	}
 	a.dns, err = dnsproxy.New(dnsproxy.Config{
 		UDP:            a.sockets.udp,

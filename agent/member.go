@@ -70,13 +70,14 @@ type member struct {
 type verdict struct {
 	workload *health.Report
 	// Reasons to be unhealthy whatever the workload says; empty: none.
-	leaving, unfit string
+	leaving, drained, unfit string
 }
 
 // memberConfig is what newMember needs beside the configuration.
 type memberConfig struct {
 	hostname  string
 	envoy     *envoySide
+	drained   string               // reason to be unhealthy, by the operator
 	announce  bool                 // tell the mesh that Envoy takes this machine's traffic
 	takeNames func(xds.Push) error // handler of the NameTable
 	onChange  func()
@@ -97,6 +98,7 @@ func newMember(cfg *bootstrap.Config, mc memberConfig) (*member, error) {
 		take:     mc.takeNames,
 		changed:  mc.onChange,
 		refused:  make(chan struct{}, 1),
+		verdict:  verdict{drained: mc.drained},
 	}
 	ic := identityConfig(cfg)
 	ic.Dial = m.dialer.Dial
@@ -337,6 +339,8 @@ func (v verdict) health() (h xds.Health, known bool) {
 	switch {
 	case v.leaving != "":
 		return xds.Health{Reason: v.leaving}, true
+	case v.drained != "":
+		return xds.Health{Reason: v.drained}, true
 	case v.unfit != "":
 		return xds.Health{Reason: v.unfit}, true
 	case v.workload == nil:

@@ -23,6 +23,7 @@ func (a *Agent) keepMember(ctx context.Context) error {
 		m, err := newMember(cfg, memberConfig{
 			hostname:  a.hostname,
 			envoy:     a.envoy,
+			drained:   a.drainedNow().verdict(),
 			announce:  announce,
 			takeNames: a.takeNames,
 			onChange:  a.poke,
@@ -37,6 +38,7 @@ func (a *Agent) keepMember(ctx context.Context) error {
 		m.replace, m.term = cancel, memberCtx
 		close(a.nextMember)
 		a.nextMember = make(chan struct{})
+		m.drained = a.drained.verdict() // it may have changed meanwhile
 		superseded := a.cfg != cfg
 		a.mu.Unlock()
 		if superseded || a.envoy.now().announced != announce {

@@ -32,7 +32,9 @@ func (a *Agent) operations() status.Operations {
 			}
 			return answer, nil
 		},
-		Renew: a.renew,
+		Renew:   a.renew,
+		Drain:   a.drain,
+		Undrain: a.undrain,
 		Health: func() any {
 			if m := a.currentMember(); m != nil {
 				m.mu.Lock()

@@ -75,6 +75,7 @@ func (a *Agent) report() status.Report {
 	if leaving {
 		r.Phase = phaseLeaving
 	}
+	r.Drained = a.drainedNow().verdict()
 	r.NotReady = a.notReady()
 	r.Ready = len(r.NotReady) == 0
 	return r

@@ -21,6 +21,7 @@ type Config struct {
 	MeshID            string            // empty: istiod's default
 	Network           string            // empty: the cluster's own network
 	AutoRegisterGroup string            // WorkloadGroup that istiod makes a WorkloadEntry from; empty: no registration
+	DrainPropagation  time.Duration     // how long the news that this machine is unhealthy takes to reach all peers, at most
 	EntryGrace        time.Duration     // how long istiod keeps a WorkloadEntry whose machine has left
 	WorkloadName      string            //
 	Service           string            // Envoy's cluster name of the node, as "forum.forum-services"

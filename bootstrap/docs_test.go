@@ -20,7 +20,7 @@ var sections = []struct{ title, keys string }{
 	{"Control plane", "istiod xds"},
 	{"Workload", "workload dualStack user"},
 	{"Identity", "identity"},
-	{"Health", "probe probeLocalhost"},
+	{"Health", "probe probeLocalhost drain"},
 	{"DNS", "dns"},
 	{"Capture", "capture rules"},
 	{"Envoy", "envoy"},

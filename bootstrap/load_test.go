@@ -223,8 +223,8 @@ func TestLoadTellsEveryProblem(t *testing.T) {
 		{"unknown keys of wingman.yaml", map[string]string{wingmanYAML: "dns:\n  listn: 127.0.0.1:53\n  frobnicate: 1\ninboundPorts: [80]\nISTIO_SVC_IP: 10.0.0.1\n"}, []string{
 			"error: /etc/wingman/wingman.yaml:2: dns.listn: found an unknown key, expected one of capture, captureAll, listen, forwardTimeout, forward, cacheSize, maxStale, ipv6 (did you mean listen?)",
 			"error: /etc/wingman/wingman.yaml:3: dns.frobnicate: found an unknown key, expected one of capture, captureAll, listen, forwardTimeout, forward, cacheSize, maxStale, ipv6",
-			"error: /etc/wingman/wingman.yaml:4: inboundPorts: found an unknown key, expected one of istiod, workload, dualStack, user, identity, xds, probe, probeLocalhost, dns, capture, rules, envoy, status, metrics, log (did you mean rules.inboundPorts?)",
-			"error: /etc/wingman/wingman.yaml:5: ISTIO_SVC_IP: found an unknown key, expected one of istiod, workload, dualStack, user, identity, xds, probe, probeLocalhost, dns, capture, rules, envoy, status, metrics, log (Istio's ISTIO_SVC_IP is workload.addresses here)"}},
+			"error: /etc/wingman/wingman.yaml:4: inboundPorts: found an unknown key, expected one of istiod, workload, dualStack, user, identity, drain, xds, probe, probeLocalhost, dns, capture, rules, envoy, status, metrics, log (did you mean rules.inboundPorts?)",
+			"error: /etc/wingman/wingman.yaml:5: ISTIO_SVC_IP: found an unknown key, expected one of istiod, workload, dualStack, user, identity, drain, xds, probe, probeLocalhost, dns, capture, rules, envoy, status, metrics, log (Istio's ISTIO_SVC_IP is workload.addresses here)"}},
 		{"values of wingman.yaml of another type", map[string]string{wingmanYAML: "dns: true\ncapture: [all]\nstatus: {port: {a: 1}}\nrules: {inboundPorts: [80, [81]]}\nxds: {delta: perhaps}\nworkload: {labels: [a]}\n"}, []string{
 			`error: /etc/wingman/wingman.yaml:1: dns: found "true", expected a mapping with capture, captureAll, listen, forwardTimeout, forward, cacheSize, maxStale, ipv6`,
 			"error: /etc/wingman/wingman.yaml:2: capture: found a list, expected one of auto, none, dns, all, ports:[…] with ports from 1 to 65535",
@@ -271,7 +271,7 @@ func TestLoadTellsEveryProblem(t *testing.T) {
 		{"several files at once", map[string]string{clusterEnv: "A=$(id)\nISTIO_INBOUND_PORTS=x\n", meshConfig: "a: [", wingmanYAML: "x: 1\nstatus: {port: 0}\n", rootCert: "-"}, []string{
 			"error: /etc/certs/root-cert.pem: root-cert: found no file, expected one " + noRoot,
 			"error: /etc/istio/config/mesh:1: found no expected node content, expected valid YAML",
-			"error: /etc/wingman/wingman.yaml:1: x: found an unknown key, expected one of istiod, workload, dualStack, user, identity, xds, probe, probeLocalhost, dns, capture, rules, envoy, status, metrics, log",
+			"error: /etc/wingman/wingman.yaml:1: x: found an unknown key, expected one of istiod, workload, dualStack, user, identity, drain, xds, probe, probeLocalhost, dns, capture, rules, envoy, status, metrics, log",
 			`error: /etc/wingman/wingman.yaml:2: status.port: found "0", expected a port from 1 to 65535`,
 			"error: /var/lib/istio/envoy/cluster.env:1: found a command substitution $(...), expected its result (" + envSupported + ")",
 			`error: /var/lib/istio/envoy/cluster.env:2: ISTIO_INBOUND_PORTS: found "x", expected "*" or ports, each a port from 1 to 65535`}},

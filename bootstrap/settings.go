@@ -180,6 +180,9 @@ var settings = []setting{
 		reader: one(optionalPath, func(c *Config) *string { return &c.Paths.OutputCerts })},
 
 	// Configuration stream and health.
+	{key: "drain.propagation", def: "5s",
+		doc:    "How long `wingman drain` waits after istiod was told, for the news to reach every peer.",
+		reader: one(duration(0, 10*time.Minute), func(c *Config) *time.Duration { return &c.DrainPropagation })},
 	{key: "xds.delta", istio: []string{"ISTIO_DELTA_XDS"}, def: "true",
 		doc:    "Incremental xDS; false: state of the world.",
 		reader: one(boolean, func(c *Config) *bool { return &c.XDS.Delta })},

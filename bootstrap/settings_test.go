@@ -16,7 +16,7 @@ import (
 var samples = map[string]string{
 	"istiod.namespace": "mesh-system", "istiod.address": "istiod.example:443", "istiod.caAddress": "ca.example:443", "istiod.san": "istiod.example", "istiod.rootCert": "/etc/pki/root.pem",
 	"workload.namespace": "other", "workload.serviceAccount": "other-sa", "workload.trustDomain": "example.org", "workload.group": "other", "workload.name": "other",
-	"workload.service": "a.b", "workload.entryGrace": "30s", "workload.instance": "vm-7", "workload.addresses": "10.1.2.3", "workload.cluster": "east", "workload.mesh": "m", "workload.network": "n", "workload.domain": "svc.example.org",
+	"workload.service": "a.b", "workload.entryGrace": "30s", "drain.propagation": "1s", "workload.instance": "vm-7", "workload.addresses": "10.1.2.3", "workload.cluster": "east", "workload.mesh": "m", "workload.network": "n", "workload.domain": "svc.example.org",
 	"dualStack": "true", "user": "root",
 	"identity.ttl": "12h", "identity.graceRatio": "0.25", "identity.graceJitter": "0.1", "identity.algorithm": "ECDSA", "identity.rsaBits": "4096", "identity.curve": "P384", "identity.pkcs8": "true",
 	"identity.certSigner": "example.org/signer", "identity.tokenFile": "/run/token", "identity.provisionedDir": "/prov", "identity.outputDir": "/out",

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -23,6 +24,9 @@ type Operations struct {
 	Query func(ctx context.Context, name, qtype string, explain bool) (DNSAnswer, error)
 	// Renew asks for a new certificate now and returns when it is in use.
 	Renew func(ctx context.Context) error
+	// Drain takes the machine out of load balancing and returns when peers have heard of it; Undrain is the way back.
+	Drain   func(ctx context.Context, reason string) error
+	Undrain func(ctx context.Context) error
 	// Health returns the last verdicts, oldest first.
 	Health func() any
 }
@@ -59,6 +63,22 @@ func NewAdmin(path string, ops Operations, log *slog.Logger) *Admin {
 	})
 	mux.HandleFunc("POST /cert/renew", func(w http.ResponseWriter, r *http.Request) {
 		if err := ops.Renew(r.Context()); err != nil {
+			refuse(w, http.StatusBadGateway, err)
+			return
+		}
+		reply(w, ops.Status())
+	})
+	mux.HandleFunc("POST /drain", func(w http.ResponseWriter, r *http.Request) {
+		// drain.propagation may be longer than any other answer takes.
+		_ = http.NewResponseController(w).SetWriteDeadline(time.Time{})
+		if err := ops.Drain(r.Context(), r.FormValue("reason")); err != nil {
+			refuse(w, http.StatusBadGateway, err)
+			return
+		}
+		reply(w, ops.Status())
+	})
+	mux.HandleFunc("POST /undrain", func(w http.ResponseWriter, r *http.Request) {
+		if err := ops.Undrain(r.Context()); err != nil {
 			refuse(w, http.StatusBadGateway, err)
 			return
 		}

@@ -50,6 +50,7 @@ func newAdmin(t *testing.T, ops Operations) Client {
 }
 
 func TestClientSpeaksWithAdmin(t *testing.T) {
+	drained := ""
 	c := newAdmin(t, Operations{
 		Status: func() Report { return Report{Version: "v1", Phase: "joined"} },
 		Table:  func(match string) ([]DNSName, error) { return []DNSName{{Host: "match=" + match}}, nil },
@@ -59,9 +60,17 @@ func TestClientSpeaksWithAdmin(t *testing.T) {
 			}
 			return DNSAnswer{Question: name + " " + qtype, RCode: map[bool]string{true: "EXPLAINED", false: "NOERROR"}[explain]}, nil
 		},
-		Renew:  func(context.Context) error { return errors.New("istiod is away") },
-		Health: func() any { return []string{"one"} },
+		Renew:   func(context.Context) error { return errors.New("istiod is away") },
+		Drain:   func(_ context.Context, reason string) error { drained = reason; return nil },
+		Undrain: func(context.Context) error { return errors.New("no stream") },
+		Health:  func() any { return []string{"one"} },
 	})
+	if r, err := c.Drain(t.Context(), "kernel & co"); err != nil || r.Version != "v1" || drained != "kernel & co" {
+		t.Errorf("Drain = %+v, %v with reason %q", r, err, drained)
+	}
+	if _, err := c.Undrain(t.Context()); err == nil || err.Error() != "no stream" {
+		t.Errorf("Undrain = %v, want the daemon's sentence", err)
+	}
 	if r, err := c.Status(t.Context()); err != nil || r.Version != "v1" || r.Phase != "joined" {
 		t.Errorf("Status = %+v, %v", r, err)
 	}

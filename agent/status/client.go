@@ -49,13 +49,28 @@ func (c Client) HealthHistory(ctx context.Context, v any) error {
 
 // Renew has the daemon get a new certificate now.
 func (c Client) Renew(ctx context.Context) (Report, error) {
-	body, err := c.do(ctx, http.MethodPost, "/cert/renew", nil)
+	return c.post(ctx, "/cert/renew", nil)
+}
+
+// Drain has the daemon take the machine out of load balancing; it returns when peers have heard of it. reason may be empty.
+func (c Client) Drain(ctx context.Context, reason string) (Report, error) {
+	return c.post(ctx, "/drain", url.Values{"reason": {reason}})
+}
+
+// Undrain is the way back.
+func (c Client) Undrain(ctx context.Context) (Report, error) { return c.post(ctx, "/undrain", nil) }
+
+// post has the daemon do something; the report is of afterwards.
+func (c Client) post(ctx context.Context, path string, q url.Values) (r Report, err error) {
+	body, err := c.do(ctx, http.MethodPost, path, q)
 	if err != nil {
 		return Report{}, err
 	}
 	defer body.Close()
-	var r Report
-	return r, json.NewDecoder(body).Decode(&r)
+	if err := json.NewDecoder(body).Decode(&r); err != nil {
+		return Report{}, fmt.Errorf("answer of the daemon: %w", err)
+	}
+	return r, nil
 }
 
 func (c Client) get(ctx context.Context, path string, q url.Values, v any) error {

@@ -19,6 +19,8 @@ type Report struct {
 	// Ready is what /healthz/ready answers; NotReady holds the reasons while it is false.
 	Ready    bool     `json:"ready"`
 	NotReady []string `json:"notReady,omitempty"`
+	// Drained says that an operator has taken this machine out of load balancing, and why; empty when it takes part.
+	Drained string `json:"drained,omitempty"`
 	// Degraded holds one sentence for each thing that a person should look at. Empty means all is well.
 	Degraded []string `json:"degraded,omitempty"`
 

@@ -54,6 +54,9 @@ func printStatus(w io.Writer, r status.Report) error {
 	} else {
 		line("ready", "no: %s", strings.Join(r.NotReady, "; "))
 	}
+	if r.Drained != "" {
+		line("DRAINED", "%s", r.Drained)
+	}
 	for _, d := range r.Degraded {
 		line("DEGRADED", "%s", d)
 	}

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"wingman/agent"
 	"wingman/agent/status"
 	"wingman/test/controlplane"
 	"wingman/test/files"
@@ -164,6 +165,50 @@ func TestAChangedLabelMakesAnotherEntry(t *testing.T) {
 		if e.Kind == controlplane.EntryRemoved {
 			t.Errorf("the entry was removed: %s", e)
 		}
+	}
+}
+
+// An operator takes a machine out of load balancing: over a restart too, until it is brought back.
+func TestDrain(t *testing.T) {
+	m := newMachine(t, newIstiod(t, controlplane.Config{}), "probe: {tcpSocket: {port: "+fmt.Sprint(listener(t))+"}, periodSeconds: 1}", "drain: {propagation: 100ms}")
+	m.start()
+	m.until("joined", joined)
+	healthy := func(status string) func(controlplane.Entry) bool {
+		return func(e controlplane.Entry) bool { return e.Condition != nil && e.Condition.Status == status }
+	}
+	m.entry("healthy", healthy("True"))
+
+	r, err := agent.Client(m.root).Drain(t.Context(), "new kernel")
+	if err != nil || r.Drained != "drained by hand: new kernel" || !r.Ready {
+		t.Fatalf("Drain = %+v, %v; want it drained, and ready as before", r, err)
+	}
+	e := m.entry("drained", healthy("False"))
+	if !strings.Contains(e.Condition.Message, "new kernel") {
+		t.Errorf("the condition says %q, want the reason", e.Condition.Message)
+	}
+	m.mustResolve("webapp.istioinaction", "10.96.97.98")
+	if err := m.stop(); err != nil {
+		t.Fatal(err)
+	}
+	n := len(m.istiod.Events())
+	m.start()
+	m.until("joined and drained", func(r status.Report) bool { return joined(r) && r.Drained != "" && r.Health.Healthy != nil && *r.Health.Healthy })
+	m.entry("still drained", healthy("False"))
+
+	if r, err = agent.Client(m.root).Undrain(t.Context()); err != nil || r.Drained != "" {
+		t.Fatalf("Undrain = %+v, %v", r, err)
+	}
+	m.entry("healthy again", healthy("True"))
+	for _, e := range m.istiod.Events()[n:] {
+		if e.Kind == controlplane.HealthReported && e.Healthy {
+			break
+		}
+		if e.Kind == controlplane.HealthReported && !strings.Contains(e.Detail, "drained") {
+			t.Errorf("istiod heard %q of a drained machine", e.Detail)
+		}
+	}
+	if _, err := agent.Client(m.root).Undrain(t.Context()); err != nil {
+		t.Errorf("Undrain of a machine that is not drained = %v, want nil", err)
 	}
 }
 

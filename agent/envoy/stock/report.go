@@ -5,7 +5,7 @@ import (
 	"slices"
 )
 
-// Report says what Response did.
+// Report says what Rewrite did.
 type Report struct {
 	Resources int // in the response
 	Changed   int // of those, rewritten or taken out
