@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"wingman/test/mesh/kube"
 	"wingman/test/mesh/testbed"
 )
 
@@ -60,20 +61,17 @@ func agentIsDead(t *testing.T, p *pair) {
 func agentReloads(t *testing.T, p *pair) {
 	pid := p.serverEnvoy.PID(t)
 	load := p.client.Load(t, service, "/reload")
-	for _, flavour := range []string{"mint", "lemon", "none"} {
-		p.server.WriteSettings(t, fmt.Sprintf(`
-workload: {labels: {flavour: %s}}
-probe: {periodSeconds: 1, httpGet: {port: 3000, path: /%s}}
-`, flavour, flavour))
+	for _, path := range []string{"/mint", "/lemon", "/none"} {
+		p.server.WriteSettings(t, fmt.Sprintf("probe: {periodSeconds: 1, httpGet: {port: 3000, path: %s}}\n", path))
 		p.server.Reload(t)
-		testbed.Await(t, "istiod has the new label and probe", func() error { return p.nodeHas(t, flavour, "/"+flavour) })
+		testbed.Await(t, "istiod has the new probe", func() error { return nodeHas(t, p, p.server, fmt.Sprintf("%q", path)) })
 		afterLoad(t, load, testbed.Rate/4)
 	}
 	p.server.WriteSettings(t, "")
 	p.server.Reload(t)
 	p.wellAgain(t)
 	o := load.Stop()
-	t.Logf("4 reloads that change the node: %v", o)
+	t.Logf("4 reloads that change the probe: %v", o)
 	if o.Failed() > 0 {
 		t.Error("requests failed")
 	}
@@ -82,17 +80,39 @@ probe: {periodSeconds: 1, httpGet: {port: 3000, path: /%s}}
 	}
 }
 
-// nodeHas returns nil when the one stream that istiod has of the server carries this label and the path of this probe.
-func (p *pair) nodeHas(t *testing.T, flavour, path string) error {
+// A label counts only when the WorkloadEntry is made: a reload that changes one makes another entry, under the Envoy that runs.
+func labelChanges(t *testing.T, p *pair) {
+	vm := newcomer(t, p, "label", "10.99.8.2/24")
+	vm.StartAgent(t)
+	proxy := vm.StartProxy(t)
+	vm.Healthy(t, "True")
+	pid := proxy.PID(t)
+	before := vm.Entry(t, "the entry", nil)
+	vm.WriteSettings(t, "workload: {labels: {flavour: mint}}\n")
+	vm.Reload(t)
+	reloaded := time.Now()
+	after := vm.Entry(t, "the entry with the new label", func(o kube.Object) bool { return o.Labels("spec", "labels")["flavour"] == "mint" })
+	vm.Healthy(t, "True")
+	t.Logf("another label: another entry after %s", seconds(time.Since(reloaded)))
+	if uid(before) == uid(after) {
+		t.Error("the entry is the old one")
+	}
+	testbed.Await(t, "istiod has the label of the stream too", func() error { return nodeHas(t, p, vm, `"flavour":"mint"`) })
+	if now := proxy.PID(t); now != pid {
+		t.Errorf("Envoy was %d and is %d: it restarted", pid, now)
+	}
+}
+
+// nodeHas returns nil when istiod has one stream of a machine, whose node has this text in labels or metadata.
+func nodeHas(t *testing.T, p *pair, vm *testbed.VM, text string) error {
 	page, err := p.bed.Mesh.Debug(t.Context(), "/debug/adsz")
 	if err != nil {
 		return err
 	}
 	var dump struct {
 		Clients []struct {
-			ID       string `json:"connectionId"`
-			Metadata json.RawMessage
-			Labels   map[string]string
+			ID               string `json:"connectionId"`
+			Metadata, Labels json.RawMessage
 		}
 	}
 	if err := json.Unmarshal(page, &dump); err != nil {
@@ -100,13 +120,12 @@ func (p *pair) nodeHas(t *testing.T, flavour, path string) error {
 	}
 	var seen []string
 	for _, c := range dump.Clients {
-		if !strings.HasPrefix(c.ID, p.server.Name()+".") {
-			continue
+		if strings.HasPrefix(c.ID, vm.Proxy()+"-") {
+			seen = append(seen, string(c.Labels)+string(c.Metadata))
 		}
-		seen = append(seen, fmt.Sprintf("%s labels %v metadata %s", c.ID, c.Labels, c.Metadata))
 	}
-	if len(seen) != 1 || !strings.Contains(seen[0], "flavour:"+flavour) && !strings.Contains(seen[0], `"flavour":"`+flavour) || !strings.Contains(seen[0], fmt.Sprintf("%q", path)) {
-		return fmt.Errorf("istiod has %q in\n%s", seen, page)
+	if len(seen) != 1 || !strings.Contains(seen[0], text) {
+		return fmt.Errorf("no %s in %q", text, seen)
 	}
 	return nil
 }

@@ -127,6 +127,7 @@ func TestFaults(t *testing.T) {
 		))
 		t.Run("of machines that start", all(
 			fault{"who is in the way is named", startIsObstructed},
+			fault{"another label makes another entry", labelChanges},
 			fault{"a silent resolver does not hold Envoy up", resolverIsSilent},
 		))
 	})

@@ -93,8 +93,7 @@ func killsDuringPush(t *testing.T, p *pair) {
 	if rows, want := p.bed.ProxyRows(t), []string{p.server.Proxy(), p.client.Proxy()}; !slices.Equal(rows, want) {
 		t.Errorf("istioctl proxy-status has rows for %v, want %v", rows, want)
 	}
-	p.wellAgain(t) // an Envoy that is away for long takes its machine's endpoint out of the others'
-	p.settled(t)
+	p.wholeAgain(t)
 	for _, envoy := range []*testbed.Envoy{p.clientEnvoy, p.serverEnvoy} {
 		after := resourcesOf(t, envoy)
 		if len(after) < hosts {
@@ -102,8 +101,7 @@ func killsDuringPush(t *testing.T, p *pair) {
 		}
 		envoy.Stop(t)
 		envoy.Start(t)
-		p.wellAgain(t)
-		p.settled(t)
+		p.wholeAgain(t)
 		sameResources(t, envoy.Name(), after, resourcesOf(t, envoy))
 	}
 	p.wellAgain(t)
@@ -212,6 +210,24 @@ func (p *pair) settled(t *testing.T) {
 			return nil
 		})
 	}
+}
+
+// wholeAgain waits until both Envoys have both machines' endpoints, too: one that is away for long takes its machine's out of all of them.
+func (p *pair) wholeAgain(t *testing.T) {
+	t.Helper()
+	p.wellAgain(t)
+	for _, envoy := range []*testbed.Envoy{p.clientEnvoy, p.serverEnvoy} {
+		testbed.Await(t, envoy.Name()+" has both machines' endpoints", func() error {
+			page := envoy.Admin(t, "/config_dump?include_eds&resource=dynamic_endpoint_configs&name_regex=outbound.80..(forum|catalog).*")
+			for _, vm := range []*testbed.VM{p.client, p.server} {
+				if !strings.Contains(page, vm.IP().String()) {
+					return fmt.Errorf("no %s in %s", vm.IP(), page)
+				}
+			}
+			return nil
+		})
+	}
+	p.settled(t)
 }
 
 // watchNames asks both machines' resolvers for a name of the mesh and one of the world until stop is called.
