@@ -192,6 +192,9 @@ func onlyMutualTLS(t *testing.T, bed *testbed.Bed, forum, catalog *member) {
 		t.Errorf("before STRICT plain text got %+v, %v, want 200", r, err)
 	}
 	fell := bed.WatchEntries(t, "istioinaction", func(all []kube.Object) bool {
+		if len(all) != 1 {
+			return true
+		}
 		status, _ := all[0].Condition("Healthy")
 		return status != "True"
 	})

@@ -43,6 +43,7 @@ func look(t *testing.T, bed *testbed.Bed, forum, catalog *member, catalogAt stri
 		shows(t, bed, kind, dump, want)
 	}
 	shows(t, bed, "endpoint", clusters, []string{catalogAt + " HEALTHY OK outbound|80||" + catalogFQDN})
+	shows(t, bed, "eds", saved(t, forum, "/config_dump?include_eds"), []string{catalogAt + " HEALTHY outbound|80||" + catalogFQDN})
 
 	for m, life := range map[*member]time.Duration{forum: 12 * time.Hour, catalog: 24 * time.Hour} {
 		certificateLives(t, bed, m, life)
@@ -107,8 +108,9 @@ func certificateLives(t *testing.T, bed *testbed.Bed, m *member, want time.Durat
 	if life := s.Identity.NotAfter.Sub(s.Identity.ReceivedAt); (life - want).Abs() > time.Minute {
 		t.Errorf("%s: the certificate lives %s, want %s", m.Name(), life, want)
 	}
+	serial := strings.Repeat("0", max(0, 32-len(s.Identity.Serial))) + s.Identity.Serial // istioctl prints 16 bytes at least
 	shows(t, bed, "secret", saved(t, m, "/config_dump"), []string{
-		fmt.Sprintf("default Cert Chain ACTIVE true %s %s", s.Identity.Serial, s.Identity.NotAfter.UTC().Format(time.RFC3339)),
+		fmt.Sprintf("default Cert Chain ACTIVE true %s %s", serial, s.Identity.NotAfter.UTC().Format(time.RFC3339)),
 	})
 }
 
