@@ -55,12 +55,24 @@ func probeOf(p *bootstrap.Probe) health.Probe {
 		h.TCP = &health.TCPSocket{Host: x.Host, Port: x.Port}
 	}
 	if x := p.Exec; x != nil {
-		h.Exec = &health.Exec{Command: x.Command}
+		h.Exec = &health.Exec{Command: x.Command, MemoryLimit: x.Memory}
 	}
 	if x := p.GRPC; x != nil {
 		h.GRPC = &health.GRPC{Port: x.Port, Service: x.Service}
 	}
+	h.Unit = p.Unit
+	for i := range p.All {
+		h.All = append(h.All, probeOf(&p.All[i]))
+	}
 	return h
+}
+
+// dampingOf converts how a workload that flaps is held back.
+func dampingOf(p *bootstrap.Probe) health.Damping {
+	if p == nil {
+		return health.Damping{}
+	}
+	return health.Damping(p.Damping)
 }
 
 var modes = map[string]iptables.Mode{

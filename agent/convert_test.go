@@ -27,6 +27,10 @@ func fill(t *testing.T, v reflect.Value) {
 		v.Set(reflect.New(v.Type().Elem()))
 		fill(t, v.Elem())
 	case reflect.Slice:
+		if v.Type() == reflect.TypeFor[[]bootstrap.Probe]() { // of probes of probes there would be no end
+			v.Set(reflect.ValueOf([]bootstrap.Probe{{Unit: "x"}}))
+			return
+		}
 		v.Set(reflect.MakeSlice(v.Type(), 1, 1))
 		fill(t, v.Index(0))
 	case reflect.Array:
@@ -39,7 +43,7 @@ func fill(t *testing.T, v reflect.Value) {
 		v.SetBool(true)
 	case reflect.Int, reflect.Int64:
 		v.SetInt(7)
-	case reflect.Uint16, reflect.Uint32:
+	case reflect.Uint16, reflect.Uint32, reflect.Uint64:
 		v.SetUint(7)
 	default:
 		t.Fatalf("fill: no value for a %s", v.Type())
@@ -65,7 +69,7 @@ func TestEveryCaptureSettingReachesThePlanner(t *testing.T) {
 		t.Fatal(err)
 	}
 	// What depends on Envoy being down is no setting.
-	elsewhere := map[string]bool{"CaptureMetadata": true, "OpenInbound": true, "OpenOutbound": true}
+	elsewhere := map[string]bool{"OpenInbound": true, "OpenOutbound": true}
 	for _, name := range zeros(reflect.ValueOf(got), "") {
 		if !elsewhere[name] {
 			t.Errorf("iptables.Config.%s is not set from the settings", name)
@@ -77,11 +81,14 @@ func TestEveryProbeSettingReachesTheProber(t *testing.T) {
 	p := &bootstrap.Probe{}
 	fill(t, reflect.ValueOf(p).Elem())
 	got := probeOf(p)
-	elsewhere := map[string]bool{"Unit": true, "All": true}
 	for _, name := range zeros(reflect.ValueOf(got), "") {
-		if !elsewhere[name] {
-			t.Errorf("health.Probe.%s is not set from the settings", name)
-		}
+		t.Errorf("health.Probe.%s is not set from the settings", name)
+	}
+	if len(got.All) != 1 || got.All[0].Unit != "x" || got.Exec.MemoryLimit != 7 {
+		t.Errorf("probeOf = %+v, want its parts too", got)
+	}
+	if d := dampingOf(p); d != (health.Damping{Changes: 7, Window: 7, Hold: 7}) || dampingOf(nil) != (health.Damping{}) {
+		t.Errorf("dampingOf = %+v, want every value as it was", d)
 	}
 	if !reflect.DeepEqual(*got.HTTP, health.HTTPGet{Scheme: "x", Host: "x", Path: "x", Port: 7, Headers: [][2]string{{"x", "x"}}}) || got.Period != 7*time.Nanosecond {
 		t.Errorf("probeOf = %+v, want every value as it was", got)

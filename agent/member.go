@@ -162,6 +162,7 @@ func (m *member) run(ctx context.Context) error {
 func (m *member) prepare(addrs []netip.Addr) error {
 	checker, err := health.New(health.Config{
 		Probe:           probeOf(m.cfg.Probe),
+		Damping:         dampingOf(m.cfg.Probe),
 		InstanceIP:      addrs[0],
 		LegacyLocalhost: m.cfg.ProbeLocalhost,
 		OnReport:        m.onHealth,

@@ -79,12 +79,15 @@ type XDS struct {
 	Delta bool // incremental xDS; false: state of the world
 }
 
-// Probe is a workload's readinessProbe with Istio's defaults filled in. At most one of HTTP, TCP, Exec and GRPC is set.
+// Probe is a workload's readinessProbe with Istio's defaults filled in. At most one of HTTP, TCP, Exec, GRPC, Unit and All is set.
 type Probe struct {
 	HTTP             *HTTPGet
 	TCP              *TCPSocket
 	Exec             *Exec
 	GRPC             *GRPC
+	Unit             string        // of systemd, that has to be active; wingman.yaml only
+	All              []Probe       // all have to pass, each by its own settings; wingman.yaml only
+	Damping          Damping       // wingman.yaml only
 	InitialDelay     time.Duration // before the first probe
 	Timeout          time.Duration // of one probe
 	Period           time.Duration // between probes
@@ -108,7 +111,17 @@ type TCPSocket struct {
 }
 
 // Exec is healthy when the command ends with status 0.
-type Exec struct{ Command []string }
+type Exec struct {
+	Command []string
+	Memory  uint64 // bytes of data that each of its processes may have; zero: the default. wingman.yaml only
+}
+
+// Damping holds back a workload that flaps: once it became unhealthy Changes times within Window it counts as healthy again only after its probes passed
+// for Hold. The zero value never does.
+type Damping struct {
+	Changes      int
+	Window, Hold time.Duration
+}
 
 // GRPC is healthy when grpc.health.v1 says SERVING.
 type GRPC struct {

@@ -137,7 +137,17 @@ func TestLoadTellsEveryProblem(t *testing.T) {
 		{"two probes at once", map[string]string{meshConfig: "defaultConfig:\n  readinessProbe:\n    tcpSocket: {port: 80}\n    httpGet: {port: 80}\n"}, []string{
 			"error: /etc/istio/config/mesh:3: defaultConfig.readinessProbe: found tcpSocket and httpGet, expected one probe (keep one of them)"}},
 		{"a probe of nothing", map[string]string{wingmanYAML: "probe:\n  periodSeconds: 5\n"}, []string{
-			"error: /etc/wingman/wingman.yaml:2: probe: found no probe, expected one of httpGet, tcpSocket, exec, grpc"}},
+			"error: /etc/wingman/wingman.yaml:2: probe: found no probe, expected one of httpGet, tcpSocket, exec, grpc, systemdUnit, all"}},
+		{"two probes in our own file", map[string]string{wingmanYAML: "probe:\n  tcpSocket: {port: 80}\n  systemdUnit: a.service\n"}, []string{
+			"error: /etc/wingman/wingman.yaml:2: probe: found tcpSocket and systemdUnit, expected one probe (keep one of them, or put them into all)"}},
+		{"bad parts of our own probes", map[string]string{wingmanYAML: "probe:\n  all:\n  - systemdUnit: myapp\n  - exec: {command: [a], memoryBytes: 5}\n  - all: []\n  damping: {changes: 1, windowSeconds: 60}\n"}, []string{
+			`error: /etc/wingman/wingman.yaml:3: probe.all[0].systemdUnit: found "myapp", expected the name of a unit, as myapp.service`,
+			`error: /etc/wingman/wingman.yaml:4: probe.all[1].exec.memoryBytes: found "5", expected a number of bytes from 1048576 on`,
+			"error: /etc/wingman/wingman.yaml:5: probe.all[2].all: found an unknown key, expected one of httpGet, tcpSocket, exec, grpc, systemdUnit, initialDelaySeconds, timeoutSeconds, periodSeconds, successThreshold, failureThreshold",
+			"error: /etc/wingman/wingman.yaml:5: probe.all[2]: found no probe, expected one of httpGet, tcpSocket, exec, grpc, systemdUnit",
+			"error: /etc/wingman/wingman.yaml:6: probe.damping: found changes 1, windowSeconds 60, holdSeconds 0, expected at least 2 changes, and both times at least 1"}},
+		{"our own probes in Istio's file", map[string]string{meshConfig: "defaultConfig:\n  readinessProbe:\n    systemdUnit: a.service\n    tcpSocket: {port: 80}\n"}, []string{
+			"warning: /etc/istio/config/mesh:3: defaultConfig.readinessProbe.systemdUnit: found an unknown key, expected one of httpGet, tcpSocket, exec, grpc, initialDelaySeconds, timeoutSeconds, periodSeconds, successThreshold, failureThreshold"}},
 		{"ports 0 and 70000, and no port, in probes", map[string]string{meshConfig: "defaultConfig:\n  readinessProbe:\n    httpGet:\n      port: 70000\n",
 			wingmanYAML: "probe:\n  tcpSocket: {port: 0}\n"}, []string{ // wingman.yaml's counts: the other is not read
 			`error: /etc/wingman/wingman.yaml:2: probe.tcpSocket.port: found "0", expected a port from 1 to 65535`}},

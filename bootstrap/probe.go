@@ -11,14 +11,25 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// probeMethods are the ways to probe; a probe has exactly one.
-var probeMethods = []string{"httpGet", "tcpSocket", "exec", "grpc"}
+// probeMethods are the ways to probe; a probe has exactly one. ownMethods are those of wingman.yaml.
+var (
+	probeMethods = []string{"httpGet", "tcpSocket", "exec", "grpc"}
+	ownMethods   = append(slices.Clone(probeMethods), "systemdUnit", "all")
+)
 
 // readProbe reads a readinessProbe, in mesh.yaml (istio.networking.v1alpha3.ReadinessProbe) or as "probe" in wingman.yaml. It
 // returns nil when something in it is wrong. The defaults are those of fillInDefaults in Istio's pkg/istio-agent/health:
 // thresholds 1, time-out 1 s, period 10 s, path "/", scheme http.
 func readProbe(y *yamlFile, n *yaml.Node, path string, strict bool) *Probe {
-	r := &probeReader{y: y, strict: strict, before: len(y.problems)}
+	r := &probeReader{y: y, strict: strict, before: len(y.problems), methods: probeMethods}
+	if strict {
+		r.methods = ownMethods
+	}
+	return r.probe(n, path)
+}
+
+// probe reads a probe, the whole of it or a part of all.
+func (r *probeReader) probe(n *yaml.Node, path string) *Probe {
 	p := &Probe{Timeout: time.Second, Period: 10 * time.Second, SuccessThreshold: 1, FailureThreshold: 1}
 	var methods []string
 	r.mapping(n, path, func(name, key string, v *yaml.Node) bool {
@@ -31,6 +42,21 @@ func readProbe(y *yamlFile, n *yaml.Node, path string, strict bool) *Probe {
 			p.Exec = r.exec(v, key)
 		case "grpc":
 			p.GRPC = r.grpc(v, key)
+		case "systemdUnit":
+			if !r.strict {
+				return false
+			}
+			r.unit(v, key, &p.Unit)
+		case "all":
+			if !slices.Contains(r.methods, "all") {
+				return false
+			}
+			p.All = r.all(v, key)
+		case "damping":
+			if !slices.Contains(r.methods, "all") { // of the whole, not of its parts
+				return false
+			}
+			p.Damping = r.damping(v, key)
 		case "initialDelaySeconds":
 			r.seconds(v, key, &p.InitialDelay, true)
 		case "timeoutSeconds":
@@ -44,20 +70,24 @@ func readProbe(y *yamlFile, n *yaml.Node, path string, strict bool) *Probe {
 		default:
 			return false
 		}
-		if slices.Contains(probeMethods, name) {
+		if slices.Contains(r.methods, name) {
 			methods = append(methods, name)
 		}
 		return true
-	}, append(slices.Clone(probeMethods), "initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"))
+	}, append(slices.Clone(r.methods), "initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"))
 	switch len(methods) {
 	case 1:
 	case 0:
-		y.refuse(n, path, "no probe", "one of "+strings.Join(probeMethods, ", "), "")
+		r.y.refuse(n, path, "no probe", "one of "+strings.Join(r.methods, ", "), "")
 	default:
-		y.refuse(n, path, strings.Join(methods, " and "), "one probe", "keep one of them")
+		hint := "keep one of them"
+		if slices.Contains(r.methods, "all") {
+			hint = "keep one of them, or put them into all"
+		}
+		r.y.refuse(n, path, strings.Join(methods, " and "), "one probe", hint)
 	}
-	if len(y.problems) > r.before {
-		for _, problem := range y.problems[r.before:] {
+	if len(r.y.problems) > r.before {
+		for _, problem := range r.y.problems[r.before:] {
 			if problem.Severity == Error {
 				return nil
 			}
@@ -74,6 +104,9 @@ func (l *loader) probe() {
 		raw, ok := plain(y, n, path)
 		l.add(y.problems[before:]...)
 		if ok && l.c.Probe != nil {
+			if !l.c.Probe.istio() {
+				raw = map[string]any{} // istiod looks only whether there is one
+			}
 			l.proxy.fields["readinessProbe"] = raw
 			v.text = l.c.Probe.String()
 			l.set("probe", v)
@@ -89,6 +122,11 @@ func (l *loader) probe() {
 	}
 }
 
+// istio reports whether Istio knows this kind of probe.
+func (p *Probe) istio() bool {
+	return p.Unit == "" && p.All == nil && p.Damping == Damping{} && (p.Exec == nil || p.Exec.Memory == 0)
+}
+
 // String tells the probe in a few words.
 func (p *Probe) String() string {
 	switch {
@@ -100,6 +138,14 @@ func (p *Probe) String() string {
 		return "exec " + strings.Join(p.Exec.Command, " ")
 	case p.GRPC != nil:
 		return "grpc " + strconv.Itoa(int(p.GRPC.Port)) + " " + p.GRPC.Service
+	case p.Unit != "":
+		return "systemdUnit " + p.Unit
+	case p.All != nil:
+		var parts []string
+		for _, part := range p.All {
+			parts = append(parts, part.String())
+		}
+		return "all of " + strings.Join(parts, ", ")
 	}
 	return "none"
 }
@@ -109,6 +155,8 @@ type probeReader struct {
 	y      *yamlFile
 	strict bool // unknown keys are errors (our own file) or warnings (Istio's)
 	before int  // problems that were there
+	// methods are the ways to probe that may stand here.
+	methods []string
 }
 
 // mapping calls set for each entry of n; set returns false for a name it does not know, which is none of names.
@@ -196,6 +244,10 @@ func (r *probeReader) grpc(n *yaml.Node, path string) *GRPC {
 func (r *probeReader) exec(n *yaml.Node, path string) *Exec {
 	e := &Exec{}
 	r.mapping(n, path, func(name, key string, v *yaml.Node) bool {
+		if name == "memoryBytes" && r.strict {
+			r.bytes(v, key, &e.Memory)
+			return true
+		}
 		if name != "command" {
 			return false
 		}

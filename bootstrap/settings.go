@@ -187,7 +187,7 @@ var settings = []setting{
 		doc:    "Incremental xDS; false: state of the world.",
 		reader: one(boolean, func(c *Config) *bool { return &c.XDS.Delta })},
 	{key: "probe", mesh: "readinessProbe",
-		doc:    "Health check of the application, in the shape of a WorkloadGroup's probe: one of httpGet, tcpSocket, exec, grpc, and initialDelaySeconds, timeoutSeconds (1), periodSeconds (10), successThreshold (1), failureThreshold (1).",
+		doc:    "Health check of the application, in the shape of a WorkloadGroup's probe: one of httpGet, tcpSocket, exec, grpc, and initialDelaySeconds, timeoutSeconds (1), periodSeconds (10), successThreshold (1), failureThreshold (1). In wingman.yaml also systemdUnit: a unit that has to be active; all: a list of probes that all have to pass; exec's memoryBytes (536870912); damping: {changes, windowSeconds, holdSeconds} for a workload that flaps.",
 		reader: tree("a readinessProbe")},
 	{key: "probeLocalhost", istio: []string{"REWRITE_PROBE_LEGACY_LOCALHOST_DESTINATION"}, def: "false",
 		doc:    "Probe localhost instead of the instance address where the probe names no host.",
