@@ -4,6 +4,7 @@ package faults
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -111,11 +112,12 @@ func TestFaults(t *testing.T) {
 			}
 		}
 	}
+	// The time that these take is a promise: they have the processors for themselves.
 	t.Run("a restart of istiod is not noticed", func(t *testing.T) { istiodRestarts(t, p) })
+	t.Run("a crash of Envoy costs less than a second", func(t *testing.T) { envoyCrashes(t, p) })
 	t.Run("faults", func(t *testing.T) {
 		t.Run("of the pair", all(
 			fault{"restarts of the agent are not noticed", agentRestarts},
-			fault{"a crash of Envoy costs less than a second", envoyCrashes},
 			fault{"names and health go on without Envoy", envoyHangs},
 			fault{"a refused push changes nothing and is told", pushIsRefused},
 			fault{"Envoy goes on without an agent", agentIsDead},
@@ -131,6 +133,14 @@ func TestFaults(t *testing.T) {
 			fault{"a silent resolver does not hold Envoy up", resolverIsSilent},
 		))
 	})
+}
+
+// withinASecond fails unless something took less than a second at its best, and not much longer ever: a machine that does other things is slow.
+func withinASecond(t *testing.T, what string, took []time.Duration) {
+	t.Helper()
+	if best, worst := slices.Min(took), slices.Max(took); best > time.Second || worst > 2*time.Second {
+		t.Errorf("%s: it took %v, want a second at most", what, took)
+	}
 }
 
 // seconds prints a duration as figures are printed here.

@@ -16,6 +16,7 @@ import (
 
 // istiod restarts under load: no request notices, and once its port is open again the streams are back within a second.
 func istiodRestarts(t *testing.T, p *pair) {
+	var healed []time.Duration
 	for _, way := range []struct {
 		name string
 		end  func() error
@@ -43,11 +44,8 @@ func istiodRestarts(t *testing.T, p *pair) {
 				}
 				return joined(s)
 			})
-			healed := time.Since(opened)
-			t.Logf("istiod %s: stream of %s and its Envoy back %s after the port was open", way.name, vm.Name(), seconds(healed))
-			if healed > time.Second {
-				t.Error("that is more than a second")
-			}
+			healed = append(healed, time.Since(opened))
+			t.Logf("istiod %s: stream of %s and its Envoy back %s after the port was open", way.name, vm.Name(), seconds(healed[len(healed)-1]))
 		}
 		if err := <-started; err != nil {
 			t.Fatal(err)
@@ -60,6 +58,7 @@ func istiodRestarts(t *testing.T, p *pair) {
 			t.Error("requests failed")
 		}
 	}
+	withinASecond(t, "streams are back after istiod's port is open", healed)
 	p.nothingStale(t)
 }
 
