@@ -101,7 +101,7 @@ type capture struct {
 	log     *slog.Logger
 	applier *iptables.Applier
 	decide  func() captureWish
-	plan    func(ctx context.Context, w captureWish) (iptables.Rules, error)
+	plan    func(ctx context.Context, w captureWish) (iptables.Rules, bootRules, error)
 	changed func()             // status shows something new
 	news    chan chan struct{} // ask for another look; the channel is closed once it was acted on
 
@@ -114,8 +114,9 @@ type capture struct {
 // captureWish is a decision with what it was made from.
 type captureWish struct {
 	decision
-	cfg    *bootstrap.Config
-	joined bool
+	cfg     *bootstrap.Config
+	joined  bool
+	leaving bool
 }
 
 func newCapture(log *slog.Logger, applier *iptables.Applier, r prometheus.Registerer, decide func() captureWish, changed func()) *capture {
@@ -156,6 +157,9 @@ func (c *capture) run(ctx context.Context) error {
 			if w.hands && w.joined && !clean {
 				clean = c.takeOut(ctx)
 			}
+			if !w.leaving { // what leaves comes back with the next boot
+				c.remember(w, bootRules{})
+			}
 		}
 		c.changed()
 		if asked != nil {
@@ -175,7 +179,12 @@ func (c *capture) keep(g *group) error {
 	k, err := iptables.NewKeeper(iptables.KeeperConfig{
 		Applier: c.applier,
 		Plan: func(ctx context.Context) (iptables.Rules, error) {
-			return c.plan(ctx, c.wished())
+			w := c.wished()
+			rules, from, err := c.plan(ctx, w)
+			if err == nil {
+				c.remember(w, from)
+			}
+			return rules, err
 		},
 		Files:    []string{c.wished().cfg.Paths.ResolvConf},
 		Log:      c.log,
@@ -189,6 +198,13 @@ func (c *capture) keep(g *group) error {
 	c.mu.Unlock()
 	g.start(task{name: "rules", run: k.Run})
 	return nil
+}
+
+// remember notes for the next boot what rules were planned from.
+func (c *capture) remember(w captureWish, from bootRules) {
+	if err := saveBootRules(w.cfg, from); err != nil {
+		c.log.Warn("the next boot has other rules until the agent is there", "cause", err)
+	}
 }
 
 // halt ends the Keeper, if there is one; its rules stay.
@@ -292,18 +308,19 @@ func (c *capture) report() status.CaptureReport {
 	return r
 }
 
-// planCapture plans the rules of a decision for the machine as it is now.
-func planCapture(ctx context.Context, w captureWish) (iptables.Rules, error) {
+// planCapture plans the rules of a decision for the machine as it is now, and tells what from.
+func planCapture(ctx context.Context, w captureWish) (iptables.Rules, bootRules, error) {
 	c, err := CaptureConfig(w.cfg, w.level)
 	if err != nil {
-		return iptables.Rules{}, err
+		return iptables.Rules{}, bootRules{}, err
 	}
 	c.OpenInbound, c.OpenOutbound = w.openInbound, w.openOutbound
 	facts, err := captureFactsOf(ctx, w.cfg)
 	if err != nil {
-		return iptables.Rules{}, err
+		return iptables.Rules{}, bootRules{}, err
 	}
-	return iptables.Plan(c, facts)
+	rules, err := iptables.Plan(c, facts)
+	return rules, bootRules{Config: c, Facts: facts}, err
 }
 
 // captureFactsOf reads what rules depend on from this machine.
@@ -335,7 +352,7 @@ func (a *Agent) captureWish() captureWish {
 	a.mu.Unlock()
 	p := a.envoy.now()
 	uid, gid, err := proxyUser(cfg)
-	return captureWish{cfg: cfg, joined: joined, decision: decideCapture(cfg.Capture, captureFacts{
+	return captureWish{cfg: cfg, joined: joined, leaving: leaving, decision: decideCapture(cfg.Capture, captureFacts{
 		joined:  joined,
 		leaving: leaving,
 		envoy:   p.announced && p.proven,

@@ -27,6 +27,13 @@ func (l Level) String() string { return nameOf(levelNames, uint8(l)) }
 // MarshalText makes the level readable in JSON.
 func (l Level) MarshalText() ([]byte, error) { return []byte(l.String()), nil }
 
+// UnmarshalText is the way back.
+func (l *Level) UnmarshalText(b []byte) error {
+	i, err := indexOf(levelNames, string(b))
+	*l = Level(i)
+	return err
+}
+
 // Mode is how inbound TCP reaches Envoy. Istio: ISTIO_INBOUND_INTERCEPTION_MODE.
 type Mode uint8
 
@@ -44,6 +51,22 @@ func (m Mode) String() string { return nameOf(modeNames, uint8(m)) }
 
 // MarshalText makes the mode readable in JSON.
 func (m Mode) MarshalText() ([]byte, error) { return []byte(m.String()), nil }
+
+// UnmarshalText is the way back.
+func (m *Mode) UnmarshalText(b []byte) error {
+	i, err := indexOf(modeNames, string(b))
+	*m = Mode(i)
+	return err
+}
+
+// indexOf is the inverse of nameOf.
+func indexOf(names []string, name string) (uint8, error) {
+	i := slices.Index(names, name)
+	if i < 0 {
+		return 0, fmt.Errorf("%q: expected one of %s", name, strings.Join(names, ", "))
+	}
+	return uint8(i), nil
+}
 
 func nameOf(names []string, i uint8) string {
 	if int(i) < len(names) {

@@ -199,3 +199,30 @@ func TestCanonicalForgivesOtherVersionsOfIptables(t *testing.T) {
 		t.Error("two ports are the same")
 	}
 }
+
+func TestConfigAndFactsSurviveJSON(t *testing.T) {
+	type both struct {
+		Config Config
+		Facts  Facts
+	}
+	in := both{
+		Config{Level: LevelAll, Mode: ModeTProxy, InboundAll: true, OutboundExcludePorts: []PortRange{{22, 23}}, OutboundCIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, LoopbackCIDR: netip.MustParsePrefix("127.0.0.0/8"), ProxyUID: 995},
+		Facts{Resolvers: []netip.Addr{netip.MustParseAddr("10.0.0.2")}, Groups: map[string]uint32{"a": 7}, SSH: SSH{Listeners: []Listener{{2222, "sshd -T says so"}}},
+			InterfaceAddrs: map[string][]netip.Addr{"br0": {netip.MustParseAddr("fd00::1")}}},
+	}
+	b, err := json.Marshal(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out both
+	if err := json.Unmarshal(b, &out); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(in, out, cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+		t.Errorf("%s became (-want +got):\n%s", b, diff)
+	}
+	var l Level
+	if err := json.Unmarshal([]byte(`"everything"`), &l); err == nil {
+		t.Error("an unknown level is taken")
+	}
+}

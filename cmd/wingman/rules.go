@@ -39,7 +39,7 @@ func newRules(o *options) *cobra.Command {
 			Args:  cobra.NoArgs,
 			RunE:  func(cmd *cobra.Command, _ []string) error { return agent.ConfirmRules(cmd.Context()) },
 		},
-		newRulesGuardian(), newSSHReport(o),
+		newRulesGuardian(), newRulesRestore(o), newSSHReport(o),
 		&cobra.Command{
 			Use:   "remove",
 			Short: "Take out every rule of ours, by whichever backend it was put in, and what istio-iptables left",
@@ -145,6 +145,28 @@ func newSSHReport(o *options) *cobra.Command {
 		Hidden: true,
 		Args:   cobra.NoArgs,
 		RunE:   func(cmd *cobra.Command, _ []string) error { return agent.WriteSSHReport(cmd.Context(), o.root) },
+	}
+}
+
+// newRulesRestore is what wingman-rules.service runs at boot.
+func newRulesRestore(o *options) *cobra.Command {
+	return &cobra.Command{
+		Use:    "restore",
+		Short:  "Put in the traffic rules of the last run, before the network is there",
+		Hidden: true,
+		Args:   cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			restored, err := agent.RestoreRules(cmd.Context(), o.root)
+			if err != nil {
+				return err
+			}
+			text := "traffic of this machine is not captured: no rules"
+			if restored {
+				text = "the traffic rules of the last run are in"
+			}
+			_, err = fmt.Fprintln(cmd.OutOrStdout(), text)
+			return err
+		},
 	}
 }
 
