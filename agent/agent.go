@@ -262,7 +262,10 @@ func (a *Agent) shutDown(members, supervisors *group, failed bool) error {
 		if m != nil {
 			m.leave(context.Background(), "wingman on this machine stops")
 		}
-		a.envoy.drain(context.Background())
+		if a.envoy.now().live {
+			a.spread(m)
+			a.envoy.drain(context.Background())
+		}
 		a.capture.look(context.Background())
 	} else {
 		a.log.Info("making way for the next process; rules and sockets stay")

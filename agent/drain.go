@@ -105,6 +105,15 @@ func (a *Agent) setDrained(ctx context.Context, d *drained) error {
 	return nil
 }
 
+// spread waits until peers have heard that this machine is unhealthy, where it leaves with an Envoy that they send to: what comes later would meet
+// closed ports. One that was drained before, and one that istiod does not know to serve, has nobody to tell.
+func (a *Agent) spread(m *member) {
+	if m == nil || !m.wasHealthy() {
+		return
+	}
+	<-time.After(a.config().DrainPropagation)
+}
+
 func (a *Agent) drainedNow() *drained {
 	a.mu.Lock()
 	defer a.mu.Unlock()

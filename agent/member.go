@@ -352,6 +352,16 @@ func (v verdict) health() (h xds.Health, known bool) {
 	return xds.Health{Reason: v.workload.Reason}, true
 }
 
+// wasHealthy reports whether istiod was told, before the machine began to leave, that the workload serves.
+func (m *member) wasHealthy() bool {
+	m.mu.Lock()
+	v, client := m.verdict, m.xds
+	m.mu.Unlock()
+	v.leaving = ""
+	h, known := v.health()
+	return known && h.Healthy && client != nil && client.State().Phase == xds.PhaseConnected
+}
+
 // leave tells istiod that this workload is not to be used any more and waits, within limits, until it was told.
 func (m *member) leave(ctx context.Context, why string) {
 	m.mu.Lock()

@@ -181,7 +181,7 @@ var settings = []setting{
 
 	// Configuration stream and health.
 	{key: "drain.propagation", def: "5s",
-		doc:    "How long `wingman drain` waits after istiod was told, for the news to reach every peer.",
+		doc:    "How long `wingman drain`, and a stop with Envoy, wait after istiod was told for the news to reach every peer.",
 		reader: one(duration(0, 10*time.Minute), func(c *Config) *time.Duration { return &c.DrainPropagation })},
 	{key: "xds.delta", istio: []string{"ISTIO_DELTA_XDS"}, def: "true",
 		doc:    "Incremental xDS; false: state of the world.",
