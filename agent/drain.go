@@ -111,8 +111,11 @@ func (a *Agent) spread(m *member) {
 	if m == nil || !m.wasHealthy() {
 		return
 	}
-	<-time.After(a.config().DrainPropagation)
+	<-time.After(min(a.config().DrainPropagation, spreadMost))
 }
+
+// spreadMost bounds that: the unit's stop has a time-out, and rules must be out before it.
+const spreadMost = 30 * time.Second
 
 func (a *Agent) drainedNow() *drained {
 	a.mu.Lock()
