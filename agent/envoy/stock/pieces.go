@@ -20,6 +20,9 @@ func (r *Rewriter) Rewrite(typeURL string, delta bool, frame mem.BufferSlice) (o
 	if !r.ext.Needed() || !Wants(typeURL) {
 		return frame, Report{}, nil
 	}
+	if own := typeName(typeURL); byAny[own] && !mentions(frame, own) {
+		return frame, Report{}, nil
+	}
 	r.report = Report{}
 	in := reader{pieces: frame, left: frame.Len()}
 	var w *writer // nil as long as nothing has changed

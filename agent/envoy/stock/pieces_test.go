@@ -104,3 +104,54 @@ func TestMalformedPartsAreLeftInTheResponse(t *testing.T) {
 		}
 	}
 }
+
+func TestTypesThatAResponseMentions(t *testing.T) {
+	const own = typeRoutes
+	long := string(bytes.Repeat([]byte("/api/"), 50))
+	for _, tc := range []struct {
+		name, text string
+		want       bool
+	}{
+		{"its own", "\x02type.googleapis.com/" + own + "\x04 and some more", false},
+		{"its own, at the end", "\x02type.googleapis.com/" + own, false},
+		{"paths", "/ " + long + "/", false},
+		{"nothing", "", false},
+		{"another one", "\x02type.googleapis.com/" + own + long + "type.googleapis.com/stats.PluginConfig" + long, true},
+		{"another one, at the end", "type.googleapis.com/x", true},
+		{"one without a name", "type.googleapis.com/", true},
+		{"a host of that name without a path", "type.googleapis.com", false},
+	} {
+		for n := 1; n <= len(tc.text)+1; n++ {
+			var p poison
+			if got := mentions(p.cut([]byte(tc.text), n), own); got != tc.want {
+				t.Errorf("%s, in pieces of %d: %v, want %v", tc.name, n, got, tc.want)
+			}
+		}
+	}
+}
+
+// FuzzPieces holds what comes out of a response in pieces against what comes out of it whole.
+func FuzzPieces(f *testing.F) {
+	for _, name := range []string{fixtureCDS, fixtureLDS, fixtureRDS} {
+		f.Add(fixture(f, name), name == fixtureCDS, 100)
+		f.Add(fixture(f, name), name == fixtureCDS, 7)
+	}
+	f.Add([]byte{0x12, 0x7f, 'x'}, true, 1)
+	ext := stockEnvoy(f)
+	f.Fuzz(func(t *testing.T, in []byte, clusters bool, n int) {
+		typeURL := urlOf(fixtureLDS)
+		if clusters {
+			typeURL = urlOf(fixtureCDS)
+		}
+		rewrite := func(n int) ([]byte, error) {
+			var p poison
+			out, _, err := New(ext).Rewrite(typeURL, true, p.cut(in, n))
+			return out.Materialize(), err
+		}
+		whole, wholeErr := rewrite(len(in) + 1)
+		out, err := rewrite(1 + max(n, -n)%5000)
+		if !bytes.Equal(out, whole) || (err == nil) != (wholeErr == nil) {
+			t.Errorf("in pieces %d bytes, %v; whole %d, %v", len(out), err, len(whole), wholeErr)
+		}
+	})
+}
