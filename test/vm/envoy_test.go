@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
 	"testing"
 	"time"
 
@@ -43,10 +44,11 @@ const (
 //go:embed testdata/envoy.json
 var envoyResources []byte
 
-// withEnvoy boots a machine whose Envoy serves, and waits until all traffic goes through it.
-func withEnvoy(t *testing.T) *mesh {
+// withEnvoy boots a machine whose Envoy serves, and waits until all traffic goes through it. settings are further lines of wingman.yaml.
+func withEnvoy(t *testing.T, settings ...string) *mesh {
 	t.Helper()
 	m := newMesh(t, func(m *mesh) {
+		m.Write(settingsFile, m.Read(settingsFile)+strings.Join(append(settings, ""), "\n"), 0o644)
 		m.CopyIn(Envoy(t), "/usr/local/bin/envoy", 0o755)
 		setResources(t, m.istiod)
 		serveOther(t, m.segment)
@@ -174,7 +176,7 @@ func (m *mesh) visit() (*visitor, error) {
 
 // get asks on the connection; last reports whether Envoy wants it closed after this answer, which a visitor then does (RFC 9112 section 9.6).
 func (v *visitor) get(path string) (last bool, err error) {
-	if err := v.conn.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+	if err := v.conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
 		return false, err
 	}
 	req, err := http.NewRequest(http.MethodGet, "http://"+appAddress+path, nil)

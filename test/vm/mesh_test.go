@@ -18,6 +18,7 @@ import (
 const (
 	istiodAddress   = "10.99.0.1:15012"
 	upstreamAddress = "10.99.0.1:53"
+	settingsFile    = "/etc/wingman/wingman.yaml"
 )
 
 // mesh is a control plane and a resolver on a segment, and a machine that can join.
@@ -55,7 +56,7 @@ func newMesh(t *testing.T, prepare ...func(*mesh)) *mesh {
 	m.Write("/etc/systemd/system/app.service", "[Service]\nType=exec\nExecStart=/usr/bin/app app\n[Install]\nWantedBy=multi-user.target\n", 0o644)
 	m.Enable("app.service")
 	m.Enable("wingman.service")
-	m.Write("/etc/wingman/wingman.yaml", "istiod: {address: \""+istiodAddress+"\", san: "+istiod.ServerName()+"}\n", 0o644)
+	m.Write(settingsFile, "istiod: {address: \""+istiodAddress+"\", san: "+istiod.ServerName()+"}\n", 0o644)
 	staged := t.TempDir()
 	if err := files.Write(staged, istiod); err != nil {
 		t.Fatal(err)

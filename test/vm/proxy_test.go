@@ -122,23 +122,25 @@ func TestTheProxyAloneIsRestarted(t *testing.T) {
 // Order of a stop: unhealthy, drain, rules out, Envoy ended. Everything is told by one clock, this computer's; but what is in the journal may be
 // some time older than it says.
 func TestAStopTakesEnvoyDownLast(t *testing.T) {
-	m := withEnvoy(t)
+	m := withEnvoy(t, "envoy: {terminationDrain: 60s}") // nothing here is to be cut short
 	v, err := m.visit()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := v.get("/"); err != nil {
-		t.Fatal(err)
+	if last, err := v.get("/"); last || err != nil {
+		t.Fatalf("before the stop: closed %v, error %v", last, err)
 	}
-	slow := make(chan error, 1) // a request that is under way when the stop comes
-	under := v
-	go func() { last, err := under.get("/?hold=1s"); slow <- expectLast(last, err) }()
-	m.await("the request", func() bool { return strings.Contains(m.Sh("cat /run/app-holds 2>/dev/null || :"), "1") })
+	held := make(chan error, 1) // a request that is under way when the stop comes
+	go func() { last, err := v.get("/held"); held <- expectLast(last, err) }()
+	m.await("the request", func() bool { return m.Sh("cat /run/app-holds 2>/dev/null || :") != "" })
 	events := len(m.istiod.Events())
-	m.Run("systemctl", "stop", "wingman")
-	if err := <-slow; err != nil {
+	m.Run("systemctl", "stop", "--no-block", "wingman")
+	m.await("the drain", func() bool { return strings.Contains(m.Sh("cat /run/wingman-proxy/state.json"), "DRAINING") })
+	m.Run("touch", "/run/app-release")
+	if err := <-held; err != nil {
 		t.Errorf("the request that was under way: %v", err)
 	}
+	m.await("the stop", func() bool { return m.show("wingman", "ActiveState") == "inactive" })
 	m.await("the proxy to stop", func() bool { return m.show("wingman-proxy", "ActiveState") == "inactive" })
 
 	var steps steps

@@ -4,7 +4,8 @@
 //	run     echoes UDP packets on 127.0.0.1:15053, on sockets that systemd keeps
 //	proxy   sleeps, like Envoy's supervisor
 //	status  says that it is ready once /var/lib/wingman/joined is there
-//	app     is the workload: it answers every HTTP request on port 8080, after as long as its parameter hold says; holds are in /run/app-holds
+//	app     is the workload: it answers every HTTP request on port 8080, those for /held when /run/app-release is there; /run/app-holds says
+//	        that one waits
 //	watch   prints each verdict on the systemd unit named by its argument
 //
 // While /var/lib/wingman/crash is there, run ends with status 1 at once. SIGUSR1 makes it hang, SIGUSR2 log what an exec
@@ -12,7 +13,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -177,15 +177,22 @@ func end(log *slog.Logger, notifier *systemd.Notifier) error {
 
 // answer takes its time where it is told to.
 func answer(w http.ResponseWriter, r *http.Request) {
-	hold, err := time.ParseDuration(cmp.Or(r.FormValue("hold"), "0"))
-	if err == nil && hold > 0 {
-		err = os.WriteFile("/run/app-holds", fmt.Appendln(nil, hold), 0o644)
-	}
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusBadRequest)
+	if r.URL.Path != "/held" {
 		return
 	}
-	time.Sleep(hold) // that is what it is asked for
+	if err := os.WriteFile("/run/app-holds", []byte("one\n"), 0o644); err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	for released := false; !released; {
+		_, err := os.Stat("/run/app-release")
+		released = err == nil
+		select {
+		case <-time.After(10 * time.Millisecond): // files do not call
+		case <-r.Context().Done():
+			return
+		}
+	}
 }
 
 func watch(unit string, log *slog.Logger) error {
