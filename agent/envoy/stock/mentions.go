@@ -7,16 +7,16 @@ import (
 )
 
 // Every Any that istiod writes names its type like this.
-const typePrefix = "type.googleapis.com"
+const typePrefix = "type.googleapis.com/"
 
 // byAny are the resources in which nothing is of interest that is not in an Any of its own. Ten thousand services make one of them of 4 MB,
-// sent anew with every change of one; in most meshes it holds no Any at all.
+// sent anew with every change of one, and all it holds in most meshes is how retries choose another host.
 var byAny = map[string]bool{typeRoutes: true, typeVirtualHost: true, typeScopedRoutes: true}
 
-// mentions reports whether a type other than own is named anywhere in a response. It looks at what stands around each slash, which is
-// several times faster than reading messages.
-func mentions(pieces mem.BufferSlice, own string) bool {
-	var around [len(typePrefix) + 64]byte
+// concerns reports whether a type that is named anywhere in a response, other than own, may call for rewriting or for a word about it. It
+// looks at what stands around each slash, which is several times faster than reading messages.
+func (r *Rewriter) concerns(pieces mem.BufferSlice, own string) bool {
+	var room [1 + len(typePrefix) + maxShortName]byte
 	for i := range pieces {
 		data := pieces[i].ReadOnlyData()
 		for at := 0; ; at++ {
@@ -25,11 +25,24 @@ func mentions(pieces mem.BufferSlice, own string) bool {
 				break
 			}
 			at += n
-			before, after := data[:at], data[at+1:]
-			if len(before) < len(typePrefix) || len(after) < len(own) { // at the edge of a piece
-				before, after = neighbours(pieces, i, at, around[:], len(own))
+			before, after := data[:at+1], data[at+1:]
+			if len(before) <= len(typePrefix) || len(after) < maxShortName { // at the edge of a piece
+				before, after = neighbours(pieces, i, at, room[:])
 			}
-			if bytes.HasSuffix(before, []byte(typePrefix)) && !bytes.HasPrefix(after, []byte(own)) {
+			if !bytes.HasSuffix(before, []byte(typePrefix)) {
+				continue
+			}
+			// The length of the whole stands before it, in one byte as long as it is short.
+			before = before[:len(before)-len(typePrefix)]
+			if len(before) == 0 {
+				return true
+			}
+			size := int(before[len(before)-1]) - len(typePrefix)
+			if size < 0 || size > min(maxShortName, len(after)) {
+				return true
+			}
+			name := after[:size]
+			if _, lacks := r.ext.lacks(name); string(name) != own && (lacks || types[string(name)] != nil || r.ext.unknown(name)) {
 				return true
 			}
 		}
@@ -37,12 +50,15 @@ func mentions(pieces mem.BufferSlice, own string) bool {
 	return false
 }
 
-// neighbours are the bytes before the one at position at of piece i, as many as typePrefix has, and the most bytes after it, as far as there
-// are any; room holds them.
-func neighbours(pieces mem.BufferSlice, i, at int, room []byte, most int) (before, after []byte) {
-	end := len(typePrefix)
+// maxShortName is how long a type's name may be for its length to fit into one byte with the prefix.
+const maxShortName = 0x7f - len(typePrefix)
+
+// neighbours are the bytes up to position at of piece i, as many as typePrefix and a length have, and the maxShortName bytes after it, as far
+// as there are any; room holds them.
+func neighbours(pieces mem.BufferSlice, i, at int, room []byte) (before, after []byte) {
+	end := len(room) - maxShortName
 	begin := end
-	for j, upTo := i, at; j >= 0 && begin > 0; {
+	for j, upTo := i, at+1; j >= 0 && begin > 0; {
 		part := pieces[j].ReadOnlyData()[:upTo]
 		part = part[max(0, len(part)-begin):]
 		begin -= copy(room[begin-len(part):], part)
@@ -50,11 +66,9 @@ func neighbours(pieces mem.BufferSlice, i, at int, room []byte, most int) (befor
 			upTo = pieces[j].Len()
 		}
 	}
-	rest := room[end:]
-	rest = rest[:min(most, len(rest))]
-	n := 0
-	for j, from := i, at+1; j < len(pieces) && n < len(rest); j, from = j+1, 0 {
-		n += copy(rest[n:], pieces[j].ReadOnlyData()[from:])
+	n := end
+	for j, from := i, at+1; j < len(pieces) && n < len(room); j, from = j+1, 0 {
+		n += copy(room[n:], pieces[j].ReadOnlyData()[from:])
 	}
-	return room[begin:end], rest[:n]
+	return room[begin:end], room[end:n]
 }

@@ -20,7 +20,7 @@ func (r *Rewriter) Rewrite(typeURL string, delta bool, frame mem.BufferSlice) (o
 	if !r.ext.Needed() || !Wants(typeURL) {
 		return frame, Report{}, nil
 	}
-	if own := typeName(typeURL); byAny[own] && !mentions(frame, own) {
+	if own := typeName(typeURL); byAny[own] && !r.concerns(frame, own) {
 		return frame, Report{}, nil
 	}
 	r.report = Report{}

@@ -105,25 +105,31 @@ func TestMalformedPartsAreLeftInTheResponse(t *testing.T) {
 	}
 }
 
-func TestTypesThatAResponseMentions(t *testing.T) {
-	const own = typeRoutes
-	long := string(bytes.Repeat([]byte("/api/"), 50))
+func TestTypesThatConcernRoutes(t *testing.T) {
+	named := func(name string) string { return string(embed(1, "type.googleapis.com/"+name)) }
+	own, known := named(typeRoutes), named("envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate")
+	paths := string(bytes.Repeat([]byte("/api/"), 50))
+	r := New(stockEnvoy(t))
 	for _, tc := range []struct {
 		name, text string
 		want       bool
 	}{
-		{"its own", "\x02type.googleapis.com/" + own + "\x04 and some more", false},
-		{"its own, at the end", "\x02type.googleapis.com/" + own, false},
-		{"paths", "/ " + long + "/", false},
 		{"nothing", "", false},
-		{"another one", "\x02type.googleapis.com/" + own + long + "type.googleapis.com/stats.PluginConfig" + long, true},
-		{"another one, at the end", "type.googleapis.com/x", true},
-		{"one without a name", "type.googleapis.com/", true},
-		{"a host of that name without a path", "type.googleapis.com", false},
+		{"its own", own + " and more", false},
+		{"its own, at the end", own, false},
+		{"paths", "/ " + paths + "/", false},
+		{"one that this Envoy has, and that leads nowhere", own + known + paths + known, false},
+		{"one that this Envoy lacks", own + paths + known + named(typeStats) + paths, true},
+		{"one that nobody knows, at the end", own + named("example.Unheard"), true},
+		{"one that leads on", own + named("envoy.extensions.filters.http.router.v3.Router"), true},
+		{"one without a name", own + named(""), true},
+		{"one without a length", "type.googleapis.com/" + typeStats, true},
+		{"one whose length is another", "\x7ftype.googleapis.com/x", true},
+		{"a host of that name without a path", "\x13type.googleapis.com", false},
 	} {
 		for n := 1; n <= len(tc.text)+1; n++ {
 			var p poison
-			if got := mentions(p.cut([]byte(tc.text), n), own); got != tc.want {
+			if got := r.concerns(p.cut([]byte(tc.text), n), typeRoutes); got != tc.want {
 				t.Errorf("%s, in pieces of %d: %v, want %v", tc.name, n, got, tc.want)
 			}
 		}

@@ -7,7 +7,7 @@ import (
 
 // Report says what Rewrite did.
 type Report struct {
-	Resources int // in the response
+	Resources int // read of the response: none when no type that is named in it calls for that
 	Changed   int // of those, rewritten or taken out
 
 	Removed   map[string]int // extensions taken out, by the names of this package; nil for none
