@@ -10,7 +10,7 @@ FUZZTIME ?= 60s
 MESH_P   ?= 3
 SOURCES  := $(shell find . -name '*.go' -not -path './test/*' -not -path './tmpdeps/*') go.mod go.sum
 
-.PHONY: all build demo test lint fuzz bench bench-dns test-netns test-envoy test-mesh test-vm setup clean
+.PHONY: all build demo test lint fuzz bench bench-dns bench-xds test-netns test-envoy test-mesh test-vm setup clean
 
 all: build
 
@@ -74,6 +74,12 @@ bench: setup build
 # What a DNS answer costs next to other servers; those that are installed (knot, unbound, dnsmasq) and dnsperf take part.
 bench-dns: build
 	$(GO) run -tags $(TAGS) ./test/bench/dns -wingman bin/wingman
+
+# What a push of the real istiod costs next to Istio's own agent, in 10,000 services; as root, ROUNDS times each.
+ROUNDS ?= 5
+bench-xds: build
+	@sh test/setup/setup.sh mesh
+	cd test/mesh && WINGMAN_MESH=1 WINGMAN_BIN=$(CURDIR)/bin/wingman $(GO) test -run '^$$' -bench Push -benchtime $(ROUNDS)x -timeout 30m ./push
 
 clean:
 	rm -rf bin

@@ -44,6 +44,41 @@ var istioDirs = []string{
 // Envoy as istio-proxy. It returns once Envoy is ready.
 func (v *VM) StartIstio(t testing.TB) *Istio {
 	t.Helper()
+	v.installIstio(t)
+	ctx, cancel := step(t)
+	defer cancel()
+	if _, err := v.Run(ctx, "/usr/local/bin/istio-start.sh", "init"); err != nil {
+		t.Fatal(err)
+	}
+	return startIstio(t, v.Machine, filepath.Join(v.bed.logs, v.spec.Host+".istio.log"), proc.Spec{
+		Path: "/usr/local/bin/istio-start.sh", Args: []string{"run"},
+		Env: []string{"USER=istio-proxy"}, // with this the script does not use sudo
+	})
+}
+
+// StartIstioAgent runs pilot-agent as StartIstio does, but without capture rules, and with the program envoy in Envoy's place, a path in
+// the machine. It returns at once.
+func (v *VM) StartIstioAgent(t testing.TB, envoy string) *proc.Process {
+	t.Helper()
+	v.installIstio(t)
+	p, err := v.Start(proc.Spec{
+		Path: "/usr/local/bin/istio-start.sh", Args: []string{"run"},
+		Env: []string{
+			"USER=istio-proxy", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/home/istio-proxy",
+			"ISTIO_CUSTOM_IP_TABLES=true", "PROXY_CONFIG=binaryPath: " + envoy,
+		},
+		Dir: "/", Log: filepath.Join(v.bed.logs, v.spec.Host+".istio.log"),
+		Credential: &syscall.Credential{Uid: machine.ProxyID, Gid: machine.ProxyID},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// installIstio puts in place what pilot-agent needs beside Istio's package and istioctl's files.
+func (v *VM) installIstio(t testing.TB) {
+	t.Helper()
 	prepareIstio(t, v.Machine)
 	// The book: cat hosts >> /etc/hosts.
 	err := v.Visit(func() error {
@@ -62,15 +97,6 @@ func (v *VM) StartIstio(t testing.TB) *Istio {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := step(t)
-	defer cancel()
-	if _, err := v.Run(ctx, "/usr/local/bin/istio-start.sh", "init"); err != nil {
-		t.Fatal(err)
-	}
-	return startIstio(t, v.Machine, filepath.Join(v.bed.logs, v.spec.Host+".istio.log"), proc.Spec{
-		Path: "/usr/local/bin/istio-start.sh", Args: []string{"run"},
-		Env: []string{"USER=istio-proxy"}, // with this the script does not use sudo
-	})
 }
 
 func prepareIstio(t testing.TB, m *machine.Machine) {
