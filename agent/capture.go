@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -119,10 +120,23 @@ type captureWish struct {
 	leaving bool
 }
 
+// captureNames are the levels as operators know them, in the order of the metric.
+var captureNames = []string{"none", "dns", "ports", "all"}
+
+// name is a level's, under the settings of a wish: the rules of some ports are of the kernel's level all.
+func (w captureWish) name(l iptables.Level) string {
+	if l == iptables.LevelAll && w.cfg != nil && w.cfg.Capture.Level == "ports" {
+		return "ports"
+	}
+	return l.String()
+}
+
 func newCapture(log *slog.Logger, applier *iptables.Applier, r prometheus.Registerer, decide func() captureWish, changed func()) *capture {
 	c := &capture{log: log, applier: applier, decide: decide, plan: planCapture, changed: changed, news: make(chan chan struct{})}
 	r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: metricCaptureLevel,
-		Help: "What is captured now: 0 nothing, 1 DNS, 2 all."}, func() float64 { return float64(c.level()) }))
+		Help: "What is captured now: 0 nothing, 1 DNS, 2 DNS and inbound connections to some ports, 3 all."}, func() float64 {
+		return float64(slices.Index(captureNames, c.wished().name(c.level())))
+	}))
 	return c
 }
 
@@ -288,7 +302,8 @@ func (c *capture) level() iptables.Level {
 
 func (c *capture) report() status.CaptureReport {
 	c.mu.Lock()
-	r := status.CaptureReport{Wanted: c.wish.wanted.String(), Level: iptables.LevelNone.String(), Why: c.wish.why}
+	wish := c.wish
+	r := status.CaptureReport{Wanted: wish.name(wish.wanted), Level: iptables.LevelNone.String(), Why: wish.why}
 	k := c.keeper
 	if c.broken != "" {
 		r.Why = c.broken
@@ -298,7 +313,7 @@ func (c *capture) report() status.CaptureReport {
 		return r
 	}
 	s := k.State()
-	r.Level, r.InPlace, r.Repairs, r.Trial = s.Level.String(), s.InPlace, s.Repairs, s.Trial
+	r.Level, r.InPlace, r.Repairs, r.Trial = wish.name(s.Level), s.InPlace, s.Repairs, s.Trial
 	switch {
 	case s.Error != "":
 		r.Why = s.Error
@@ -325,12 +340,27 @@ func planCapture(ctx context.Context, w captureWish) (iptables.Rules, bootRules,
 
 // captureFactsOf reads what rules depend on from this machine.
 func captureFactsOf(ctx context.Context, cfg *bootstrap.Config) (iptables.Facts, error) {
-	return iptables.GatherFacts(ctx, iptables.GatherConfig{
+	facts, err := iptables.GatherFacts(ctx, iptables.GatherConfig{
 		ResolvConf: cfg.Paths.ResolvConf,
 		Group:      cfg.Paths.Group,
 		SSHDConfig: filepath.Join(cfg.Root, "etc/ssh/sshd_config"),
 		SSHReport:  sshReport(cfg),
 	})
+	facts.AgentPorts = movedPorts(cfg)
+	return facts, err
+}
+
+// movedPorts are the ports of agent and Envoy that the settings put elsewhere: the usual ones are guarded anyway.
+func movedPorts(cfg *bootstrap.Config) (moved []uint16) {
+	for _, p := range []struct{ port, usual uint16 }{
+		{cfg.Status.Port, 15020}, {cfg.Status.ReadinessPort, 15021}, {cfg.Status.PrometheusPort, 15090},
+		{cfg.Envoy.AdminPort, 15000}, {cfg.DNS.Listen.Port(), 15053},
+	} {
+		if p.port != p.usual && p.port != 0 {
+			moved = append(moved, p.port)
+		}
+	}
+	return moved
 }
 
 // sshReport is where the root helper of the unit says how people reach this machine: the agent cannot ask sshd itself.

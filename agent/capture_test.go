@@ -1,6 +1,8 @@
 package agent
 
 import (
+	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -63,5 +65,33 @@ func TestDecideCapture(t *testing.T) {
 	custom := decideCapture(bootstrap.Capture{Level: "all", DNS: true, CustomTables: true}, joined)
 	if custom.hands {
 		t.Errorf("with ISTIO_CUSTOM_IP_TABLES decideCapture = %+v, want hands off", custom)
+	}
+}
+
+func TestPortsThatTheSettingsMovedAreGuarded(t *testing.T) {
+	cfg := &bootstrap.Config{}
+	cfg.Status.Port, cfg.Status.ReadinessPort, cfg.Status.PrometheusPort = 15020, 16021, 15090
+	cfg.Envoy.AdminPort = 15000
+	cfg.DNS.Listen = netip.MustParseAddrPort("127.0.0.1:16053")
+	if got, want := movedPorts(cfg), []uint16{16021, 16053}; !slices.Equal(got, want) {
+		t.Errorf("moved %v, want %v", got, want)
+	}
+}
+
+func TestSomePortsAreTheirOwnLevel(t *testing.T) {
+	for _, tt := range []struct {
+		setting string
+		level   iptables.Level
+		want    string
+	}{
+		{"ports", iptables.LevelAll, "ports"},
+		{"ports", iptables.LevelDNS, "dns"},
+		{"all", iptables.LevelAll, "all"},
+		{"auto", iptables.LevelNone, "none"},
+	} {
+		w := captureWish{cfg: &bootstrap.Config{Capture: bootstrap.Capture{Level: tt.setting}}}
+		if got := w.name(tt.level); got != tt.want || !slices.Contains(captureNames, got) {
+			t.Errorf("capture %s at level %s is called %q, want %q", tt.setting, tt.level, got, tt.want)
+		}
 	}
 }

@@ -94,3 +94,19 @@ func TestCaptureOfRealEnvironments(t *testing.T) {
 		})
 	}
 }
+
+// Istio's tool takes an empty list of groups for nobody's.
+func TestNoGroupsMeansNobody(t *testing.T) {
+	for _, files := range []map[string]string{
+		{clusterEnv: "ISTIO_NAMESPACE=n\nISTIO_OUTBOUND_OWNER_GROUPS=\n"},
+		{wingmanYAML: "rules: {groups: []}\n"},
+	} {
+		c, problems := newMachine(t, files).load()
+		if c == nil || c.Capture.OwnerGroupsAll || len(c.Capture.OwnerGroups) > 0 {
+			t.Errorf("%v: %+v, %v; want nobody captured", files, c, problems)
+		}
+	}
+	if c, _ := newMachine(t, nil).load(); c == nil || !c.Capture.OwnerGroupsAll {
+		t.Error("without the setting everybody is captured")
+	}
+}

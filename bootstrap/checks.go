@@ -39,8 +39,47 @@ func (l *loader) capture() {
 			l.refuse(Warning, key, "CIDRs of both families without dualStack", "those of one", "only this machine's own family gets rules; set dualStack for both")
 		}
 	}
+	if c.TProxyMark == envoysMark {
+		l.refuse(Error, "rules.tproxyMark", fmt.Sprint(c.TProxyMark), "another mark", "Istio marks Envoy's own connections with it")
+	}
+	for key, id := range map[string]uint32{"rules.proxyUID": c.ProxyUID, "rules.proxyGID": c.ProxyGID} {
+		if l.isSet(key) && id == 0 {
+			l.refuse(Error, key, "0", "the id of a user that is not root", "the traffic of root could not be told from Envoy's")
+		}
+	}
+	l.captureWithoutEffect()
 	if l.c.Identity.GraceRatio-l.c.Identity.GraceJitter <= 0 || l.c.Identity.GraceRatio+l.c.Identity.GraceJitter >= 1 {
 		l.refuse(Error, "identity.graceJitter", quote(l.source("identity.graceJitter").Value), "less than graceRatio, and less than what is left of it to 1", "")
+	}
+}
+
+// envoysMark is the mark that Istio's configuration has Envoy set on its own connections.
+const envoysMark = 1338
+
+// captureWithoutEffect warns of settings that others make void.
+func (l *loader) captureWithoutEffect() {
+	c := l.c.Capture
+	void := func(key, found, expected, hint string) {
+		if l.isSet(key) {
+			l.refuse(Warning, key, found, expected, hint)
+		}
+	}
+	if len(c.InboundExcludePorts) > 0 && !c.InboundAll {
+		void("rules.inboundExcludePorts", "excluded ports beside a list of captured ones", `inboundPorts "*"`, "they count only with it; take them out of the list instead")
+	}
+	if len(c.OwnerGroupsExclude) > 0 && !c.OwnerGroupsAll {
+		void("rules.excludeGroups", "excluded groups beside a list of captured ones", `groups "*"`, "they count only with it; take them out of the list instead")
+	}
+	if c.Mode == "NONE" && (c.Level == "ports" || c.Level == "all") {
+		void("capture", c.Level+" with rules.mode NONE", "REDIRECT or TPROXY", "NONE captures no TCP at all")
+	}
+	if c.Level == "dns" && !c.DNS {
+		void("capture", "dns while dns.capture is false", "dns.capture: true", "nothing is captured")
+	}
+	for key, cidrs := range map[string][]netip.Prefix{"rules.outboundCIDRs": c.OutboundCIDRs} {
+		if len(cidrs) > 0 && !l.c.DualStack && !slices.ContainsFunc(cidrs, func(p netip.Prefix) bool { return p.Addr().Is4() }) {
+			void(key, "CIDRs of IPv6 alone without dualStack", "dualStack: true", "on a machine that has IPv4 too no outbound connection is captured")
+		}
 	}
 }
 

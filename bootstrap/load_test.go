@@ -148,6 +148,17 @@ func TestLoadTellsEveryProblem(t *testing.T) {
 			"error: /etc/wingman/wingman.yaml:6: probe.damping: found changes 1, windowSeconds 60, holdSeconds 0, expected at least 2 changes, and both times at least 1"}},
 		{"our own probes in Istio's file", map[string]string{meshConfig: "defaultConfig:\n  readinessProbe:\n    systemdUnit: a.service\n    tcpSocket: {port: 80}\n"}, []string{
 			"warning: /etc/istio/config/mesh:3: defaultConfig.readinessProbe.systemdUnit: found an unknown key, expected one of httpGet, tcpSocket, exec, grpc, initialDelaySeconds, timeoutSeconds, periodSeconds, successThreshold, failureThreshold"}},
+		{"what Istio's tool would take and misapply", map[string]string{clusterEnv: "ISTIO_NAMESPACE=n\nISTIO_INBOUND_TPROXY_MARK=1338\nPROXY_UID=0\nPROXY_GID=0\n"}, []string{
+			`error: /var/lib/istio/envoy/cluster.env:2: ISTIO_INBOUND_TPROXY_MARK: found 1338, expected another mark (Istio marks Envoy's own connections with it)`,
+			"error: /var/lib/istio/envoy/cluster.env:3: PROXY_UID: found 0, expected the id of a user that is not root (the traffic of root could not be told from Envoy's)",
+			"error: /var/lib/istio/envoy/cluster.env:4: PROXY_GID: found 0, expected the id of a user that is not root (the traffic of root could not be told from Envoy's)"}},
+		{"what has no effect beside other settings", map[string]string{wingmanYAML: "capture: ports:[8080]\nrules: {mode: NONE, inboundPorts: [80], inboundExcludePorts: [22], groups: [root], excludeGroups: [root], outboundCIDRs: [\"2001:db8::/32\"]}\n"}, []string{
+			"warning: /etc/wingman/wingman.yaml:1: capture: found ports with rules.mode NONE, expected REDIRECT or TPROXY (NONE captures no TCP at all)",
+			`warning: /etc/wingman/wingman.yaml:2: rules.excludeGroups: found excluded groups beside a list of captured ones, expected groups "*" (they count only with it; take them out of the list instead)`,
+			`warning: /etc/wingman/wingman.yaml:2: rules.inboundExcludePorts: found excluded ports beside a list of captured ones, expected inboundPorts "*" (they count only with it; take them out of the list instead)`,
+			"warning: /etc/wingman/wingman.yaml:2: rules.outboundCIDRs: found CIDRs of IPv6 alone without dualStack, expected dualStack: true (on a machine that has IPv4 too no outbound connection is captured)"}},
+		{"DNS alone without DNS", map[string]string{wingmanYAML: "capture: dns\ndns: {capture: false}\n"}, []string{
+			"warning: /etc/wingman/wingman.yaml:1: capture: found dns while dns.capture is false, expected dns.capture: true (nothing is captured)"}},
 		{"ports 0 and 70000, and no port, in probes", map[string]string{meshConfig: "defaultConfig:\n  readinessProbe:\n    httpGet:\n      port: 70000\n",
 			wingmanYAML: "probe:\n  tcpSocket: {port: 0}\n"}, []string{ // wingman.yaml's counts: the other is not read
 			`error: /etc/wingman/wingman.yaml:2: probe.tcpSocket.port: found "0", expected a port from 1 to 65535`}},
@@ -242,8 +253,8 @@ func TestLoadTellsEveryProblem(t *testing.T) {
 			`error: /etc/wingman/wingman.yaml:4: rules.inboundPorts: found a list, expected "*" or ports, each a port from 1 to 65535`,
 			`error: /etc/wingman/wingman.yaml:5: xds.delta: found "perhaps", expected true or false`,
 			"error: /etc/wingman/wingman.yaml:6: workload.labels: found a list, expected a mapping of labels to values"}},
-		{"empty values in wingman.yaml, where empty says nothing", map[string]string{wingmanYAML: "rules: {groups: []}\nstatus: {port: \"\"}\nuser:\nworkload: {network: \"\", group: \"\"}\n"}, []string{
-			`error: /etc/wingman/wingman.yaml:1: rules.groups: found an empty value, expected "*" or groups, each a group's name or gid (leave the key out for what the other files say)`,
+		{"empty values in wingman.yaml, where empty says nothing", map[string]string{wingmanYAML: "rules: {mode: \"\"}\nstatus: {port: \"\"}\nuser:\nworkload: {network: \"\", group: \"\"}\n"}, []string{
+			`error: /etc/wingman/wingman.yaml:1: rules.mode: found an empty value, expected one of REDIRECT, TPROXY, NONE (leave the key out for what the other files say)`,
 			"error: /etc/wingman/wingman.yaml:2: status.port: found an empty value, expected a port from 1 to 65535 (leave the key out for what the other files say)"}},
 		{"the roots of the system", map[string]string{sidecarEnv: "XDS_ROOT_CA=SYSTEM\n"}, []string{
 			`error: /var/lib/istio/envoy/sidecar.env:1: XDS_ROOT_CA: found "SYSTEM", expected a file of certificates (such as /etc/ssl/certs/ca-certificates.crt)`}},

@@ -71,8 +71,8 @@ type HealthReport struct {
 
 // CaptureReport says what is redirected.
 type CaptureReport struct {
-	Wanted string `json:"wanted"` // what the settings ask for: "none", "dns" or "all"
-	Level  string `json:"level"`  // what is in place: "none", "dns" or "all"
+	Wanted string `json:"wanted"` // what the settings ask for: "none", "dns", "ports" or "all"
+	Level  string `json:"level"`  // what is in place: "none", "dns", "ports" or "all"
 	// Why tells what keeps Level from Wanted.
 	Why     string `json:"why,omitempty"`
 	InPlace bool   `json:"inPlace"`         // the kernel is as planned

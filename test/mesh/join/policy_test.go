@@ -100,7 +100,7 @@ func TestCaptureIsChangedLiveStepByStep(t *testing.T) {
 	for i, step := range []struct{ capture, level, tlsMode, inbound, outbound string }{
 		{"none", "none", "disabled", "past", "past"},
 		{"dns", "dns", "disabled", "past", "past"},
-		{"ports:[8080, 8099]", "all", "disabled", "through", "past"},
+		{"ports:[8080, 8099]", "ports", "disabled", "through", "past"},
 		{"all", "all", "", "through", "through"},
 		{"dns", "dns", "disabled", "past", "past"},
 	} {
