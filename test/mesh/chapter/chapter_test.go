@@ -35,6 +35,9 @@ const (
 // shortGrace lets an entry go soon after its last stream; istiod's default is ten seconds.
 const shortGrace = "1s"
 
+// quickStop is how long a machine that leaves gives the news to reach its peers: here they have it in a quarter of a second.
+const quickStop = "drain: {propagation: 1s}\n"
+
 // member is a machine with everything on it: the application, wingman, Envoy.
 type member struct {
 	*testbed.VM
@@ -47,6 +50,9 @@ func prepare(t *testing.T, bed *testbed.Bed, spec testbed.Spec, port int) *membe
 	t.Helper()
 	spec.Envoy = true
 	m := &member{VM: bed.VM(t, spec)}
+	if err := m.WriteFile("/etc/wingman/wingman.yaml", quickStop, 0o644, 0); err != nil {
+		t.Fatal(err)
+	}
 	m.app = m.App(t, port)
 	return m
 }
