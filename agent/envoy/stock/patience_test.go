@@ -36,6 +36,7 @@ func TestPatienceWithSilentResolvers(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			wrap := func(resolver *caresv3.CaresDnsResolverConfig, next *clusterv3.Cluster_RefreshRate) *clusterv3.Cluster {
+				//lint:ignore SA1019 istiod sends the old field
 				cl := &clusterv3.Cluster{Name: "outside", DnsFailureRefreshRate: next}
 				if resolver != nil {
 					cl.TypedDnsResolverConfig = &corev3.TypedExtensionConfig{Name: "envoy.network.dns_resolver.cares", TypedConfig: packed(t, resolver)}

@@ -252,6 +252,7 @@ func (x reference) bound(c *clusterv3.Cluster) {
 	config := resolverOf(x.t, c)
 	config.QueryTimeoutSeconds, config.QueryTries = wrapperspb.UInt64(1), wrapperspb.UInt32(3)
 	c.TypedDnsResolverConfig.TypedConfig = packed(x.t, config)
+	//lint:ignore SA1019 istiod sends the old field
 	c.DnsFailureRefreshRate = &clusterv3.Cluster_RefreshRate{BaseInterval: durationpb.New(time.Second), MaxInterval: durationpb.New(10 * time.Second)}
 }
 
