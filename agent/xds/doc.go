@@ -16,7 +16,7 @@
 // Files: client.go (attempts), session.go (one stream), envoy.go (Envoy's side), state.go (which session counts), wire.go and frame.go (messages),
 // outbox.go (the verdict), ending.go (how streams end, when to try again).
 //
-// Goroutines: the caller of Run, one reader for each stream to istiod; gRPC's and two more for each of Envoy's.
+// Goroutines: the caller of Run, one reader and one writer for each stream to istiod; gRPC's and two more for each of Envoy's.
 //
 // To match: Istio pkg/istio-agent/xds_proxy.go and xds_proxy_delta.go (what the agent sends), pilot/pkg/xds/ads.go and
 // delta.go (what istiod does with it).
