@@ -135,13 +135,16 @@ func GuardRules(ctx context.Context, d time.Duration, out io.Writer) error {
 func ConfirmRules(ctx context.Context) error { return iptables.Confirm(ctx) }
 
 // RemoveRules takes everything of ours, and what Istio's own tool left, out of the kernel. It needs no settings: on a machine whose files are
-// broken or gone this must work too.
-func RemoveRules(ctx context.Context) error {
+// broken or gone this must work too. endedTrial says that rules were on trial, which is over with that.
+func RemoveRules(ctx context.Context) (endedTrial bool, err error) {
 	applier, err := iptables.NewApplier(iptables.ApplierConfig{})
 	if err != nil {
-		return err
+		return false, err
 	}
-	return applier.Remove(ctx)
+	if endedTrial, err = iptables.EndTrial(ctx); err != nil {
+		return false, err
+	}
+	return endedTrial, applier.Remove(ctx)
 }
 
 // unserved names the ports that traffic is sent to although nobody listens there.

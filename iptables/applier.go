@@ -107,27 +107,48 @@ func (a *Applier) plainFlavour() string {
 // Apply brings the kernel to the plan: nothing is touched when it is there already, and a failure anywhere leaves the rules
 // as they were. Rules of ours that a former configuration put in by another backend are removed once the new ones are in.
 //
-// With an empty plan it is Remove. The error says what to do next.
-func (a *Applier) Apply(ctx context.Context, rules Rules) error {
-	if rules.Empty() {
-		return a.Remove(ctx)
-	}
+// An empty plan takes out everything of ours. While rules are on trial it fails with ErrOnTrial: what it did would be undone with
+// them. The error says what to do next.
+func (a *Applier) Apply(ctx context.Context, rules Rules) error { return a.putIn(ctx, rules, false) }
+
+// putIn is Apply, and what Try does for the rules on trial.
+func (a *Applier) putIn(ctx context.Context, rules Rules, trial bool) error {
 	start := time.Now()
-	err := a.apply(ctx, &rules)
-	a.metrics.applied(err, time.Since(start))
+	err := a.apply(ctx, &rules, trial)
+	if rules.Empty() {
+		a.metrics.removed(err)
+	} else {
+		a.metrics.applied(err, time.Since(start))
+	}
 	return err
 }
 
-func (a *Applier) apply(ctx context.Context, rules *Rules) error {
+func (a *Applier) apply(ctx context.Context, rules *Rules, trial bool) error {
 	release, err := acquire(ctx, a.lockWait)
 	if err != nil {
 		return err
 	}
 	defer release()
+	if err := mayApply(ctx, trial); err != nil {
+		return err
+	}
 	s, err := a.host.look()
 	if err != nil {
 		return err
 	}
+	if rules.Empty() {
+		err = a.removeAll(ctx, s)
+	} else {
+		err = a.change(ctx, rules, s)
+	}
+	if err == nil && !trial && s.trialMarked() { // its guardian is dead; what it guarded is over now
+		err = dropTrialMark()
+	}
+	return err
+}
+
+// change brings the kernel, as seen, to the plan.
+func (a *Applier) change(ctx context.Context, rules *Rules, s *seen) error {
 	name, err := a.choose(rules.Backend, s)
 	if err != nil {
 		return err
@@ -171,7 +192,8 @@ func (a *Applier) apply(ctx context.Context, rules *Rules) error {
 }
 
 // Remove takes out everything of ours, by whichever backend it was put in, and what Istio's own tool left: chains and
-// rules, tables, policy routes. Nothing else is touched; there is no error when there is nothing.
+// rules, tables, policy routes. Nothing else is touched; there is no error when there is nothing. A trial ends with it: what
+// was there before the rules on trial is not put back any more.
 func (a *Applier) Remove(ctx context.Context) error {
 	err := a.remove(ctx)
 	a.metrics.removed(err)
@@ -179,6 +201,11 @@ func (a *Applier) Remove(ctx context.Context) error {
 }
 
 func (a *Applier) remove(ctx context.Context) error {
+	if ended, err := EndTrial(ctx); err != nil {
+		return err
+	} else if ended {
+		a.log.Info("rules are no longer on trial: they are removed")
+	}
 	release, err := acquire(ctx, a.lockWait)
 	if err != nil {
 		return err
@@ -188,6 +215,11 @@ func (a *Applier) remove(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	return a.removeAll(ctx, s)
+}
+
+// removeAll takes out everything that was seen.
+func (a *Applier) removeAll(ctx context.Context, s *seen) error {
 	var errs []error
 	for _, name := range allBackends {
 		errs = append(errs, a.backend(name).remove(ctx, s))

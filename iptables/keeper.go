@@ -175,9 +175,19 @@ func (k *Keeper) onTrial(ctx context.Context) bool {
 	trial := err == nil
 	if was := k.State().Trial; was != trial {
 		k.update(func(s *KeeperState) { s.Trial, s.InPlace = trial, false })
-		k.stale = k.stale || was
+		if was {
+			k.afterTrial()
+		}
 	}
 	return trial
+}
+
+// afterTrial has the plan made and put in again, which is also what helps a machine whose trial nobody guards any more.
+func (k *Keeper) afterTrial() {
+	k.stale, k.pending = true, true
+	if s, err := k.applier.host.look(); err == nil && s.trialMarked() {
+		k.log.Warn("the guardian of the rules on trial is gone without taking them back: the planned rules are put in")
+	}
 }
 
 // pollEvery is how often to look though nothing was heard: often where nothing can be.

@@ -2,10 +2,12 @@ package iptables
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
+	"time"
 )
 
 // Completeness compares the kernel with a plan.
@@ -28,6 +30,10 @@ type Status struct {
 	Diff     []Difference  `json:"diff,omitempty"` // against the plan
 	Counters Counters      `json:"counters"`
 	Routes   []PolicyRoute `json:"routes,omitempty"`
+	// TrialUntil is when the rules on trial are taken back; zero when none are.
+	TrialUntil time.Time `json:"trialUntil,omitzero"`
+	// TrialOrphaned says that rules are on trial, but their guardian was killed: nobody will take them back.
+	TrialOrphaned bool `json:"trialOrphaned,omitempty"`
 }
 
 // Counters counts what the rules in the kernel did since they went in: first packets of connections, for nat sees no others.
@@ -52,6 +58,11 @@ func (a *Applier) Status(ctx context.Context, rules Rules) (Status, error) {
 		return Status{}, err
 	}
 	st := Status{State: Absent, Backends: []string{}}
+	if until, err := TrialUntil(ctx); err == nil {
+		st.TrialUntil = until
+	} else if errors.Is(err, ErrNoTrial) && s.trialMarked() {
+		st.TrialOrphaned = true
+	}
 	for _, name := range allBackends {
 		b := a.backend(name)
 		sections, err := b.sections(ctx, &Rules{}, s)

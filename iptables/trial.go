@@ -22,9 +22,10 @@ import (
 //
 //	wingman rules try ──starts──► guardian: snapshot, "ready", waits on trialAddress
 //	        └──applies the plan             │ confirm ► ends
-//	wingman rules confirm ──────────────────┘ time is up ► puts the snapshot back, ends
+//	wingman rules confirm ──────────────────┤ time is up ► puts the snapshot back, ends
+//	wingman rules remove ───────────────────┘ cancel ► ends, and everything is taken out
 //
-// trialAddress belongs to the network namespace and goes away with the guardian.
+// trialAddress belongs to the network namespace and goes away with the guardian; trialTable does not when it is killed.
 const trialAddress = "@wingman-rules-trial"
 
 // ErrNoTrial means that no rules are on trial.
@@ -34,10 +35,14 @@ var ErrNoTrial = errors.New("no rules are on trial")
 const (
 	sayConfirm = "confirm"
 	sayAbort   = "abort"
+	sayCancel  = "cancel"
 	sayUntil   = "until"
 	sayDone    = "done"
 	sayReady   = "ready"
 )
+
+// answerLimit bounds how long the guardian may take for an answer.
+const answerLimit = 5 * time.Second
 
 // Guardian remembers what is in the kernel now, writes "ready" to out, and puts it back after d unless Confirm is called in
 // the meantime. It is the body of the process that Try starts; signals that end sessions do not end it.
@@ -60,6 +65,9 @@ func (a *Applier) Guardian(ctx context.Context, d time.Duration, out io.Writer) 
 	if err != nil {
 		return fmt.Errorf("remember the rules before the trial: %w", err)
 	}
+	if err := makeTrialMark(); err != nil {
+		a.log.Debug("the trial leaves no mark in the kernel", "error", err)
+	}
 	until := time.Now().Add(d)
 	if err := l.(*net.UnixListener).SetDeadline(until); err != nil {
 		return fmt.Errorf("guard the trial: %w", err)
@@ -78,11 +86,11 @@ func (a *Applier) Guardian(ctx context.Context, d time.Duration, out io.Writer) 
 	if err := restore(ctx); err != nil {
 		return fmt.Errorf("take the rules on trial back: %w", err)
 	}
-	return nil
+	return dropTrialMark() // one that stays says that taking back went wrong
 }
 
-// awaitConfirm answers questions until somebody who may confirms, or aborts a trial that never began, or the listener's time
-// is up.
+// awaitConfirm answers questions until somebody who may confirms, or aborts a trial that never began, or cancels one whose
+// rules are to be removed, or the listener's time is up. The mark goes before the answer: who has it needs not wait.
 func awaitConfirm(l net.Listener, until time.Time) bool {
 	for {
 		conn, err := l.Accept()
@@ -92,9 +100,10 @@ func awaitConfirm(l net.Listener, until time.Time) bool {
 		_ = conn.SetDeadline(time.Now().Add(time.Second))
 		word, _ := bufio.NewReader(io.LimitReader(conn, 64)).ReadString('\n')
 		word = strings.TrimSpace(word)
-		ends := (word == sayConfirm || word == sayAbort) && trusted(conn)
+		ends := (word == sayConfirm || word == sayAbort) && trusted(conn) || word == sayCancel && mayCancel(conn)
 		switch {
 		case ends:
+			_ = dropTrialMark() // at worst the trial seems to have lost its guardian, and whoever changes rules next drops it
 			fmt.Fprintln(conn, sayDone)
 		case word == sayUntil:
 			fmt.Fprintln(conn, until.Format(time.RFC3339Nano))
@@ -113,6 +122,12 @@ func awaitConfirm(l net.Listener, until time.Time) bool {
 func trusted(conn net.Conn) bool {
 	cred := peer(conn)
 	return cred != nil && (cred.Uid == 0 || int(cred.Uid) == os.Geteuid())
+}
+
+// mayCancel reports whether who is at the other end may take the rules on trial out.
+func mayCancel(conn net.Conn) bool {
+	cred := peer(conn)
+	return trusted(conn) || cred != nil && mayChange(cred)
 }
 
 // Try puts rules in for d and has them taken back then unless Confirm is called. guardian is the command that runs Guardian
@@ -136,16 +151,21 @@ func (a *Applier) Try(ctx context.Context, rules Rules, guardian []string) error
 		return fmt.Errorf("the guardian of the trial did not get ready, nothing was changed: %w: %s", err, strings.TrimSpace(stderr.String()))
 	}
 	go func() { _ = cmd.Wait() }() // while this process lives it collects the guardian; after that, init does
-	if err := a.Apply(ctx, rules); err != nil {
+	if err := a.putIn(ctx, rules, true); err != nil {
 		_, abortErr := ask1(ctx, sayAbort)
 		return errors.Join(err, abortErr)
 	}
 	return nil
 }
 
-// Confirm keeps the rules that are on trial in this network namespace.
+// Confirm keeps the rules that are on trial in this network namespace, also where their guardian is dead.
 func Confirm(ctx context.Context) error {
 	answer, err := ask1(ctx, sayConfirm)
+	if errors.Is(err, ErrNoTrial) {
+		if s, lookErr := systemHost().look(); lookErr == nil && s.trialMarked() {
+			return dropTrialMark()
+		}
+	}
 	if err != nil {
 		return err
 	}
@@ -168,21 +188,31 @@ func TrialUntil(ctx context.Context) (time.Time, error) {
 	return until, nil
 }
 
-// ask1 says one word to the guardian and returns its answer.
-func ask1(ctx context.Context, word string) (string, error) {
+// dialTrial connects to the guardian; ErrNoTrial when there is none, or somebody else took its name.
+func dialTrial(ctx context.Context) (net.Conn, error) {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", trialAddress)
 	if errors.Is(err, syscall.ECONNREFUSED) {
-		return "", ErrNoTrial
+		return nil, ErrNoTrial
 	}
 	if err != nil {
-		return "", fmt.Errorf("ask the guardian of the trial: %w", err)
+		return nil, fmt.Errorf("ask the guardian of the trial: %w", err)
+	}
+	if cred := peer(conn); cred == nil || (cred.Uid != 0 && int(cred.Uid) != os.Geteuid() && os.Geteuid() != 0) {
+		conn.Close()
+		return nil, ErrNoTrial
+	}
+	return conn, nil
+}
+
+// ask1 says one word to the guardian and returns its answer.
+func ask1(ctx context.Context, word string) (string, error) {
+	conn, err := dialTrial(ctx)
+	if err != nil {
+		return "", err
 	}
 	defer conn.Close()
-	if cred := peer(conn); cred == nil || (cred.Uid != 0 && int(cred.Uid) != os.Geteuid() && os.Geteuid() != 0) {
-		return "", ErrNoTrial // somebody else took the name
-	}
-	_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+	_ = conn.SetDeadline(time.Now().Add(answerLimit))
 	if _, err := fmt.Fprintln(conn, word); err != nil {
 		return "", fmt.Errorf("ask the guardian of the trial: %w", err)
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -44,7 +45,13 @@ func newRules(o *options) *cobra.Command {
 			Use:   "remove",
 			Short: "Take out every rule of ours, by whichever backend it was put in, and what istio-iptables left",
 			Args:  cobra.NoArgs,
-			RunE:  func(cmd *cobra.Command, _ []string) error { return agent.RemoveRules(cmd.Context()) },
+			RunE: func(cmd *cobra.Command, _ []string) error {
+				endedTrial, err := agent.RemoveRules(cmd.Context())
+				if endedTrial {
+					fmt.Fprintln(cmd.ErrOrStderr(), "note: rules were on trial: the trial is over, and what was there before it is not put back")
+				}
+				return err
+			},
 		},
 		outputFlag(&cobra.Command{
 			Use:   "status",
@@ -236,7 +243,14 @@ func printRulesStatus(w io.Writer, s iptables.Status) error {
 	if _, err := fmt.Fprintf(w, "%s (backend %s, %d chains, %d rules)\n", s.State, backend, s.Chains, s.Rules); err != nil {
 		return err
 	}
-	return printDiff(w, s.Diff)
+	var err error
+	switch {
+	case s.TrialOrphaned:
+		_, err = fmt.Fprintln(w, "on trial, but its guardian is gone: nobody takes these rules back; put the planned ones in with `wingman rules apply`, keep these with `wingman rules confirm`, or take all out with `wingman rules remove`")
+	case !s.TrialUntil.IsZero():
+		_, err = fmt.Fprintf(w, "on trial until %s; keep with: wingman rules confirm\n", s.TrialUntil.Format(time.TimeOnly))
+	}
+	return errors.Join(err, printDiff(w, s.Diff))
 }
 
 func printDiff(w io.Writer, diff []iptables.Difference) error {
