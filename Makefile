@@ -7,7 +7,7 @@ RELEASE  := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev
 LDFLAGS  := -s -w -X main.release=$(RELEASE)
 FUZZTIME ?= 60s
 # Packages of test/mesh at a time; each has a control plane of its own.
-MESH_P   ?= 3
+MESH_P   ?= 5
 SOURCES  := $(shell find . -name '*.go' -not -path './test/*' -not -path './tmpdeps/*') go.mod go.sum
 
 .PHONY: all build demo test lint fuzz bench bench-dns bench-xds test-netns test-envoy test-mesh test-vm setup clean
