@@ -1,7 +1,11 @@
 package testbed
 
 import (
+	"context"
+	"encoding/json"
 	"fmt"
+	"net/http"
+	"os"
 	"path/filepath"
 	"syscall"
 	"testing"
@@ -61,19 +65,63 @@ func (e *Envoy) Stop(t testing.TB) {
 	}
 }
 
-// Kill ends Envoy by SIGKILL, and leaves its supervisor alone. The agent says which process it is.
+// Kill waits until an Envoy runs, be it one that does not serve yet, and ends it by SIGKILL. Its supervisor is left alone.
 func (e *Envoy) Kill(t testing.TB) {
 	t.Helper()
-	s, err := e.vm.Status(t.Context())
+	Await(t, "an Envoy runs on "+e.vm.Name(), func() error {
+		return e.vm.Visit(func() error {
+			s, err := e.state()
+			if err != nil {
+				return err
+			}
+			if s.PID == 0 {
+				return fmt.Errorf("none: the supervisor is %s", s.Phase)
+			}
+			return syscall.Kill(s.PID, syscall.SIGKILL)
+		})
+	})
+}
+
+// Signal sends a signal to Envoy, not to its supervisor: SIGSTOP makes it hang, SIGCONT go on.
+func (e *Envoy) Signal(t testing.TB, pid int, s syscall.Signal) {
+	t.Helper()
+	if err := e.vm.Visit(func() error { return syscall.Kill(pid, s) }); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// PID waits until the supervisor says that an Envoy serves, and returns its process id. The agent's status is up to a second behind.
+func (e *Envoy) PID(t testing.TB) (pid int) {
+	t.Helper()
+	Await(t, "an Envoy serves on "+e.vm.Name(), func() error {
+		return e.vm.Visit(func() error {
+			state, err := e.state()
+			if err != nil {
+				return err
+			}
+			if state.Phase != "live" {
+				return fmt.Errorf("it is %s", state.Phase)
+			}
+			pid = state.PID
+			return syscall.Kill(pid, 0) // the supervisor may have to notice its end yet
+		})
+	})
+	return pid
+}
+
+// supervised is what the supervisor says of itself.
+type supervised struct {
+	Phase string
+	PID   int
+}
+
+// state reads the supervisor's file; it must run on the machine.
+func (e *Envoy) state() (s supervised, err error) {
+	b, err := os.ReadFile("/run/wingman-proxy/state.json")
 	if err != nil {
-		t.Fatal(err)
+		return s, err
 	}
-	if s.Envoy.PID == 0 {
-		t.Fatalf("there is no Envoy to kill: %+v", s.Envoy)
-	}
-	if err := e.vm.Visit(func() error { return syscall.Kill(s.Envoy.PID, syscall.SIGKILL) }); err != nil {
-		t.Fatal(err)
-	}
+	return s, json.Unmarshal(b, &s)
 }
 
 // Await waits until the agent says that Envoy serves.
@@ -104,9 +152,14 @@ func (e *Envoy) Admin(t testing.TB, page string) string {
 
 func adminPage(t testing.TB, m *machine.Machine, page string) string {
 	t.Helper()
-	body, err := get(t, m, "127.0.0.1:15000", "", page)
+	ctx, cancel := context.WithTimeout(t.Context(), startTimeout) // a dump may have a hundred megabytes
+	defer cancel()
+	r, err := request(ctx, m.Dial, "127.0.0.1:15000", "", page)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return body
+	if r.Status != http.StatusOK {
+		t.Fatalf("Envoy's %s on %s: status %d: %s", page, m.Name(), r.Status, r.Body)
+	}
+	return r.Body
 }

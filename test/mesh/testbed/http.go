@@ -69,10 +69,13 @@ func browse(ctx context.Context, m *machine.Machine, host, path string) (Reply, 
 // dial connects from somewhere: a machine, or the test's side of the cables.
 type dial func(ctx context.Context, network, address string) (net.Conn, error)
 
-// request connects to an address and asks for a path of a host.
+// request connects to an address and asks for a path of a host. It has ten seconds, or what ctx gives it.
 func request(ctx context.Context, from dial, address, host, path string) (Reply, error) {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
+	if _, limited := ctx.Deadline(); !limited {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, 10*time.Second)
+		defer cancel()
+	}
 	client := http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
 			return from(ctx, network, address)

@@ -111,6 +111,14 @@ func (v *VM) write(t testing.TB, path, content string) {
 	}
 }
 
+// WriteSettings replaces the agent's own settings, which it reads at its start and by SIGHUP.
+func (v *VM) WriteSettings(t testing.TB, yaml string) {
+	t.Helper()
+	if err := v.WriteFile("/etc/wingman/wingman.yaml", yaml, 0o644, machine.ProxyID); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // RemoveToken deletes the join token, as a reboot does.
 func (v *VM) RemoveToken(t testing.TB) {
 	t.Helper()
@@ -168,6 +176,14 @@ func (v *VM) StopAgent(t testing.TB) {
 	}
 	if err := v.proc.Err(); err != nil {
 		t.Fatalf("stop the agent on %s: %v", v.spec.Host, err)
+	}
+}
+
+// Reload has the agent read its settings again.
+func (v *VM) Reload(t testing.TB) {
+	t.Helper()
+	if err := v.proc.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
 	}
 }
 
