@@ -1,6 +1,7 @@
 package bootstrap
 
 import (
+	"slices"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -108,5 +109,19 @@ func TestNoGroupsMeansNobody(t *testing.T) {
 	}
 	if c, _ := newMachine(t, nil).load(); c == nil || !c.Capture.OwnerGroupsAll {
 		t.Error("without the setting everybody is captured")
+	}
+}
+
+// Istio's tool takes lists of owners; the first is the user that agent and Envoy run as.
+func TestSeveralOwnersAreLeftAlone(t *testing.T) {
+	c, problems := newMachine(t, map[string]string{clusterEnv: "ISTIO_NAMESPACE=n\nPROXY_UID=995,1000\nPROXY_GID=994\n"}).load()
+	if c == nil {
+		t.Fatal(problems)
+	}
+	if x := c.Capture; x.ProxyUID != 995 || !slices.Equal(x.MoreUIDs, []uint32{1000}) || x.ProxyGID != 994 || len(x.MoreGIDs) != 0 {
+		t.Errorf("owners %d %v, %d %v; want 995 [1000], 994 []", x.ProxyUID, x.MoreUIDs, x.ProxyGID, x.MoreGIDs)
+	}
+	if c, _ := newMachine(t, map[string]string{wingmanYAML: "rules: {proxyUID: [995, 0]}\n"}).load(); c != nil {
+		t.Error("root among the owners is taken")
 	}
 }

@@ -42,8 +42,8 @@ func (l *loader) capture() {
 	if c.TProxyMark == envoysMark {
 		l.refuse(Error, "rules.tproxyMark", fmt.Sprint(c.TProxyMark), "another mark", "Istio marks Envoy's own connections with it")
 	}
-	for key, id := range map[string]uint32{"rules.proxyUID": c.ProxyUID, "rules.proxyGID": c.ProxyGID} {
-		if l.isSet(key) && id == 0 {
+	for key, ids := range map[string][]uint32{"rules.proxyUID": append([]uint32{c.ProxyUID}, c.MoreUIDs...), "rules.proxyGID": append([]uint32{c.ProxyGID}, c.MoreGIDs...)} {
+		if l.isSet(key) && slices.Contains(ids, 0) {
 			l.refuse(Error, key, "0", "the id of a user that is not root", "the traffic of root could not be told from Envoy's")
 		}
 	}

@@ -175,6 +175,7 @@ type Capture struct {
 	DualStack            bool
 	LoopbackCIDR         netip.Prefix // IPv4; outbound to it on lo is meant for the application
 	ProxyUID, ProxyGID   uint32       // of User
+	MoreUIDs, MoreGIDs   []uint32     // further owners whose traffic is never captured
 	ProxyPort            uint16       // Envoy outbound
 	InboundPort          uint16       // Envoy inbound
 	TunnelPort           uint16       // HBONE

@@ -49,6 +49,22 @@ func many[T any](k kind[T], plural string, at func(*Config) *[]T) reader {
 	}}
 }
 
+// firstAndMore is a list whose first value counts more than the others.
+func firstAndMore[T any](k kind[T], plural string, first func(*Config) *T, more func(*Config) *[]T) reader {
+	list := listOf(k, plural)
+	return reader{accepts: "one or more " + plural + ", each " + k.expected, list: true, read: func(c *Config, text string) *badValue {
+		v, bad := list(text)
+		if bad != nil {
+			return bad
+		}
+		if len(v) == 0 {
+			return &badValue{found: quote(text), expected: k.expected}
+		}
+		*first(c), *more(c) = v[0], v[1:]
+		return nil
+	}}
+}
+
 // allOr is "*" or a list of values.
 func allOr[T any](k kind[T], plural string, all func(*Config) *bool, at func(*Config) *[]T) reader {
 	list := star(listOf(k, plural))
@@ -281,11 +297,11 @@ var settings = []setting{
 		doc:    "IPv4 loopback addresses that traffic on lo may have when it is meant for the application.",
 		reader: one(loopback, func(c *Config) *netip.Prefix { return &c.Capture.LoopbackCIDR })},
 	{key: "rules.proxyUID", istio: []string{"PROXY_UID"},
-		doc:    "Uid whose traffic is never captured; default that of user.",
-		reader: one(userID, func(c *Config) *uint32 { return &c.Capture.ProxyUID })},
+		doc:    "Uids whose traffic is never captured, that of agent and Envoy first; default that of user.",
+		reader: firstAndMore(userID, "ids", func(c *Config) *uint32 { return &c.Capture.ProxyUID }, func(c *Config) *[]uint32 { return &c.Capture.MoreUIDs })},
 	{key: "rules.proxyGID", istio: []string{"PROXY_GID"},
-		doc:    "Gid whose traffic is never captured; default that of user.",
-		reader: one(userID, func(c *Config) *uint32 { return &c.Capture.ProxyGID })},
+		doc:    "Gids whose traffic is never captured, that of agent and Envoy first; default that of user.",
+		reader: firstAndMore(userID, "ids", func(c *Config) *uint32 { return &c.Capture.ProxyGID }, func(c *Config) *[]uint32 { return &c.Capture.MoreGIDs })},
 	{key: "rules.proxyPort", def: "15001",
 		doc:    "Envoy's port for outbound traffic; the mesh's proxyListenPort.",
 		reader: one(portNum, func(c *Config) *uint16 { return &c.Capture.ProxyPort })},

@@ -123,6 +123,8 @@ type Config struct {
 	LoopbackCIDR netip.Prefix // IPv4 loopback that is never captured; zero means 127.0.0.1/32. ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR
 
 	ProxyUID, ProxyGID uint32 // owner of agent and Envoy, never captured; zero (root) is refused
+	// MoreUIDs and MoreGIDs are further owners whose traffic is left alone as Envoy's is: PROXY_UID and PROXY_GID are lists in Istio.
+	MoreUIDs, MoreGIDs []uint32
 
 	ProxyPort   uint16 // Envoy's outbound port; zero means 15001
 	InboundPort uint16 // Envoy's inbound port; zero means 15006
@@ -178,6 +180,17 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
+// owners are those whose traffic is left alone, in the order of Istio's rules: uids first.
+func (c *Config) owners() (owners [][]Owner) {
+	for _, id := range append([]uint32{c.ProxyUID}, c.MoreUIDs...) {
+		owners = append(owners, uid(id))
+	}
+	for _, id := range append([]uint32{c.ProxyGID}, c.MoreGIDs...) {
+		owners = append(owners, gid(id))
+	}
+	return owners
+}
+
 // capturesInbound reports whether any inbound port goes to Envoy.
 func (c *Config) capturesInbound() bool { return c.InboundAll || len(c.InboundPorts) > 0 }
 
@@ -210,6 +223,9 @@ func (c *Config) validate() error {
 	}
 	if c.Level != LevelNone && (c.ProxyUID == 0 || c.ProxyGID == 0) {
 		bad("proxy uid %d, gid %d: the proxy must not run as root, or no traffic of root would be told from its own", c.ProxyUID, c.ProxyGID)
+	}
+	if c.Level != LevelNone && (slices.Contains(c.MoreUIDs, 0) || slices.Contains(c.MoreGIDs, 0)) {
+		bad("further proxy uids %v, gids %v: root's traffic cannot be left alone as Envoy's is", c.MoreUIDs, c.MoreGIDs)
 	}
 	if p := c.LoopbackCIDR; !p.Addr().Is4() || !p.Addr().IsLoopback() || p.Bits() < 8 {
 		bad("loopback CIDR %s: expected a range inside 127.0.0.0/8", p)

@@ -1,6 +1,7 @@
 package iptables
 
 import (
+	stdcmp "cmp"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -89,6 +90,8 @@ func randomEnv(r *rand.Rand) (env map[string]string, resolv, machine string) {
 	}
 	maybe("ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR", pick("127.0.0.0/8", "127.0.0.1/32", "127.5.6.7/16"))
 	maybe("INBOUND_CAPTURE_PORT", "16006")
+	maybe("PROXY_UID", "995,996")
+	maybe("PROXY_GID", pick("995,997", "995,996,997"))
 	maybe("INBOUND_TUNNEL_PORT", "16008")
 	for _, server := range []string{"127.0.0.53", "10.0.0.2", "2001:db8::53", "10.0.0.2"} {
 		if r.IntN(2) == 0 {
@@ -109,6 +112,17 @@ func moreFromEnv(t testing.TB, env map[string]string, cfg *Config) {
 		n, _ := strconv.ParseUint(env[key], 10, 16)
 		return uint16(n)
 	}
+	more := func(key string) (ids []uint32) {
+		for _, s := range strings.Split(env[key], ",")[1:] { // the first is that of every test
+			n, err := strconv.ParseUint(s, 10, 32)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ids = append(ids, uint32(n))
+		}
+		return ids
+	}
+	cfg.MoreUIDs, cfg.MoreGIDs = more("PROXY_UID"), more("PROXY_GID")
 	cfg.InboundPort, cfg.TunnelPort = port("INBOUND_CAPTURE_PORT"), port("INBOUND_TUNNEL_PORT")
 	if s := env["ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR"]; s != "" {
 		cfg.LoopbackCIDR = netip.MustParsePrefix(s)
@@ -188,7 +202,8 @@ func runPilotAgent(t testing.TB, tool string, env map[string]string, resolv stri
 	if err := os.WriteFile(file, []byte(resolv), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("unshare", "-m", "sh", "-c", `mount --bind "$1" /etc/resolv.conf && exec "$2" istio-iptables --proxy-uid 995 --proxy-gid 995`, "sh", file, tool)
+	cmd := exec.Command("unshare", "-m", "sh", "-c", `mount --bind "$1" /etc/resolv.conf && exec "$2" istio-iptables --proxy-uid "$3" --proxy-gid "$4"`, "sh", file, tool,
+		stdcmp.Or(env["PROXY_UID"], "995"), stdcmp.Or(env["PROXY_GID"], "995"))
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "FORCE_IPTABLES_BINARY=nft"}
 	for k, v := range env {
 		cmd.Env = append(cmd.Env, k+"="+v)

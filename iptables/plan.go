@@ -243,7 +243,7 @@ func (p *planner) planOutput() {
 
 	// Loopback traffic of others is theirs, unless loopback was asked for by CIDR, of either family.
 	leaveLoopback := !slices.ContainsFunc(cfg.OutboundCIDRs, func(c netip.Prefix) bool { return c.Addr().IsLoopback() })
-	for _, owner := range [][]Owner{uid(cfg.ProxyUID), gid(cfg.ProxyGID)} {
+	for _, owner := range cfg.owners() {
 		// Envoy calling the machine's own address means: to the inbound side of itself. By uid, DNS is left out of that.
 		toSelf := Rule{Out: "lo", Dst: notPrefix(p.loopback()), Proto: "tcp", Dport: notPort(cfg.TunnelPort), Owners: owner, Verdict: jump(chainInRedirect)}
 		if p.dns && !owner[0].Group {
@@ -314,7 +314,7 @@ func (p *planner) planTProxyMarks() {
 	cfg, lo := p.cfg, p.loopback()
 	p.add("mangle", "PREROUTING", Rule{Proto: "tcp", Mark: &Mark{Value: cfg.TProxyMark}, Verdict: Verdict{Action: SaveMark}})
 	p.add("mangle", "OUTPUT", Rule{Proto: "tcp", Out: "lo", Mark: &Mark{Value: cfg.TProxyMark}, Verdict: Verdict{Action: Return}})
-	for _, owner := range [][]Owner{uid(cfg.ProxyUID), gid(cfg.ProxyGID)} {
+	for _, owner := range cfg.owners() {
 		p.add("mangle", "OUTPUT", Rule{Proto: "tcp", Out: "lo", Dst: notPrefix(lo), Owners: owner, Verdict: setMark(outboundMark)})
 	}
 	p.add("mangle", "OUTPUT", Rule{Proto: "tcp", ConnMark: &cfg.TProxyMark, Verdict: Verdict{Action: RestoreMark}})

@@ -21,8 +21,9 @@ func (p *planner) planDNSOnly() {
 			p.excludePorts(r)
 		}
 	}
-	p.add("nat", chainOutput, Rule{Owners: uid(cfg.ProxyUID), Verdict: Verdict{Action: Return}})
-	p.add("nat", chainOutput, Rule{Owners: gid(cfg.ProxyGID), Verdict: Verdict{Action: Return}})
+	for _, owner := range cfg.owners() {
+		p.add("nat", chainOutput, Rule{Owners: owner, Verdict: Verdict{Action: Return}})
+	}
 	p.ownerGroups()
 	p.planDNS()
 	p.planContainers()
@@ -40,7 +41,7 @@ func (p *planner) planDNS() {
 			p.add("nat", chainOutputDNS, Rule{Proto: proto, Dport: port(53), Dst: s, Verdict: redirect(p.cfg.DNSPort)})
 		}
 	}
-	for _, owner := range [][]Owner{uid(p.cfg.ProxyUID), gid(p.cfg.ProxyGID)} {
+	for _, owner := range p.cfg.owners() {
 		p.add("raw", chainOutputDNS, Rule{Proto: "udp", Dport: port(53), Owners: owner, Verdict: zone(zoneUpstream)})
 		p.add("raw", chainOutputDNS, Rule{Proto: "udp", Sport: port(p.cfg.DNSPort), Owners: owner, Verdict: zone(zoneClient)})
 	}
