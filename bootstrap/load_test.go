@@ -148,7 +148,7 @@ func TestLoadTellsEveryProblem(t *testing.T) {
 			"error: /etc/wingman/wingman.yaml:6: probe.damping: found changes 1, windowSeconds 60, holdSeconds 0, expected at least 2 changes, and both times at least 1"}},
 		{"our own probes in Istio's file", map[string]string{meshConfig: "defaultConfig:\n  readinessProbe:\n    systemdUnit: a.service\n    tcpSocket: {port: 80}\n"}, []string{
 			"warning: /etc/istio/config/mesh:3: defaultConfig.readinessProbe.systemdUnit: found an unknown key, expected one of httpGet, tcpSocket, exec, grpc, initialDelaySeconds, timeoutSeconds, periodSeconds, successThreshold, failureThreshold"}},
-		{"what Istio's tool would take and misapply", map[string]string{clusterEnv: "ISTIO_NAMESPACE=n\nISTIO_INBOUND_TPROXY_MARK=1338\nPROXY_UID=0\nPROXY_GID=0\n"}, []string{
+		{"what Istio's tool would take and misapply", map[string]string{clusterEnv: "ISTIO_NAMESPACE=n\nISTIO_INBOUND_TPROXY_MARK=1338\nPROXY_UID=0\nPROXY_GID=994,0\n"}, []string{
 			`error: /var/lib/istio/envoy/cluster.env:2: ISTIO_INBOUND_TPROXY_MARK: found 1338, expected another mark (Istio marks Envoy's own connections with it)`,
 			"error: /var/lib/istio/envoy/cluster.env:3: PROXY_UID: found 0, expected the id of a user that is not root (the traffic of root could not be told from Envoy's)",
 			"error: /var/lib/istio/envoy/cluster.env:4: PROXY_GID: found 0, expected the id of a user that is not root (the traffic of root could not be told from Envoy's)"}},
