@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // seedSaves adds every iptables-save output that the fixtures and the tests have.
@@ -127,5 +129,18 @@ func FuzzNetlink(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		udataEntry(data, 0x57)
 		parseGeneration(data)
+	})
+}
+
+func FuzzParseSocket(f *testing.F) {
+	message := make([]byte, diagMessageSize)
+	message[0], message[1] = unix.AF_INET6, tcpListen
+	f.Add(message)
+	f.Add(append(message, 12, 0, diagCgroupID, 0, 1, 2, 3, 4, 5, 6, 7, 8))
+	f.Add(message[:diagMessageSize-1])
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if _, ok := parseSocket(data); ok != (len(data) >= diagMessageSize) {
+			t.Errorf("parseSocket of %d bytes: %t", len(data), ok)
+		}
 	})
 }

@@ -18,11 +18,13 @@ type host struct {
 	run        func(ctx context.Context, stdin string, argv ...string) (stdout string, err error)
 	makeTable  func(fam Family, name string) error
 	dropTables func(fam Family, names []string) error
-	step       func(name string) // called between the steps of a change; for tests that die there
+	// socketsOfSSHD returns the inodes of sshd's sockets, and whether there may be a process of it.
+	socketsOfSSHD func() (inodes map[uint32]bool, running bool)
+	step          func(name string) // called between the steps of a change; for tests that die there
 }
 
 func systemHost() *host {
-	return &host{find: findCommand, run: runCommand, makeTable: makeMarkedTable, dropTables: dropIdleTables, step: func(string) {}}
+	return &host{find: findCommand, run: runCommand, makeTable: makeMarkedTable, dropTables: dropIdleTables, socketsOfSSHD: socketsOfSSHD, step: func(string) {}}
 }
 
 // seen is what a look at the kernel found without starting a process.

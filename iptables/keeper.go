@@ -14,8 +14,8 @@ import (
 // KeeperConfig is what a Keeper needs.
 type KeeperConfig struct {
 	Applier *Applier
-	// Plan says what should be in the kernel. It is called from Run's goroutine: at the start, after Refresh, and when Files
-	// or the machine's addresses change. On an error the last plan stays.
+	// Plan says what should be in the kernel. It is called from Run's goroutine: at the start, after Refresh, and when Files, the
+	// machine's addresses or the ports that root listens on (an sshd may have moved) change. On an error the last plan stays.
 	Plan func(ctx context.Context) (Rules, error)
 	// Files are watched: their change asks for a new plan (resolv.conf).
 	Files []string
@@ -74,7 +74,9 @@ type Keeper struct {
 	lostBy  string        // who changed nf_tables since then
 	retry   time.Duration // wait after the last failure, zero after a success
 
-	generation uint32 // of nf_tables after our own last change
+	listeners  uint64        // where root listened when the plan was made (listenersOfRoot)
+	sshPoll    time.Duration // how often that is looked at
+	generation uint32        // of nf_tables after our own last change
 }
 
 // Times of the Keeper.
@@ -83,6 +85,7 @@ const (
 	legacyPoll = 500 * time.Millisecond // legacy tells nobody
 	slowPoll   = 30 * time.Second       // in case that a notification was lost
 	trialPoll  = time.Second
+	sshPoll    = 2 * time.Second // an sshd that moves: one list of listening sockets
 	firstRetry = time.Second
 	lastRetry  = 30 * time.Second
 )
@@ -102,6 +105,7 @@ func NewKeeper(cfg KeeperConfig) (*Keeper, error) {
 	if k.limit.max == 0 {
 		k.limit.max = 6
 	}
+	k.sshPoll = sshPoll
 	if k.log == nil {
 		k.log = slog.New(slog.DiscardHandler)
 	}
@@ -137,6 +141,8 @@ func (k *Keeper) Run(ctx context.Context) error {
 	defer look.Stop()
 	poll := time.NewTicker(slowPoll)
 	defer poll.Stop()
+	ssh := time.NewTicker(k.sshPoll)
+	defer ssh.Stop()
 	k.stale = true
 	soon := true // a look is due already: further events must not put it off
 	for {
@@ -155,6 +161,11 @@ func (k *Keeper) Run(ctx context.Context) error {
 		case <-k.refresh:
 			k.stale, soon = true, true
 			look.Reset(0)
+		case <-ssh.C:
+			if !soon && k.listenersMoved() {
+				soon = true
+				look.Reset(0)
+			}
 		case <-poll.C:
 			soon = true
 			look.Reset(0)
@@ -182,6 +193,19 @@ func (k *Keeper) onTrial(ctx context.Context) bool {
 	return trial
 }
 
+// listenersMoved reports whether root listens elsewhere than when it was last asked, and has the plan made anew then: an sshd
+// may have come, gone or moved. Sessions need no watch of their own: as long as their port is listened on it is guarded, and
+// when that ends, the new plan finds those that go on.
+func (k *Keeper) listenersMoved() bool {
+	sum, err := listenersOfRoot()
+	if err != nil || sum == k.listeners {
+		return false
+	}
+	k.listeners = sum
+	k.stale = true
+	return true
+}
+
 // afterTrial has the plan made and put in again, which is also what helps a machine whose trial nobody guards any more.
 func (k *Keeper) afterTrial() {
 	k.stale, k.pending = true, true
@@ -205,6 +229,7 @@ func (k *Keeper) look(ctx context.Context, now time.Time) time.Duration {
 		return trialPoll
 	}
 	if k.stale {
+		k.listenersMoved() // what this plan sees is not news later on
 		rules, err := k.plan(ctx)
 		if err != nil {
 			return k.failed(ctx, "plan", err)

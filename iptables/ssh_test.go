@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -20,11 +21,16 @@ import (
 // sshServer is a real sshd on port 2222 of the VM, and how to reach it from outside.
 type sshServer struct {
 	client []string // ssh with its options, without a command
+	// leave ends the server that listens; its sessions live on.
+	leave func(t *testing.T)
 }
 
 // startSSHD starts sshd in the VM's namespace. It skips the test where sshd is not installed: unlike the tools of the kernel,
 // the product does not need it.
-func startSSHD(t *testing.T) *sshServer {
+func startSSHD(t *testing.T) *sshServer { return startSSHDOn(t, 2222, nil) }
+
+// startSSHDOn is startSSHD on another port, by a command that may be changed before it starts.
+func startSSHDOn(t *testing.T, port int, change func(*exec.Cmd)) *sshServer {
 	t.Helper()
 	var tools [3]string
 	for i, name := range []string{"sshd", "ssh", "ssh-keygen"} {
@@ -37,13 +43,16 @@ func startSSHD(t *testing.T) *sshServer {
 	dir := t.TempDir()
 	sh(t, tools[2], "-q", "-t", "ed25519", "-N", "", "-f", filepath.Join(dir, "host"))
 	sh(t, tools[2], "-q", "-t", "ed25519", "-N", "", "-f", filepath.Join(dir, "user"))
-	conf := fmt.Sprintf("Port 2222\nHostKey %[1]s/host\nAuthorizedKeysFile %[1]s/user.pub\nStrictModes no\nUsePAM no\nPermitRootLogin yes\nPidFile none\n", dir)
+	conf := fmt.Sprintf("Port %[2]d\nHostKey %[1]s/host\nAuthorizedKeysFile %[1]s/user.pub\nStrictModes no\nUsePAM no\nPermitRootLogin yes\nPidFile none\n", dir, port)
 	if err := os.WriteFile(filepath.Join(dir, "sshd_config"), []byte(conf), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	// sshd wants /run/sshd, which is made in a mount namespace of its own.
 	cmd := exec.Command("unshare", "-m", "sh", "-c", `mount -t tmpfs tmpfs /run && mkdir /run/sshd && exec "$1" -D -e -f "$2"`, "sh", tools[0], filepath.Join(dir, "sshd_config"))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if change != nil {
+		change(cmd)
+	}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -52,7 +61,7 @@ func startSSHD(t *testing.T) *sshServer {
 		_ = cmd.Wait()
 	})
 	for deadline := time.Now().Add(10 * time.Second); ; {
-		c, err := net.Dial("tcp", "127.0.0.1:2222")
+		c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port))
 		if err == nil {
 			c.Close()
 			break
@@ -61,8 +70,15 @@ func startSSHD(t *testing.T) *sshServer {
 			t.Fatalf("sshd does not listen: %v", err)
 		}
 	}
-	return &sshServer{client: []string{
-		tools[1], "-F", "none", "-i", filepath.Join(dir, "user"), "-p", "2222", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",
+	leave := func(t *testing.T) {
+		t.Helper()
+		if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		_ = cmd.Wait()
+	}
+	return &sshServer{leave: leave, client: []string{
+		tools[1], "-F", "none", "-i", filepath.Join(dir, "user"), "-p", strconv.Itoa(port), "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",
 		"-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "LogLevel=ERROR", "root@" + vmAddr,
 	}}
 }

@@ -6,29 +6,18 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
-
-	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 )
 
-// socket is one TCP socket of this network namespace.
-type socket struct {
-	listening bool
-	local     netip.AddrPort
-	peer      netip.AddrPort
-	uid       uint32
-	inode     uint32
-}
-
 // gatherSSH finds out how people reach this machine, from every source that can be read, because each can be wrong alone:
-// sshd's configuration changed but not loaded yet, systemd listening in its place, a second sshd. A running sshd is asked
-// itself, which starts a process, only when neither its sockets nor its configuration can be read.
+// sshd's configuration changed but not loaded yet, or overruled on its command line, systemd listening in its place, a second
+// sshd. A running sshd is asked itself, which starts a process, only when neither its sockets nor its configuration can be read.
+//
+// Whose a socket is /proc tells root; the others learn it from the cgroup that it was made in, which is that of sshd's unit.
 func gatherSSH(ctx context.Context, cfg GatherConfig, h *host) (SSH, []string) {
 	var ssh SSH
 	var notes []string
@@ -37,41 +26,52 @@ func gatherSSH(ctx context.Context, cfg GatherConfig, h *host) (SSH, []string) {
 			ssh.Listeners = append(ssh.Listeners, Listener{p, how})
 		}
 	}
-	sockets, err := tcpSockets()
+	sockets, err := tcpSockets(tcpListen, tcpEstablished)
 	if err != nil {
 		notes = append(notes, fmt.Sprintf("the kernel's sockets cannot be read (%v): SSH is guarded by its configuration only", err))
 	}
-	owned, running := socketsOfSSHD()
+	listening := func(p uint16) bool {
+		return slices.ContainsFunc(sockets, func(s socket) bool { return s.listening && s.local.Port() == p })
+	}
+	owned, running := h.socketsOfSSHD()
+	units := byCgroup(sockets, cgroupRoots)
+	var seen, byHand []uint16 // ports of sshd; ports that could be
 	for _, s := range sockets {
-		switch {
-		case !owned[s.inode]:
-		case s.listening:
-			add([]uint16{s.local.Port()}, "sshd listens there")
-		case !s.peer.Addr().IsLoopback():
-			ssh.Sessions = append(ssh.Sessions, Session{s.local.Port(), s.peer.Addr()})
+		mine := owned[s.inode] || (s.uid == 0 && units[s.cgroup] == cgroupSSHD)
+		switch port := s.local.Port(); {
+		case mine && s.listening:
+			seen = append(seen, port)
+		case mine && !s.peer.Addr().IsLoopback():
+			ssh.Sessions = append(ssh.Sessions, Session{port, s.peer.Addr()})
+		case s.listening && s.uid == 0 && len(owned) == 0 && running && units[s.cgroup] == cgroupByHand && !s.local.Addr().IsLoopback():
+			byHand = append(byHand, port)
 		}
 	}
-	seen := len(ssh.Listeners) > 0
+	add(seen, "sshd listens there")
+	reported := false
 	if cfg.SSHReport != "" {
 		if report, err := readSSHReport(cfg.SSHReport); err == nil {
+			reported = len(report.Listeners) > 0
 			ssh.Listeners = append(ssh.Listeners, report.Listeners...)
 			ssh.Sessions = append(ssh.Sessions, report.Sessions...)
 		}
 	}
-	if ports, err := readSSHDConfig(cfg.SSHDConfig, 0); err == nil {
-		add(ports, cfg.SSHDConfig+" says so")
-	} else if running && !seen {
+	configured, err := readSSHDConfig(cfg.SSHDConfig, 0)
+	if err == nil {
+		add(configured, cfg.SSHDConfig+" says so")
+		if note := doubt(cfg.SSHDConfig, configured, seen, reported, listening); note != "" {
+			notes = append(notes, note)
+		}
+	} else if running && len(seen) == 0 {
 		if ports, err := askSSHD(ctx, h); err == nil {
 			add(ports, "sshd -T says so")
 		}
-	}
-	listening := func(p uint16) bool {
-		return slices.ContainsFunc(sockets, func(s socket) bool { return s.listening && s.local.Port() == p })
 	}
 	for _, unit := range []string{"ssh.socket", "sshd.socket"} {
 		ports, enabled := socketUnit(systemdDirs, unit)
 		add(slices.DeleteFunc(ports, func(p uint16) bool { return !enabled && !listening(p) }), unit+" says so")
 	}
+	add(byHand, "root listens there from a session, and whether that is an sshd only root can tell")
 	if len(ssh.Listeners) == 0 {
 		add([]uint16{22}, "assumed, because sshd cannot be asked")
 		for _, s := range sockets {
@@ -84,27 +84,34 @@ func gatherSSH(ctx context.Context, cfg GatherConfig, h *host) (SSH, []string) {
 	return ssh, notes
 }
 
-// tcpSockets lists the listening and established TCP sockets of this network namespace (sock_diag(7)); no privilege needed.
-func tcpSockets() ([]socket, error) {
-	var out []socket
-	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
-		list, err := netlink.SocketDiagTCP(family)
-		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
-			return nil, fmt.Errorf("list TCP sockets: %w", err)
-		}
-		for _, s := range list {
-			if s.State != netlink.TCP_LISTEN && s.State != netlink.TCP_ESTABLISHED {
-				continue
-			}
-			local, _ := netip.AddrFromSlice(s.ID.Source)
-			peer, _ := netip.AddrFromSlice(s.ID.Destination)
-			out = append(out, socket{
-				listening: s.State == netlink.TCP_LISTEN, uid: s.UID, inode: s.INode,
-				local: netip.AddrPortFrom(local.Unmap(), s.ID.SourcePort), peer: netip.AddrPortFrom(peer.Unmap(), s.ID.DestinationPort),
-			})
+// doubt is what a person should know when sshd's configuration is all there is, or when sshd does otherwise; "" when all is
+// well, or when nothing listens at all. Pure.
+func doubt(path string, configured, seen []uint16, reported bool, listening func(uint16) bool) string {
+	var missing []uint16
+	for _, p := range configured {
+		if !slices.Contains(seen, p) {
+			missing = append(missing, p)
 		}
 	}
-	return out, nil
+	extra := slices.DeleteFunc(slices.Compact(slices.Sorted(slices.Values(seen))), func(p uint16) bool { return slices.Contains(configured, p) })
+	switch {
+	case len(extra) > 0:
+		return fmt.Sprintf("sshd listens on %s, which %s does not say: both its ports and those of the file are kept out of capture", portNames(extra), path)
+	case len(seen) == 0 && !reported && !slices.ContainsFunc(missing, listening):
+		return fmt.Sprintf("no sshd was seen, and %s is all that tells of its ports (%s): one that listens elsewhere is not guarded until it can be seen", path, portNames(missing))
+	}
+	return ""
+}
+
+func portNames(ports []uint16) string {
+	var names []string
+	for _, p := range ports {
+		names = append(names, strconv.Itoa(int(p)))
+	}
+	if len(names) == 1 {
+		return "port " + names[0]
+	}
+	return "ports " + strings.Join(names, ", ")
 }
 
 // socketsOfSSHD returns the inodes of the sockets that processes of sshd hold, as far as /proc shows them: to root, all. It
