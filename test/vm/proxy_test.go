@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -225,6 +226,11 @@ func TestAMachineWithEnvoyReboots(t *testing.T) {
 		if err != nil {
 			t.Fatalf("not healthy after a reboot: %v\n%s", err, m.lastWords())
 		}
+		// No moment of network without rules: those of the last run are in before anything configures it.
+		rules, network := m.monotonic("wingman-rules.service", "ExecMainExitTimestampMonotonic"), m.monotonic("systemd-networkd.service", "ExecMainStartTimestampMonotonic")
+		if said := m.Journal("wingman-rules"); rules == 0 || rules > network || !strings.Contains(fmt.Sprint(said), "the traffic rules of the last run are in") {
+			t.Errorf("rules were in at %d µs, the network was begun at %d µs; the unit said %v", rules, network, said)
+		}
 		var first string // what is captured when systemd hears that the agent is ready
 		for _, e := range m.Journal("wingman") {
 			if strings.HasPrefix(e.Message, "ready ") {
@@ -242,6 +248,16 @@ func TestAMachineWithEnvoyReboots(t *testing.T) {
 		in.mustBeWhole("inbound")
 		out.mustBeWhole("outbound")
 	}
+}
+
+// monotonic reads a time of a unit, in microseconds after the boot; 0: it has not come.
+func (m *mesh) monotonic(unit, property string) int64 {
+	m.t.Helper()
+	n, err := strconv.ParseInt(m.Run("systemctl", "show", "--value", "--property="+property, unit), 10, 64)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return n
 }
 
 // Envoy cannot open the socket that systemd gives a unit as its stdout; its own is a pipe of the supervisor's.
