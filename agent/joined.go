@@ -86,15 +86,11 @@ func writeJoined(stateDir string, j joinState) error {
 func (a *Agent) noteJoined() {
 	a.mu.Lock()
 	m, known := a.member, a.joined != nil
-	told := known && m != nil && !a.joined.Entry.same(m.entry)
 	if !known && m != nil {
 		a.joined = &joinState{At: time.Now(), NodeID: m.id(), Entry: m.entry, Served: a.envoy.now().proven}
 	}
 	j := a.joined
 	a.mu.Unlock()
-	if told {
-		a.remember(func(j *joinState) { j.Entry = m.entry })
-	}
 	if known || j == nil {
 		return
 	}
@@ -102,6 +98,16 @@ func (a *Agent) noteJoined() {
 	a.remember(func(*joinState) {})
 	a.log.Info("joined the mesh", "node", j.NodeID)
 	a.capture.look(context.Background())
+}
+
+// noteEntry marks that istiod answered a member: its WorkloadEntry is made with that member's facts.
+func (a *Agent) noteEntry(m *member) {
+	a.mu.Lock()
+	other := a.joined != nil && !a.joined.Entry.same(m.entry)
+	a.mu.Unlock()
+	if other {
+		a.remember(func(j *joinState) { j.Entry = m.entry })
+	}
 }
 
 // remember changes what later starts know of the join.

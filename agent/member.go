@@ -54,6 +54,7 @@ type member struct {
 	side     *envoySide
 	take     func(xds.Push) error
 	changed  func()                  // something that status shows changed
+	answered func(*member)           // istiod has answered on a stream: the WorkloadEntry is there
 	refused  chan struct{}           // buffered 1: istiod may have refused the certificate
 	replace  context.CancelCauseFunc // ends run, for another member to take its place; set before run
 	term     context.Context         // run's: over when another member takes its place; set before run
@@ -81,6 +82,7 @@ type memberConfig struct {
 	announce  bool                 // tell the mesh that Envoy takes this machine's traffic
 	takeNames func(xds.Push) error // handler of the NameTable
 	onChange  func()
+	onAnswer  func(*member)
 	logs      *logs
 }
 
@@ -97,6 +99,7 @@ func newMember(cfg *bootstrap.Config, mc memberConfig) (*member, error) {
 		side:     mc.envoy,
 		take:     mc.takeNames,
 		changed:  mc.onChange,
+		answered: mc.onAnswer,
 		refused:  make(chan struct{}, 1),
 		verdict:  verdict{drained: mc.drained},
 	}
@@ -186,11 +189,16 @@ func (m *member) prepare(addrs []netip.Addr) error {
 		Token:         m.token,
 		Dial:          m.dialer.Dial,
 		Subscriptions: []xds.Subscription{{TypeURL: xds.TypeNameTable, Handle: m.take}},
-		OnState:       func(xds.State) { m.changed() },
-		Fit:           m.side.fitting.fit,
-		OnRefused:     m.noteRefused,
-		Log:           m.logs.part("xds"),
-		Metrics:       m.metrics,
+		OnState: func(s xds.State) {
+			if s.Answered {
+				m.answered(m)
+			}
+			m.changed()
+		},
+		Fit:       m.side.fitting.fit,
+		OnRefused: m.noteRefused,
+		Log:       m.logs.part("xds"),
+		Metrics:   m.metrics,
 	})
 	if err != nil {
 		return fmt.Errorf("stream to istiod: %w", err)

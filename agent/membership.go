@@ -27,6 +27,7 @@ func (a *Agent) keepMember(ctx context.Context) error {
 			announce:  announce,
 			takeNames: a.takeNames,
 			onChange:  a.poke,
+			onAnswer:  a.noteEntry,
 			logs:      a.logs,
 		})
 		if err != nil {

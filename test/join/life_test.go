@@ -153,6 +153,7 @@ func TestAChangedLabelMakesAnotherEntry(t *testing.T) {
 	}
 
 	// The same settings again are no reason to leave.
+	m.until("istiod has answered", func(r status.Report) bool { return joined(r) && r.XDS != nil && r.XDS.Answered })
 	n = len(m.istiod.Events())
 	m.reload()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -192,7 +193,9 @@ func TestDrain(t *testing.T) {
 	}
 	n := len(m.istiod.Events())
 	m.start()
-	m.until("joined and drained", func(r status.Report) bool { return joined(r) && r.Drained != "" && r.Health.Healthy != nil && *r.Health.Healthy })
+	m.until("joined and drained", func(r status.Report) bool {
+		return joined(r) && r.Drained != "" && r.Health.Healthy != nil && *r.Health.Healthy
+	})
 	m.entry("still drained", healthy("False"))
 
 	if r, err = agent.Client(m.root).Undrain(t.Context()); err != nil || r.Drained != "" {
