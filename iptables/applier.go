@@ -155,7 +155,7 @@ func (a *Applier) change(ctx context.Context, rules *Rules, s *seen) error {
 	}
 	a.log.Debug("backend of the capture rules chosen", "backend", name, "configured", rules.Backend, "nf_tables", s.nft != nil,
 		"legacy_in_use", s.usesLegacy(), "native_table", s.nativeTable())
-	undo, err := applyRoutes(rules, needsPassthroughV6(rules))
+	undo, err := applyRoutes(rules, needsPassthroughV6(rules), s.istioV6())
 	if err != nil {
 		return errors.Join(err, undo())
 	}
@@ -180,7 +180,7 @@ func (a *Applier) change(ctx context.Context, rules *Rules, s *seen) error {
 		return err
 	}
 	if !needsPassthroughV6(rules) {
-		if err := removePassthroughV6(); err != nil {
+		if err := removePassthroughV6(s.istioV6()); err != nil {
 			return err
 		}
 	}
@@ -230,9 +230,7 @@ func (a *Applier) removeAll(ctx context.Context, s *seen) error {
 	if err == nil {
 		err = removeRoutes(stale, nil)
 	}
-	// Always looked for, because a remove that was killed has taken away whatever told that it was ours. Nobody but Istio
-	// puts this address on lo.
-	errs = append(errs, err, removePassthroughV6())
+	errs = append(errs, err, removePassthroughV6(s.istioV6()))
 	return errors.Join(errs...)
 }
 

@@ -39,6 +39,13 @@ func (t *Table) want(fam Family, have *savedTable, mark bool) wantedTable {
 			}
 		}
 	}
+	if mark && have != nil && !have.has(chainTable) {
+		for _, name := range hooksOf[t.Name] {
+			if have.has(chainMade+name) || (len(w.builtins[name]) > 0 && slices.Contains(have.missing, name)) {
+				w.chains[chainMade+name] = []string{}
+			}
+		}
+	}
 	switch {
 	case !mark || (have == nil && len(t.Chains) == 0): // an empty one is made without iptables
 	case have == nil || have.has(chainTable):

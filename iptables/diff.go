@@ -195,7 +195,7 @@ func pairChains(where string, have *savedTable, want wantedTable) []section {
 		out = append(out, s)
 	}
 	for _, c := range sortedKeys(names) {
-		if !names[c] || builtins[c] || c == chainTable || c == chainGuest || strings.HasPrefix(c, chainOwn) {
+		if !names[c] || builtins[c] || c == chainTable || c == chainGuest || strings.HasPrefix(c, chainOwn) || strings.HasPrefix(c, chainMade) {
 			continue
 		}
 		s := section{where: where + c}

@@ -189,27 +189,82 @@ func makeMarkedTable(fam Family, name string) error {
 	return nil
 }
 
-// dropIdleTables deletes tables of iptables-nft in which nothing is left but chains of the kernel's hooks, empty and accepting.
-// The kernel does it only if nobody has changed anything since we looked: then we look again.
-func dropIdleTables(fam Family, names []string) error {
+// missing lists the built-in chains that a table of iptables-nft does not have.
+func (s *seen) missing(flavour string, fam Family, table string) []string {
+	if flavour != BackendNFT || s.nft == nil {
+		return nil
+	}
+	return slices.DeleteFunc(slices.Clone(hooksOf[table]), func(name string) bool {
+		return slices.ContainsFunc(s.nft.chains, func(c *nftables.Chain) bool {
+			return c.Table.Family == nftFamilies[fam] && c.Table.Name == table && c.Name == name
+		})
+	})
+}
+
+// whenUnchanged sends the batch that prepare makes, if nobody has changed nf_tables since; else it is made anew, a few times.
+func whenUnchanged(prepare func(b *rawBatch) error) error {
 	err := unix.ERESTART
 	for try := 0; try < 5 && errors.Is(err, unix.ERESTART); try++ {
 		generation := nftGeneration()
-		idle, lookErr := idleTables(fam, names)
-		if lookErr != nil {
-			return lookErr
-		}
 		var b rawBatch
-		for _, name := range idle {
-			b.add(unix.NFT_MSG_DELTABLE, 0, nftFamilies[fam], []netlink.Attribute{{Type: unix.NFTA_TABLE_NAME, Data: []byte(name + "\x00")}})
+		if err := prepare(&b); err != nil {
+			return err
 		}
 		if sendErr := b.send(generation); sendErr == nil {
 			return nil
 		} else if !errors.As(sendErr, &err) {
-			return fmt.Errorf("delete empty tables %v: %w", idle, sendErr)
+			return sendErr
 		}
 	}
-	return kernelError(fmt.Sprintf("delete empty tables of %v", names), err)
+	return err
+}
+
+// dropIdleChains deletes built-in chains, by table, that are empty and accepting.
+func dropIdleChains(fam Family, chains map[string][]string) error {
+	err := whenUnchanged(func(b *rawBatch) error {
+		conn, err := nftables.New()
+		if err != nil {
+			return fmt.Errorf("open nf_tables: %w", err)
+		}
+		have, err := conn.ListChainsOfTableFamily(nftFamilies[fam])
+		if err != nil {
+			return kernelError("list the chains of nf_tables", err)
+		}
+		for _, c := range have {
+			if slices.Contains(chains[c.Table.Name], c.Name) && idleChain(conn, c) {
+				b.add(unix.NFT_MSG_DELCHAIN, 0, nftFamilies[fam], []netlink.Attribute{
+					{Type: unix.NFTA_CHAIN_TABLE, Data: []byte(c.Table.Name + "\x00")}, {Type: unix.NFTA_CHAIN_NAME, Data: []byte(c.Name + "\x00")},
+				})
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return kernelError(fmt.Sprintf("delete empty chains of %s tables", fam), err)
+	}
+	return nil
+}
+
+// idleChain reports whether a chain is one of the kernel's hooks and does nothing there.
+func idleChain(conn *nftables.Conn, c *nftables.Chain) bool {
+	rules, err := conn.GetRules(c.Table, c)
+	return err == nil && len(rules) == 0 && builtins[c.Name] && (c.Policy == nil || *c.Policy == nftables.ChainPolicyAccept)
+}
+
+// dropIdleTables deletes tables of iptables-nft in which nothing is left but chains of the kernel's hooks, empty and accepting.
+// The kernel does it only if nobody has changed anything since we looked: then we look again.
+func dropIdleTables(fam Family, names []string) error {
+	err := whenUnchanged(func(b *rawBatch) error {
+		idle, err := idleTables(fam, names)
+		for _, name := range idle {
+			b.add(unix.NFT_MSG_DELTABLE, 0, nftFamilies[fam], []netlink.Attribute{{Type: unix.NFTA_TABLE_NAME, Data: []byte(name + "\x00")}})
+		}
+		return err
+	})
+	if err != nil {
+		return kernelError(fmt.Sprintf("delete empty tables of %v", names), err)
+	}
+	return nil
 }
 
 // idleTables returns which of the tables are there and do nothing.
@@ -233,8 +288,7 @@ func idleTables(fam Family, names []string) ([]string, error) {
 			if !idle || c.Table.Name != t.Name {
 				continue
 			}
-			rules, err := conn.GetRules(c.Table, c)
-			idle = err == nil && len(rules) == 0 && builtins[c.Name] && (c.Policy == nil || *c.Policy == nftables.ChainPolicyAccept)
+			idle = idleChain(conn, c)
 		}
 		if idle {
 			out = append(out, t.Name)

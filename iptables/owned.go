@@ -12,6 +12,9 @@ const (
 	// chainTable marks a table that did not exist before us, to be removed with the rules; chainGuest one that did.
 	chainTable = "WINGMAN_TABLE"
 	chainGuest = "WINGMAN_GUEST"
+	// chainMade + the name of a built-in chain says that a table of others did not have that chain: iptables-nft made it for our
+	// rules, and it goes with them.
+	chainMade = "WINGMAN_MADE_"
 	// chainOwn + the name of a built-in chain holds a copy of each rule of ours in that chain that does not jump to a chain
 	// of ours, and could as well be somebody else's.
 	chainOwn = "WINGMAN_OWN_"

@@ -51,9 +51,15 @@ func TestRandomConfigurations(t *testing.T) {
 	for walk := range 4 {
 		t.Run(strconv.Itoa(walk), func(t *testing.T) {
 			netns.New(t)
-			load(t, "iptables-nft-restore", strangers)
 			load(t, "iptables-legacy-restore", strangers)
-			before := save(t, BackendNFT) + save(t, BackendLegacy)
+			if r.IntN(2) == 0 {
+				load(t, "iptables-nft-restore", strangers)
+			} else {
+				loadNFT(t, oneHook)
+			}
+			loadNFT(t, firewalld)
+			loadRoutes(t, sharedRoutes[r.IntN(len(sharedRoutes))])
+			before := save(t, BackendNFT) + save(t, BackendLegacy) + ruleset(t)
 			a := applier(t)
 			for step := range 6 {
 				cfg, facts := randomConfig(r, t)
@@ -82,7 +88,7 @@ func TestRandomConfigurations(t *testing.T) {
 			if err := a.Remove(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			if diff := cmp.Diff(before, save(t, BackendNFT)+save(t, BackendLegacy)); diff != "" {
+			if diff := cmp.Diff(before, save(t, BackendNFT)+save(t, BackendLegacy)+ruleset(t)); diff != "" {
 				t.Errorf("remove left (-before +after):\n%s", diff)
 			}
 		})

@@ -3,11 +3,8 @@ package iptables
 import (
 	"context"
 	"errors"
-	"fmt"
-	"slices"
 
 	"github.com/google/nftables"
-	"github.com/vishvananda/netlink"
 )
 
 // snapshot remembers all of ours that is in the kernel, by any backend, and returns what puts it back. Rules of others that
@@ -34,12 +31,12 @@ func (a *Applier) snapshot(ctx context.Context) (restore func(ctx context.Contex
 	if err != nil {
 		return nil, err
 	}
-	v6, err := hasPassthroughV6()
+	v6, _, err := passthroughOnLo()
 	if err != nil {
 		return nil, err
 	}
 	return func(ctx context.Context) error {
-		_, err := applyRoutes(&Rules{Routes: routes}, v6)
+		_, err := applyRoutes(&Rules{Routes: routes}, v6, false)
 		errs := []error{err}
 		for _, part := range parts {
 			errs = append(errs, part(ctx))
@@ -47,7 +44,7 @@ func (a *Applier) snapshot(ctx context.Context) (restore func(ctx context.Contex
 		stale, err := staleRoutes(routes, s.marks)
 		errs = append(errs, err, removeRoutes(stale, routes))
 		if !v6 {
-			errs = append(errs, removePassthroughV6())
+			errs = append(errs, removePassthroughV6(false))
 		}
 		return errors.Join(errs...)
 	}, nil
@@ -92,17 +89,4 @@ func (n *native) snapshot(s *seen) (func(ctx context.Context) error, error) {
 		return nil, err
 	}
 	return func(context.Context) error { return before.write() }, nil
-}
-
-// hasPassthroughV6 reports whether ::6 is on lo.
-func hasPassthroughV6() (bool, error) {
-	lo, err := netlink.LinkByName("lo")
-	if err != nil {
-		return false, fmt.Errorf("find lo: %w", err)
-	}
-	addrs, err := netlink.AddrList(lo, netlink.FAMILY_V6)
-	if err != nil {
-		return false, fmt.Errorf("list the addresses of lo: %w", err)
-	}
-	return slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.IP.Equal(passthroughV6.IP) }), nil
 }

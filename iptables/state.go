@@ -16,6 +16,8 @@ type savedTable struct {
 	order  []string            // chain names as printed
 	raw    map[string][]string // as chains, but as printed: what -D needs
 	policy map[string]string   // of built-in chains
+	// missing are built-in chains of nf_tables that the table does not have: of others only, and iptables-nft makes them when needed.
+	missing []string
 }
 
 func newSavedTable() *savedTable {

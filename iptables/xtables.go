@@ -133,7 +133,10 @@ func (x *xtables) apply(ctx context.Context, rules *Rules, seen *seen) error {
 	}
 	var errs []error
 	for _, fam := range done { // tables that a former configuration needed and this one does not
-		errs = append(errs, x.dropMarked(fam, before[fam], rules.Families[fam].names()))
+		wanted := rules.Families[fam].names()
+		kept := maps.Clone(before[fam])
+		maps.DeleteFunc(kept, func(name string, _ *savedTable) bool { return !slices.Contains(wanted, name) })
+		errs = append(errs, x.dropMarked(fam, before[fam], wanted), x.dropMade(fam, before[fam], kept))
 	}
 	return errors.Join(errs...)
 }
@@ -165,6 +168,9 @@ func (x *xtables) known(ctx context.Context, fam Family, seen *seen) (state, err
 		if slices.ContainsFunc(names, func(c string) bool { return c != chainTable && c != chainGuest }) {
 			have, err := x.read(ctx, fam)
 			seen.marks = append(seen.marks, have.tproxyMarks()...)
+			for name, t := range have {
+				t.missing = seen.missing(x.flavour, fam, name)
+			}
 			return have, err
 		}
 	}
@@ -174,6 +180,7 @@ func (x *xtables) known(ctx context.Context, fam Family, seen *seen) (state, err
 	s := state{}
 	for _, name := range seen.tables(x.flavour, fam) {
 		s[name] = newSavedTable()
+		s[name].missing = seen.missing(x.flavour, fam, name)
 		for _, c := range chains[name] {
 			s[name].order = append(s[name].order, c)
 			s[name].policy[c] = "-"
@@ -191,7 +198,7 @@ func (x *xtables) rollBack(ctx context.Context, families []Family, before [2]sta
 			err = x.restore(ctx, fam, changeBack(now, before[fam]))
 		}
 		if err == nil {
-			err = x.dropMarked(fam, now, slices.Collect(maps.Keys(before[fam])))
+			err = errors.Join(x.dropMarked(fam, now, slices.Collect(maps.Keys(before[fam]))), x.dropMade(fam, now, before[fam]))
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("put the former %s rules back (see what is left with: wingman rules status): %w", fam, err))
@@ -212,7 +219,7 @@ func (x *xtables) remove(ctx context.Context, seen *seen) error {
 			err = x.restore(ctx, fam, changeAll(fam, have, &Ruleset{}, false))
 		}
 		if err == nil {
-			err = errors.Join(x.dropMarked(fam, have, nil), x.dropIstios(fam, have))
+			err = errors.Join(x.dropMarked(fam, have, nil), x.dropMade(fam, have, nil), x.dropIstios(fam, have))
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("remove the %s rules: %w", fam, err))
@@ -231,6 +238,24 @@ func (x *xtables) dropMarked(fam Family, have state, keep []string) error {
 		}
 	}
 	return x.dropTables(fam, marked)
+}
+
+// dropMade removes the built-in chains that were made for our rules in tables of others, as have remembers, but not those that
+// keep remembers, too.
+func (x *xtables) dropMade(fam Family, have, keep state) error {
+	made := map[string][]string{}
+	for table, t := range have {
+		for _, c := range t.order {
+			name, ok := strings.CutPrefix(c, chainMade)
+			if ok && (keep[table] == nil || !keep[table].has(c)) {
+				made[table] = append(made[table], name)
+			}
+		}
+	}
+	if len(made) == 0 {
+		return nil
+	}
+	return dropIdleChains(fam, made)
 }
 
 // dropIstios removes the tables that held chains of Istio's tool, which marks nothing, and none of ours.
