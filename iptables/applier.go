@@ -155,6 +155,13 @@ func (a *Applier) change(ctx context.Context, rules *Rules, s *seen) error {
 	}
 	a.log.Debug("backend of the capture rules chosen", "backend", name, "configured", rules.Backend, "nf_tables", s.nft != nil,
 		"legacy_in_use", s.usesLegacy(), "native_table", s.nativeTable())
+	// Where another backend holds ours, there are two sets of rules to change: both, or none.
+	var former func(ctx context.Context) error
+	if s.oursBeside(name) {
+		if former, err = a.snapshot(ctx); err != nil {
+			return fmt.Errorf("remember the rules of the former backend: %w", err)
+		}
+	}
 	undo, err := applyRoutes(rules, needsPassthroughV6(rules), s.istioV6())
 	if err != nil {
 		return errors.Join(err, undo())
@@ -168,6 +175,15 @@ func (a *Applier) change(ctx context.Context, rules *Rules, s *seen) error {
 		return errors.Join(err, undo())
 	}
 	// From here on the new rules work; what is left is tidying up.
+	err = a.tidy(ctx, name, rules, s)
+	if err != nil && former != nil {
+		err = errors.Join(fmt.Errorf("%w: the former rules are put back", err), former(context.WithoutCancel(ctx)))
+	}
+	return err
+}
+
+// tidy takes out what is left of former configurations, now that a backend holds the rules.
+func (a *Applier) tidy(ctx context.Context, name string, rules *Rules, s *seen) error {
 	for _, other := range allBackends {
 		if other != name {
 			if err := a.backend(other).remove(ctx, s); err != nil {

@@ -302,3 +302,53 @@ func TestATableThatSomebodyBeginsToUseIsNotDeleted(t *testing.T) {
 		t.Error("the table with their chain is gone")
 	}
 }
+
+func TestAChangeOfBackendIsAllOrNothing(t *testing.T) {
+	for _, from := range []string{BackendNFT, BackendLegacy} { // native goes in one transaction
+		for _, to := range allBackends {
+			if from == to {
+				continue
+			}
+			t.Run(from+" to "+to, func(t *testing.T) {
+				netns.New(t)
+				load(t, "iptables-nft-restore", strangers)
+				load(t, "iptables-legacy-restore", strangers)
+				cfg, facts := childConfig("redirect", from)
+				mustApply(t, cfg, facts)
+				before := save(t, BackendNFT) + save(t, BackendLegacy) + ruleset(t)
+
+				rules, err := Plan(childConfig("tproxy", to))
+				if err != nil {
+					t.Fatal(err)
+				}
+				a := applier(t)
+				a.host = refuseRemoval(a.host, from)
+				if err := a.Apply(t.Context(), rules); err == nil || !strings.Contains(err.Error(), "former rules are put back") {
+					t.Errorf("Apply: %v; want it to fail and say what became of the rules", err)
+				}
+				if diff := cmp.Diff(before, save(t, BackendNFT)+save(t, BackendLegacy)+ruleset(t)); diff != "" {
+					t.Errorf("a change of backend that failed left (-before +after):\n%s", diff)
+				}
+				if err := applier(t).Apply(t.Context(), rules); err != nil {
+					t.Fatal(err)
+				}
+				if st, err := applier(t).Status(t.Context(), rules); err != nil || st.State != Complete || !slices.Equal(st.Backends, []string{to}) {
+					t.Errorf("the next change: %s by %v, %v; want complete by %s alone", st.State, st.Backends, err, to)
+				}
+			})
+		}
+	}
+}
+
+// refuseRemoval is a host on which a backend's rules cannot be taken out any more, IPv6 first: as with a lock that a stranger
+// holds, or a ruleset that keeps changing.
+func refuseRemoval(h *host, backend string) *host {
+	out := *h
+	out.run = func(ctx context.Context, stdin string, argv ...string) (string, error) {
+		if strings.HasPrefix(filepath.Base(argv[0]), "ip6tables-"+backend+"-restore") && !strings.Contains(stdin, "-A ISTIO_") {
+			return "", errors.New("a stranger holds the lock")
+		}
+		return h.run(ctx, stdin, argv...)
+	}
+	return &out
+}

@@ -131,6 +131,16 @@ func (s *seen) ours(flavour string, fam Family) bool {
 	return len(s.chains(flavour, fam)) > 0
 }
 
+// oursBeside reports whether another backend than the named one holds something of ours.
+func (s *seen) oursBeside(name string) bool {
+	for _, flavour := range []string{BackendNFT, BackendLegacy} {
+		if flavour != name && (s.ours(flavour, IPv4) || s.ours(flavour, IPv6)) {
+			return true
+		}
+	}
+	return name != BackendNative && s.nativeTable()
+}
+
 // usesLegacy reports whether anybody has rules or chains in a table of iptables-legacy.
 func (s *seen) usesLegacy() bool {
 	for _, l := range s.legacy {
