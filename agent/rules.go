@@ -83,8 +83,11 @@ func (r *Rules) Status(ctx context.Context) (iptables.Status, error) {
 	return s, err
 }
 
-// Diff lists what differs between the kernel and the plan.
+// Diff lists what differs between the kernel and the plan; ErrCustomRules where there is no plan of ours to keep to.
 func (r *Rules) Diff(ctx context.Context) ([]iptables.Difference, error) {
+	if r.cfg.Capture.CustomTables {
+		return nil, ErrCustomRules
+	}
 	_, plan, err := r.compare(ctx)
 	if err != nil {
 		return nil, err
@@ -95,6 +98,10 @@ func (r *Rules) Diff(ctx context.Context) ([]iptables.Difference, error) {
 // compare finds the plan that the kernel is to be compared with. Where the settings leave the level to the facts, a daemon without Envoy has put in
 // the rules for DNS alone: they are it when the kernel is nearer to them.
 func (r *Rules) compare(ctx context.Context) (iptables.Status, iptables.Rules, error) {
+	if r.cfg.Capture.CustomTables { // what is there is the operator's; nothing is missing
+		s, err := r.applier.Status(ctx, iptables.Rules{})
+		return s, iptables.Rules{}, err
+	}
 	s, err := r.applier.Status(ctx, r.plan)
 	if err != nil || !r.auto || s.State != iptables.Partial {
 		return s, r.plan, err

@@ -117,6 +117,9 @@ func TestEveryGuardHasAReason(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("guards of SSH (-want +got):\n%s", diff)
 	}
+	if !slices.ContainsFunc(rules.Guards, func(g Guard) bool { return strings.HasPrefix(g.What, "what user ") }) {
+		t.Errorf("guards %v; want the agent's and Envoy's own traffic among them", rules.Guards)
+	}
 	if want := []string{"inbound", "outbound"}; !slices.Equal(rules.Open, want) {
 		t.Errorf("open directions %v, want %v", rules.Open, want)
 	}

@@ -54,6 +54,7 @@ func planGuards(cfg *Config, facts *Facts) *guards {
 	g.forwarded()
 	g.ssh(&facts.SSH)
 	g.agent(slices.Concat(agentPorts, facts.AgentPorts), slices.Concat(outerAgentPorts, facts.AgentPorts))
+	g.describe(fmt.Sprintf("what user %d and group %d send (in ISTIO_OUTPUT)", cfg.ProxyUID, cfg.ProxyGID), "the agent's and Envoy's own traffic would go around in a circle")
 	if !cfg.CaptureMetadata {
 		g.metadata()
 	}
