@@ -88,6 +88,10 @@ type session struct {
 	in  io.Writer
 	out *bufio.Reader
 	n   int
+
+	asks chan chan error // for watch; nil without it
+	over chan struct{}   // closed when watch has ended
+	err  error           // why, to be read after that
 }
 
 func (s *sshServer) session(t *testing.T, w *world) *session {
@@ -109,8 +113,63 @@ func (s *sshServer) session(t *testing.T, w *world) *session {
 // alive sends a line and waits for its echo.
 func (s *session) alive(t *testing.T, when string) {
 	t.Helper()
+	if s.asks != nil { // watch does it, between two of its own
+		answer := make(chan error, 1)
+		select {
+		case s.asks <- answer:
+			if err := <-answer; err != nil {
+				t.Fatalf("the SSH session died %s: %v", when, err)
+			}
+		case <-s.over:
+			t.Fatalf("the SSH session died %s or before: %v", when, s.err)
+		}
+		return
+	}
+	if err := s.echo(); err != nil {
+		t.Fatalf("the SSH session died %s: %v", when, err)
+	}
+}
+
+// watch keeps the session busy until the test ends: a line every 10 ms, so that nothing that happens happens in a pause.
+func (s *session) watch(t *testing.T) {
+	t.Helper()
+	s.asks, s.over = make(chan chan error), make(chan struct{})
+	end := make(chan struct{})
+	var longest time.Duration
+	go func() {
+		defer close(s.over)
+		tick := time.NewTicker(10 * time.Millisecond)
+		defer tick.Stop()
+		for s.err == nil {
+			var answer chan error
+			select {
+			case <-end:
+				return
+			case answer = <-s.asks:
+			case <-tick.C:
+			}
+			start := time.Now()
+			s.err = s.echo()
+			longest = max(longest, time.Since(start))
+			if answer != nil {
+				answer <- s.err
+			}
+		}
+	}()
+	t.Cleanup(func() {
+		close(end)
+		<-s.over
+		if s.err != nil {
+			t.Errorf("the SSH session died: %v", s.err)
+		}
+		t.Logf("%d lines there and back, the slowest in %s", s.n, longest)
+	})
+}
+
+// echo is one line there and back.
+func (s *session) echo() error {
 	s.n++
-	line := fmt.Sprintf("line %d %s\n", s.n, when)
+	line := fmt.Sprintf("line %d\n", s.n)
 	echo := make(chan string, 1)
 	go func() {
 		got, err := s.out.ReadString('\n')
@@ -120,15 +179,16 @@ func (s *session) alive(t *testing.T, when string) {
 		echo <- got
 	}()
 	if _, err := io.WriteString(s.in, line); err != nil {
-		t.Fatalf("the SSH session died %s: %v", when, err)
+		return err
 	}
 	select {
 	case got := <-echo:
 		if got != line {
-			t.Fatalf("the SSH session died %s: %q", when, got)
+			return fmt.Errorf("%q came back", got)
 		}
+		return nil
 	case <-time.After(patience):
-		t.Fatalf("the SSH session stalls %s", when)
+		return errors.New("no echo")
 	}
 }
 
@@ -152,7 +212,8 @@ func TestSSHOnAnotherPortLivesThroughEverything(t *testing.T) {
 				server := startSSHD(t)
 				none := filepath.Join(t.TempDir(), "none")
 				live := server.session(t, w)
-				live.alive(t, "before capture")
+				live.alive(t, "before capture") // and logged in
+				live.watch(t)
 
 				plan := func(ctx context.Context) (Rules, error) {
 					facts, err := GatherFacts(ctx, GatherConfig{SSHDConfig: none})

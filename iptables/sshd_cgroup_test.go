@@ -192,6 +192,7 @@ func TestAnSSHDThatStartsLateAndMovesIsFollowed(t *testing.T) {
 	await("sshd is there", 22, 2222)
 	live := server.session(t, w)
 	live.alive(t, "on the port that no file names")
+	live.watch(t)
 
 	server.leave(t)
 	moved := startSSHDOn(t, 2223, in)
