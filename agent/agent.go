@@ -52,7 +52,9 @@ type Agent struct {
 	capture  *capture
 	envoy    *envoySide
 	services *group
-	news     chan struct{} // buffered 1: status text may have changed
+	// The members' and, with run --with-proxy, the supervisor's; nil before live.
+	members, supervisors *group
+	news                 chan struct{} // buffered 1: status text may have changed
 
 	mu       sync.Mutex // guards everything below
 	cfg      *bootstrap.Config
@@ -68,8 +70,11 @@ type Agent struct {
 	// What the member was told last about Envoy, and whether the rules know it to be down.
 	unfit     string
 	envoyDown bool
-	// entryLeft is when the last stream that held the WorkloadEntry ended; zero: not in this run.
+	// entryLeft is when istiod saw the last stream end; zero: it did not in this run, or there is one.
 	entryLeft time.Time
+	rejoining bool // the WorkloadEntry is to be made anew
+
+	remembering sync.Mutex // held while the join state changes, in memory and on disk; taken before mu
 }
 
 // Run is the daemon's life: it returns nil when it was asked to stop, and an error when it cannot work.
@@ -188,6 +193,14 @@ func (a *Agent) open() error {
 
 // live runs everything until ctx ends or something essential fails.
 func (a *Agent) live(ctx context.Context) error {
+	supervise, err := a.supervisor()
+	if err != nil {
+		return err
+	}
+	members, supervisors := newGroup(context.Background(), a.log), newGroup(context.Background(), a.log)
+	a.mu.Lock()
+	a.members, a.supervisors = members, supervisors
+	a.mu.Unlock()
 	admin := status.NewAdmin(filepath.Join(a.cfg.Paths.RunDir, adminSocket), a.operations(), a.log)
 	if err := admin.Listen(); err != nil {
 		return err
@@ -212,13 +225,9 @@ func (a *Agent) live(ctx context.Context) error {
 		a.capture.ready(ctx)
 	}
 
-	members := newGroup(context.Background(), a.log)
 	members.start(task{name: "member", run: a.keepMember})
-	supervisors := newGroup(context.Background(), a.log)
-	if a.opts.WithProxy {
-		if err := a.supervise(supervisors); err != nil {
-			return err
-		}
+	if supervise != nil {
+		supervisors.start(task{name: "proxy", run: supervise})
 	}
 	a.services.start(task{name: "notify", run: func(ctx context.Context) error {
 		return a.announce(ctx, a.dns.Ready(), admin.Ready())
@@ -236,16 +245,18 @@ func (a *Agent) live(ctx context.Context) error {
 	return errors.Join(failed, a.shutDown(members, supervisors, failed != nil))
 }
 
-// supervise keeps Envoy running as `wingman proxy` does, in g.
-func (a *Agent) supervise(g *group) error {
+// supervisor makes what keeps Envoy running as `wingman proxy` does; nil where another process does.
+func (a *Agent) supervisor() (run func(context.Context) error, err error) {
+	if !a.opts.WithProxy {
+		return nil, nil
+	}
 	c := proxy.ConfigOf(a.config(), a.hostname, a.logs.part("proxy"))
 	c.EnvoyLog, c.Stdout = a.logs.part("envoy"), a.opts.Stdout
 	s, err := proxy.New(c)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	g.start(task{name: "proxy", run: s.Run})
-	return nil
+	return s.Run, nil
 }
 
 // shutDown ends the daemon: politely when it leaves, quickly when the next process is about to take over.

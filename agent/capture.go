@@ -258,11 +258,13 @@ func (c *capture) look(ctx context.Context) {
 	select {
 	case c.news <- done:
 	case <-ctx.Done():
+		c.log.Error("rules are not as they should be: what keeps them is busy or has failed", "seconds", captureLimit.Seconds())
 		return
 	}
 	select {
 	case <-done:
 	case <-ctx.Done():
+		c.log.Error("rules may not be as they should be yet", "seconds", captureLimit.Seconds())
 	}
 }
 

@@ -46,7 +46,8 @@ type envoySide struct {
 	mu         sync.Mutex // guards everything below
 	presence   presence
 	seen       sighting
-	configured int // pid of the Envoy that was found to have its configuration
+	blind      string // why the supervisor's state could not be read last
+	configured int    // pid of the Envoy that was found to have its configuration
 }
 
 // heldIdentity is the newest certificate of whichever member there is.
@@ -203,6 +204,10 @@ func (e *envoySide) look(ctx context.Context) (s sighting) {
 	cfg := e.cfg()
 	_, s.program = envoy.Find(cfg.Envoy)
 	s.proxy, s.supervisor = proxy.ReadState(proxy.RunDir(cfg))
+	if s.supervisor != nil && !errors.Is(s.supervisor, proxy.ErrNoProxy) {
+		// Not being able to read is no sign that Envoy is gone: what was seen last holds.
+		return e.unseen(s)
+	}
 	if s.supervisor != nil || s.proxy.Phase != proxy.PhaseLive {
 		return s
 	}
@@ -224,6 +229,19 @@ func (e *envoySide) look(ctx context.Context) (s sighting) {
 		e.mu.Unlock()
 	}
 	return s
+}
+
+// unseen is what a look counts for that could not read the supervisor's state.
+func (e *envoySide) unseen(s sighting) sighting {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if cause := s.supervisor.Error(); e.blind != cause {
+		e.blind = cause
+		e.log.Error("the state of Envoy's supervisor cannot be read; what was known of it holds", "cause", cause)
+	}
+	last := e.seen
+	last.program, last.supervisor = s.program, nil
+	return last
 }
 
 // admin is the way to the Envoy of the bootstrap file.

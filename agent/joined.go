@@ -100,18 +100,10 @@ func (a *Agent) noteJoined() {
 	a.capture.look(context.Background())
 }
 
-// noteEntry marks that istiod answered a member: its WorkloadEntry is made with that member's facts.
-func (a *Agent) noteEntry(m *member) {
-	a.mu.Lock()
-	other := a.joined != nil && !a.joined.Entry.same(m.entry)
-	a.mu.Unlock()
-	if other {
-		a.remember(func(j *joinState) { j.Entry = m.entry })
-	}
-}
-
-// remember changes what later starts know of the join.
+// remember changes what later starts know of the join. One after the other: the file must not be older than what is in memory.
 func (a *Agent) remember(change func(*joinState)) {
+	a.remembering.Lock()
+	defer a.remembering.Unlock()
 	a.mu.Lock()
 	j := *a.joined
 	change(&j)

@@ -54,12 +54,15 @@ type member struct {
 	side     *envoySide
 	take     func(xds.Push) error
 	changed  func()                  // something that status shows changed
-	answered func(*member)           // istiod has answered on a stream: the WorkloadEntry is there
+	onAnswer func(*member)           // istiod has answered on a stream: the WorkloadEntry is there
+	visit    bool                    // it comes only to leave, so that istiod sees that
+	answered bool                    // by istiod; guarded by Agent.mu
 	refused  chan struct{}           // buffered 1: istiod may have refused the certificate
 	replace  context.CancelCauseFunc // ends run, for another member to take its place; set before run
 	term     context.Context         // run's: over when another member takes its place; set before run
 
-	mu     sync.Mutex // guards everything below
+	mu     sync.Mutex // guards everything below, verdict's fields too
+	parts  *group     // nil before run
 	addrs  []netip.Addr
 	nodeID string
 	xds    *xds.Client     // nil until there is an address
@@ -83,6 +86,7 @@ type memberConfig struct {
 	takeNames func(xds.Push) error // handler of the NameTable
 	onChange  func()
 	onAnswer  func(*member)
+	visit     bool
 	logs      *logs
 }
 
@@ -99,9 +103,13 @@ func newMember(cfg *bootstrap.Config, mc memberConfig) (*member, error) {
 		side:     mc.envoy,
 		take:     mc.takeNames,
 		changed:  mc.onChange,
-		answered: mc.onAnswer,
+		onAnswer: mc.onAnswer,
+		visit:    mc.visit,
 		refused:  make(chan struct{}, 1),
 		verdict:  verdict{drained: mc.drained},
+	}
+	if m.visit {
+		m.leaving = "this machine joins again, with other labels"
 	}
 	ic := identityConfig(cfg)
 	ic.Dial = m.dialer.Dial
@@ -129,6 +137,9 @@ func entryFor(cfg *bootstrap.Config, hostname string, announce bool) *entryFacts
 // run keeps the membership until ctx ends (nil) or the machine's address changes (errAddressChanged).
 func (m *member) run(ctx context.Context) error {
 	g := newGroup(ctx, m.log)
+	m.mu.Lock()
+	m.parts = g
+	m.mu.Unlock()
 	defer func() {
 		if err := g.stop(stopWait); err != nil {
 			m.log.Warn("membership does not end cleanly", "cause", err)
@@ -156,7 +167,13 @@ func (m *member) run(ctx context.Context) error {
 			}
 		}
 	}
+	if m.visit {
+		m.tellHealth() // that it leaves is all that istiod is to hear
+	}
 	g.start(task{name: "xds", run: identified(m.xds.Run)})
+	if m.visit {
+		return m.watchAddrs(ctx, addrs)
+	}
 	g.start(task{name: "envoy stream", run: identified(func(ctx context.Context) error { return m.side.gate.Attach(ctx, m.xds) })})
 	return m.watchAddrs(ctx, addrs)
 }
@@ -191,7 +208,7 @@ func (m *member) prepare(addrs []netip.Addr) error {
 		Subscriptions: []xds.Subscription{{TypeURL: xds.TypeNameTable, Handle: m.take}},
 		OnState: func(s xds.State) {
 			if s.Answered {
-				m.answered(m)
+				m.onAnswer(m)
 			}
 			m.changed()
 		},

@@ -12,22 +12,29 @@ import (
 
 // keepMember keeps a membership for the settings in force; a change of them, of the address, or of what Envoy can take makes a new one.
 //
-// Some of what the node says counts only when istiod makes the WorkloadEntry (entryFacts). So when that changes, because of the settings or because Envoy
-// came or has gone for good, the machine leaves, waits until istiod has removed the entry, and joins again.
+// Some of what the node says counts only when istiod makes the WorkloadEntry (entryFacts). When that changes, because of the settings or because Envoy came
+// or has gone for good, the machine leaves, waits until istiod has removed the entry, and joins again.
 func (a *Agent) keepMember(ctx context.Context) error {
 	for ctx.Err() == nil {
 		cfg, announce := a.config(), a.envoy.now().announced
-		if !a.awaitEntryGone(ctx, cfg, entryFor(cfg, a.hostname, announce)) {
-			return nil
+		visit, wait := a.wayToEntry(cfg, entryFor(cfg, a.hostname, announce))
+		if wait > 0 {
+			a.log.Info("waiting until istiod has removed this machine's WorkloadEntry: labels count only when it is made", "seconds", wait.Seconds())
+			select {
+			case <-ctx.Done():
+			case <-time.After(wait):
+			}
+			continue // settings and Envoy may be others by now
 		}
 		m, err := newMember(cfg, memberConfig{
 			hostname:  a.hostname,
 			envoy:     a.envoy,
 			drained:   a.drainedNow().verdict(),
 			announce:  announce,
+			visit:     visit,
 			takeNames: a.takeNames,
 			onChange:  a.poke,
-			onAnswer:  a.noteEntry,
+			onAnswer:  a.noteAnswer,
 			logs:      a.logs,
 		})
 		if err != nil {
@@ -46,7 +53,7 @@ func (a *Agent) keepMember(ctx context.Context) error {
 			cancel(errReloaded)
 		}
 		err = m.run(memberCtx)
-		a.noteEntryGoing()
+		a.noteEnd(m)
 		cancel(nil)
 		if err != nil && !errors.Is(err, errAddressChanged) {
 			return err
@@ -59,6 +66,7 @@ func (a *Agent) keepMember(ctx context.Context) error {
 var (
 	errReloaded     = errors.New("settings were reloaded")
 	errEnvoyChanged = errors.New("an Envoy came, or has gone for good")
+	errVisited      = errors.New("istiod has seen this machine leave")
 )
 
 // envoyChanged follows Envoy's presence.
@@ -66,7 +74,8 @@ func (a *Agent) envoyChanged(from, to presence) {
 	a.mu.Lock()
 	m := a.member
 	unfit, down := a.envoy.unfit(), to.down(time.Now())
-	fitChanged, downChanged := unfit != a.unfit, down != a.envoyDown
+	// Another reason while it stays unfit is no news: each report rewrites the entry in the API server.
+	fitChanged, downChanged := (unfit == "") != (a.unfit == ""), down != a.envoyDown
 	a.unfit, a.envoyDown = unfit, down
 	remember := a.joined != nil && a.joined.Served != to.proven
 	a.mu.Unlock()
@@ -88,35 +97,59 @@ func (a *Agent) envoyChanged(from, to presence) {
 	}
 }
 
-// noteEntryGoing notes that the stream which held the WorkloadEntry has ended.
-func (a *Agent) noteEntryGoing() {
+// wayToEntry decides for this machine as it is now, and notes it for the status.
+func (a *Agent) wayToEntry(cfg *bootstrap.Config, wanted *entryFacts) (visit bool, wait time.Duration) {
 	a.mu.Lock()
-	a.entryLeft = time.Now()
-	a.mu.Unlock()
+	defer a.mu.Unlock()
+	var known *entryFacts
+	if a.joined != nil && cfg.AutoRegisterGroup != "" {
+		known = a.joined.Entry
+	}
+	visit, wait = wayToEntry(known, wanted, a.entryLeft, cfg.EntryGrace, time.Now())
+	a.rejoining = visit || wait > 0
+	return visit, wait
 }
 
-// awaitEntryGone waits until istiod has removed an entry of other facts; false when ctx ends first. istiod tells nobody when it
-// does so: it waits for its grace period from the end of the stream. An entry of before this start is given the whole of it.
-func (a *Agent) awaitEntryGone(ctx context.Context, cfg *bootstrap.Config, entry *entryFacts) bool {
+// wayToEntry decides how to come to a WorkloadEntry of the wanted facts where istiod made the last one with those known (nil: not known). It is pure.
+//
+// istiod removes an entry a grace period after it saw the machine's last stream end, and tells nobody. So the time counts from an end that istiod is
+// known to have seen (left); without one, as when istiod was away, the machine first has to come by and leave for it to see.
+func wayToEntry(known, wanted *entryFacts, left time.Time, grace time.Duration, now time.Time) (visit bool, wait time.Duration) {
+	switch {
+	case known == nil || known.same(wanted):
+		return false, 0
+	case left.IsZero():
+		return true, 0
+	}
+	return false, max(0, grace-now.Sub(left))
+}
+
+// noteAnswer marks that istiod has answered a member: there is a WorkloadEntry, and of a member that did not come to leave it has that one's facts.
+func (a *Agent) noteAnswer(m *member) {
+	if m.visit {
+		m.replace(errVisited)
+		return
+	}
 	a.mu.Lock()
-	left := a.entryLeft
-	other := a.joined != nil && a.joined.Entry != nil && !a.joined.Entry.same(entry)
+	a.entryLeft, a.rejoining = time.Time{}, false
+	m.answered = true
+	other := a.joined != nil && !a.joined.Entry.same(m.entry)
 	a.mu.Unlock()
-	if !other || cfg.AutoRegisterGroup == "" {
-		return true
+	if other {
+		a.remember(func(j *joinState) { j.Entry = m.entry })
 	}
-	if left.IsZero() {
-		left = a.started
-	}
-	wait := cfg.EntryGrace - time.Since(left)
-	if wait <= 0 {
-		return true
-	}
-	a.log.Info("waiting until istiod has removed this machine's WorkloadEntry: labels count only when it is made", "seconds", wait.Seconds())
-	select {
-	case <-ctx.Done():
-		return false
-	case <-time.After(wait):
-		return true
+}
+
+// noteEnd marks the end of a member, and whether istiod saw it. One that istiod never answered changes nothing.
+func (a *Agent) noteEnd(m *member) {
+	client := m.client()
+	parted := client != nil && client.Parted()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	switch {
+	case parted:
+		a.entryLeft = time.Now()
+	case m.answered:
+		a.entryLeft = time.Time{}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"wingman/agent/status"
+	"wingman/bootstrap/identity"
 )
 
 // adminSocket is the admin socket's name below the run folder.
@@ -37,7 +38,7 @@ func (a *Agent) report() status.Report {
 		r.Config.Problems = append(r.Config.Problems, p.Severity.String()+": "+p.String())
 	}
 	broken := a.problems.Err() != nil
-	waiting := a.waiting
+	waiting, rejoining := a.waiting, a.rejoining
 	a.mu.Unlock()
 
 	if cfg.AutoRegisterGroup != "" {
@@ -56,8 +57,13 @@ func (a *Agent) report() status.Report {
 	if m != nil {
 		degraded = append(degraded, m.report(&r)...)
 	}
-	for name, cause := range a.services.troubles() {
-		degraded = append(degraded, name+": "+cause)
+	for _, g := range a.groups() {
+		for name, cause := range g.troubles() {
+			degraded = append(degraded, name+": "+cause)
+		}
+	}
+	if rejoining {
+		degraded = append(degraded, "out of the mesh for another WorkloadEntry: its labels, or whether it can take mutual TLS, are to change")
 	}
 	if r.Capture.Why != "" && joined != nil {
 		degraded = append(degraded, "capture: "+r.Capture.Why)
@@ -79,6 +85,19 @@ func (a *Agent) report() status.Report {
 	r.NotReady = a.notReady()
 	r.Ready = len(r.NotReady) == 0
 	return r
+}
+
+// groups are all whose tasks may be in trouble.
+func (a *Agent) groups() []*group {
+	a.mu.Lock()
+	groups, m := []*group{a.services, a.members, a.supervisors}, a.member
+	a.mu.Unlock()
+	if m != nil {
+		m.mu.Lock()
+		groups = append(groups, m.parts)
+		m.mu.Unlock()
+	}
+	return slices.DeleteFunc(groups, func(g *group) bool { return g == nil })
 }
 
 func (a *Agent) dnsReport() status.DNSReport {
@@ -134,26 +153,37 @@ func (m *member) report(r *status.Report) (degraded []string) {
 
 // notReadyBecause decides what /healthz/ready answers: ready needs a certificate, a configuration of istiod, by this run's stream or by an
 // earlier one's that is in hand, and where Envoy is to take the traffic, one that does.
-func notReadyBecause(m *member, joined *joinState, e presence, leaving bool) (why []string) {
+func notReadyBecause(m *member, joined *joinState, e presence, required, leaving bool) (why []string) {
 	if leaving {
 		return []string{"leaving the mesh"}
 	}
-	if m == nil || m.identity.Current() == nil {
+	switch c := certificateOf(m); {
+	case c == nil:
 		why = append(why, "no certificate yet")
+	case time.Now().After(c.NotAfter):
+		why = append(why, "the certificate ended at "+c.NotAfter.Format(time.RFC3339))
 	}
 	if joined == nil {
 		why = append(why, "no configuration from istiod yet")
 	}
-	if e.announced && !e.live {
+	if (e.announced || required) && !e.live {
 		why = append(why, "Envoy does not serve: "+e.cause)
 	}
 	return why
 }
 
+// certificateOf is the one in use; nil: none.
+func certificateOf(m *member) *identity.Certificate {
+	if m == nil {
+		return nil
+	}
+	return m.identity.Current()
+}
+
 // notReady is report's answer alone, for the port that load balancers ask often.
 func (a *Agent) notReady() []string {
 	a.mu.Lock()
-	m, joined, leaving := a.member, a.joined, a.leaving
+	m, joined, leaving, required := a.member, a.joined, a.leaving, a.cfg.Envoy.Enabled == "true"
 	a.mu.Unlock()
-	return notReadyBecause(m, joined, a.envoy.now(), leaving)
+	return notReadyBecause(m, joined, a.envoy.now(), required, leaving)
 }

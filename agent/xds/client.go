@@ -118,6 +118,7 @@ type Client struct {
 	turn      chan struct{}     // closed and replaced when primary ends, and when Envoy's last stream does
 	wake      chan struct{}     // closed and replaced by Retry
 	envoyLeft time.Time         // when Envoy's last stream ended
+	parted    bool              // istiod saw the end of the last primary
 	said      string            // cause of the outage that was logged last; empty: none was
 }
 

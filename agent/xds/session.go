@@ -2,6 +2,8 @@ package xds
 
 import (
 	"context"
+	"errors"
+	"io"
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -252,6 +254,23 @@ func (s *session) tellHealth() (news <-chan struct{}, err error) {
 	return news, nil
 }
 
+// Parted reports whether istiod saw the end of the last stream that it had answered: only then does it begin to count the grace period of the
+// WorkloadEntry. A stream that was lost may stand at its side for long.
+func (c *Client) Parted() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.parted
+}
+
+// noteParted notes that istiod ended s because our side did.
+func (c *Client) noteParted(s *session) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.primary == s {
+		c.parted = true
+	}
+}
+
 // goodbye sends what is due, ends our side and gives istiod a moment to read it all. Only then may the connection go: closing it at once
 // throws away what is still in the send buffer.
 func (s *session) goodbye() {
@@ -271,7 +290,10 @@ func (s *session) goodbye() {
 			s.unsent = s.unsent[1:]
 		case a := <-s.answers: // too late to matter
 			a.frame.free()
-		case <-s.ended:
+		case err := <-s.ended:
+			if errors.Is(err, io.EOF) {
+				s.c.noteParted(s)
+			}
 			return
 		case <-limit.C:
 			return

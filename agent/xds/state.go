@@ -16,7 +16,7 @@ import (
 func (c *Client) promote(s *session) {
 	c.mu.Lock()
 	former := c.primary
-	c.primary = s
+	c.primary, c.parted = s, false
 	c.state.Answered, c.state.Envoy = true, s.envoy != nil
 	c.state.LastError, c.state.Rejected = "", false
 	outage := time.Duration(0)
