@@ -158,6 +158,11 @@ func (a *Applier) change(ctx context.Context, rules *Rules, s *seen) error {
 	// Where another backend holds ours, there are two sets of rules to change: both, or none.
 	var former func(ctx context.Context) error
 	if s.oursBeside(name) {
+		if s.ours(BackendLegacy, IPv4) || s.ours(BackendLegacy, IPv6) || name == BackendLegacy {
+			if err := awaitXtables(ctx, a.lockWait); err != nil {
+				return err
+			}
+		}
 		if former, err = a.snapshot(ctx); err != nil {
 			return fmt.Errorf("remember the rules of the former backend: %w", err)
 		}

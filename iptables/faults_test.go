@@ -352,3 +352,43 @@ func refuseRemoval(h *host, backend string) *host {
 	}
 	return &out
 }
+
+func TestAChangeOfBackendWaitsForTheXtablesLockBeforeItsFirstStep(t *testing.T) {
+	netns.New(t)
+	lock := filepath.Join(t.TempDir(), "xtables.lock")
+	t.Setenv("XTABLES_LOCKFILE", lock)
+	load(t, "iptables-legacy-restore", strangers)
+	cfg, facts := childConfig("redirect", BackendLegacy)
+	mustApply(t, cfg, facts)
+	before := save(t, BackendNFT) + save(t, BackendLegacy) + ruleset(t)
+	f, err := os.OpenFile(lock, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	rules, err := Plan(childConfig("redirect", BackendNFT))
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := NewApplier(ApplierConfig{LockWait: 100 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.host.step = func(step string) { t.Errorf("step %q was taken under a stranger's lock", step) }
+	if err := a.Apply(t.Context(), rules); !errors.Is(err, ErrBusy) || !strings.Contains(err.Error(), fmt.Sprintf("(pid %d) holds %s", os.Getpid(), lock)) {
+		t.Errorf("Apply: %v; want ErrBusy and the holder of the lock", err)
+	}
+	if diff := cmp.Diff(before, save(t, BackendNFT)+save(t, BackendLegacy)+ruleset(t)); diff != "" {
+		t.Errorf("a change that found the lock held left (-before +after):\n%s", diff)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_UN); err != nil {
+		t.Fatal(err)
+	}
+	a.host.step = func(string) {}
+	if err := a.Apply(t.Context(), rules); err != nil {
+		t.Errorf("with the lock free again: %v", err)
+	}
+}

@@ -2,6 +2,7 @@ package iptables
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -81,13 +82,38 @@ func peer(conn net.Conn) *unix.Ucred {
 	return cred
 }
 
+// xtablesLock is the file that the commands of iptables-legacy lock.
+func xtablesLock() string { return cmp.Or(os.Getenv("XTABLES_LOCKFILE"), "/run/xtables.lock") }
+
+// awaitXtables waits until nobody holds the lock of iptables-legacy, and lets go of it: the commands take it themselves. It is for
+// changes that must not stop half-way at that lock. Where the file cannot be opened, the commands will say why.
+func awaitXtables(ctx context.Context, wait time.Duration) error {
+	f, err := os.OpenFile(xtablesLock(), os.O_RDONLY, 0)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil || !errors.Is(err, unix.EWOULDBLOCK) {
+			return nil // closing the file unlocks it
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("%w: waited %s, nothing was changed: %s", ErrBusy, wait, lockHolder())
+		}
+	}
+}
+
 // lockHolder says who holds the lock file of iptables-legacy, as far as /proc tells.
 func lockHolder() string {
 	const advice = "wait until it is done, or see why it hangs"
-	path := "/run/xtables.lock"
-	if p := os.Getenv("XTABLES_LOCKFILE"); p != "" {
-		path = p
-	}
+	path := xtablesLock()
 	info, err := os.Stat(path)
 	if err != nil {
 		return "another process holds the xtables lock: " + advice
