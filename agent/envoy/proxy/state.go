@@ -38,6 +38,9 @@ var ErrNoProxy = errors.New("no wingman proxy runs")
 func ReadState(runDir string) (State, error) {
 	b, err := os.ReadFile(filepath.Join(runDir, stateFile))
 	if errors.Is(err, fs.ErrNotExist) {
+		if alive, aliveErr := supervised(runDir); alive || aliveErr != nil { // it runs, and could not say anything yet
+			return State{}, errors.Join(fmt.Errorf("state of wingman proxy: %w", err), aliveErr)
+		}
 		return State{}, fmt.Errorf("%w: %w", ErrNoProxy, err)
 	}
 	if err != nil {
@@ -57,7 +60,7 @@ func ReadState(runDir string) (State, error) {
 	return s, nil
 }
 
-// writeState is for ReadState; a failure costs a line of status, nothing else.
+// writeState is for ReadState. The agent goes by it: what cannot be written counts as what was written last.
 func writeState(runDir string, s State, log *slog.Logger) {
 	b, err := json.MarshalIndent(s, "", "  ")
 	if err == nil {
