@@ -19,6 +19,7 @@ type Port struct {
 	Addr    netip.AddrPort // the unspecified address means every interface
 	Purpose string         // "outbound traffic"
 	Setting string         // key of wingman.yaml that moves it; empty: none does
+	Mesh    bool           // istiod's listener has it: the mesh's config alone moves it
 }
 
 // listening is a socket that accepts connections, as /proc/net/tcp has it.
@@ -130,8 +131,11 @@ func (p Port) conflicts(addr netip.AddrPort) bool {
 // taken names who has the port.
 func (p Port) taken(s listening) string {
 	hint := "stop it"
-	if p.Setting != "" {
+	switch {
+	case p.Setting != "":
 		hint += ", or give Envoy another port with " + p.Setting
+	case p.Mesh:
+		hint += ", or have it listen elsewhere: istiod chooses this port for the whole mesh"
 	}
 	return fmt.Sprintf("port %d, Envoy's for %s, is held by %s: %s", p.Addr.Port(), p.Purpose, holder(s), hint)
 }

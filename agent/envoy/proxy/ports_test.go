@@ -111,15 +111,24 @@ func TestTheKernelsTables(t *testing.T) {
 
 // Other users' processes cannot be seen; their uid can.
 func TestAHolderThatCannotBeSeen(t *testing.T) {
-	p := Port{Addr: netip.MustParseAddrPort("0.0.0.0:15001"), Purpose: "outbound traffic", Setting: "rules.proxyPort"}
+	p := Port{Addr: netip.MustParseAddrPort("127.0.0.1:15000"), Purpose: "its admin interface", Setting: "envoy.adminPort"}
 	for who, s := range map[string]listening{
 		"a process of uid 33":    {uid: 33, inode: "no such inode"},
 		"another user's process": {uid: overflowUID, inode: "no such inode"},
 	} {
-		want := "port 15001, Envoy's for outbound traffic, is held by " + who + " (as root, ss -ltnp names it): stop it, or give Envoy another port with rules.proxyPort"
+		want := "port 15000, Envoy's for its admin interface, is held by " + who + " (as root, ss -ltnp names it): stop it, or give Envoy another port with envoy.adminPort"
 		if got := p.taken(s); got != want {
 			t.Errorf("got  %s\nwant %s", got, want)
 		}
+	}
+}
+
+// Another port for what istiod's listeners get would be one that nobody listens on: no setting of this machine moves them.
+func TestAPortOfIstiodsHasNoSetting(t *testing.T) {
+	p := Port{Addr: netip.MustParseAddrPort("0.0.0.0:15001"), Purpose: "outbound traffic", Mesh: true}
+	want := "port 15001, Envoy's for outbound traffic, is held by a process of uid 33 (as root, ss -ltnp names it): stop it, or have it listen elsewhere: istiod chooses this port for the whole mesh"
+	if got := p.taken(listening{uid: 33, inode: "no such inode"}); got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
 	}
 }
 

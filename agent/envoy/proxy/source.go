@@ -170,13 +170,13 @@ func portsOf(cfg *bootstrap.Config, facts envoy.Facts) []Port {
 	if facts.IPv4 {
 		everywhere = netip.IPv4Unspecified()
 	}
-	add := func(port uint16, purpose, setting string) {
-		ports = append(ports, Port{Addr: netip.AddrPortFrom(everywhere, port), Purpose: purpose, Setting: setting})
+	add := func(port uint16, purpose string) {
+		ports = append(ports, Port{Addr: netip.AddrPortFrom(everywhere, port), Purpose: purpose, Mesh: true})
 	}
-	add(cfg.Capture.ProxyPort, "outbound traffic", "rules.proxyPort")
-	add(cfg.Capture.InboundPort, "inbound traffic", "rules.inboundPort")
+	add(cfg.Capture.ProxyPort, "outbound traffic")
+	add(cfg.Capture.InboundPort, "inbound traffic")
 	if cfg.Envoy.HBONE {
-		add(cfg.Capture.TunnelPort, "HBONE", "rules.tunnelPort")
+		add(cfg.Capture.TunnelPort, "HBONE")
 	}
 	return ports
 }

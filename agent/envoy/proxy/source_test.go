@@ -173,15 +173,19 @@ func TestPortsThatAreLookedAt(t *testing.T) {
 	}
 	var got []string
 	for _, p := range portsOf(cfg, facts) {
-		got = append(got, fmt.Sprintf("%s %s (%s)", p.Addr, p.Purpose, p.Setting))
+		moves := p.Setting
+		if p.Mesh {
+			moves += "the mesh"
+		}
+		got = append(got, fmt.Sprintf("%s %s (%s)", p.Addr, p.Purpose, moves))
 	}
 	want := []string{
 		"127.0.0.1:15000 its admin interface (envoy.adminPort)",
 		"0.0.0.0:15090 metrics (status.prometheusPort)",
 		"0.0.0.0:16021 readiness (status.readinessPort)",
-		"0.0.0.0:15001 outbound traffic (rules.proxyPort)",
-		"0.0.0.0:15006 inbound traffic (rules.inboundPort)",
-		"0.0.0.0:15008 HBONE (rules.tunnelPort)",
+		"0.0.0.0:15001 outbound traffic (the mesh)",
+		"0.0.0.0:15006 inbound traffic (the mesh)",
+		"0.0.0.0:15008 HBONE (the mesh)",
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("got  %q\nwant %q", got, want)
