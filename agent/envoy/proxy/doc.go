@@ -18,7 +18,7 @@
 // its admin port, and one while it drains. Run waits for all of them.
 //
 // Files, in RunDir: lock (held by the supervisor and inherited by Envoy, so that an Envoy left over holds it; a second mark on it is the
-// supervisor's alone, and tells the agent that one lives), state.json (for the agent's status), bootstrap.json (only where the agent
+// supervisor's alone, and tells the agent that one lives), state.json (what the agent goes by), bootstrap.json (only where the agent
 // has not made one). Ports: none of its own.
 //
 // To match: Istio pkg/envoy/proxy.go (flags) and pkg/envoy/agent.go (drain on stop).
