@@ -19,7 +19,7 @@ type ending int
 const (
 	// endGraceful: istiod asked to come back (connection age, its own restart, plain end of stream).
 	endGraceful ending = iota + 1
-	// endRefused: nobody listens there now. Asking again costs next to nothing, and istiod's return should be noticed at once.
+	// endRefused: nobody is there now, or nobody behind the gateway. Asking again costs next to nothing, and istiod's return should be noticed at once.
 	endRefused
 	// endBroken: time-outs, resets, TLS, anything unnamed.
 	endBroken
@@ -54,11 +54,19 @@ func classify(err error) ending {
 		// server sends for its connection age and for a graceful stop; ENHANCE_YOUR_CALM and others are not graceful.
 		case strings.Contains(msg, "received prior goaway: code: NO_ERROR"):
 			return endGraceful
-		case strings.Contains(msg, "connection refused"):
+		case strings.Contains(msg, "connection refused"), hungUpInHandshake(msg):
 			return endRefused
 		}
 	}
 	return endBroken
+}
+
+// hungUpInHandshake reports whether the connection went in the TLS handshake without a word: a gateway accepts, finds nobody behind it and hangs up. Who
+// refuses a certificate there sends an alert. The text is grpc-go's (internal/transport/http2_client.go).
+func hungUpInHandshake(msg string) bool {
+	_, cause, found := strings.Cut(msg, "authentication handshake failed: ")
+	return found && !strings.Contains(cause, "tls: ") &&
+		(strings.Contains(cause, "connection reset by peer") || strings.Contains(cause, "broken pipe") || strings.Contains(cause, "EOF"))
 }
 
 // sameCause reduces an error to what stays the same when it happens again: numbers, ports above all, do not.
@@ -72,7 +80,7 @@ func sameCause(err error) string {
 }
 
 // mayBeRefusal reports whether a new certificate could make a difference. A server that refuses the certificate of a TLS 1.3 client does so after the
-// handshake: its alert is lost when our first write meets the closed connection.
+// handshake: its alert is lost when our first write meets the closed connection. A connection that goes in the handshake is endRefused.
 func mayBeRefusal(end ending, err error) bool {
 	if status.Code(err) == codes.Unauthenticated {
 		return true

@@ -2,6 +2,7 @@ package xds
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 )
@@ -29,6 +31,13 @@ func TestClassify(t *testing.T) {
 		{"nobody listens at any of two addresses", errors.Join(refused, refused), endRefused},
 		{"nobody listens, told by gRPC", status.Error(codes.Unavailable, `connection error: desc = "transport: Error while dialing: dial tcp 127.0.0.1:15012: connect: connection refused"`), endRefused},
 		{"reset", status.Error(codes.Unavailable, "error reading from server: read: connection reset by peer"), endBroken},
+		{"a gateway with nobody behind it, by reset", status.Error(codes.Unavailable, `connection error: desc = "transport: authentication handshake failed: read tcp 10.99.0.2:51490->10.99.0.1:15012: read: connection reset by peer"`), endRefused},
+		{"a gateway with nobody behind it, by EOF", status.Error(codes.Unavailable, `connection error: desc = "transport: authentication handshake failed: EOF"`), endRefused},
+		{"a certificate refused in the handshake", status.Error(codes.Unavailable, `connection error: desc = "transport: authentication handshake failed: remote error: tls: bad certificate"`), endBroken},
+		{"a server certificate that we refuse", status.Error(codes.Unavailable, `connection error: desc = "transport: authentication handshake failed: tls: failed to verify certificate: x509: certificate signed by unknown authority"`), endBroken},
+		{"a handshake that nobody answers", status.Error(codes.Unavailable, `connection error: desc = "transport: authentication handshake failed: context deadline exceeded"`), endBroken},
+		{"reset after the handshake", status.Error(codes.Unavailable, `connection error: desc = "error reading server preface: read tcp 10.99.0.2:51490->10.99.0.1:15012: read: connection reset by peer"`), endBroken},
+		{"EOF after the handshake", status.Error(codes.Unavailable, `connection error: desc = "error reading server preface: EOF"`), endBroken},
 		{"time-out", context.DeadlineExceeded, endBroken},
 		{"istiod's race with itself", status.Error(codes.Unknown, `failed updating WorkloadEntry a/b: Operation cannot be fulfilled on workloadentries.networking.istio.io "b"`), endGraceful},
 		{"anything unknown", status.Error(codes.Unknown, "x"), endBroken},
@@ -119,6 +128,10 @@ func TestMayBeRefusal(t *testing.T) {
 	}{
 		{"TLS alert", status.Error(codes.Unavailable, "remote error: tls: unknown certificate authority"), true},
 		{"the alert was lost", status.Error(codes.Unavailable, "write tcp 10.0.0.1:1->10.0.0.2:2: write: broken pipe"), true},
+		{"a TLS alert in the handshake", status.Error(codes.Unavailable, `connection error: desc = "transport: authentication handshake failed: remote error: tls: bad certificate"`), true},
+		{"reset after the handshake", status.Error(codes.Unavailable, `connection error: desc = "error reading server preface: read tcp 10.99.0.2:51490->10.99.0.1:15012: read: connection reset by peer"`), true},
+		{"reset in the handshake", status.Error(codes.Unavailable, `connection error: desc = "transport: authentication handshake failed: read tcp 10.99.0.2:51490->10.99.0.1:15012: read: connection reset by peer"`), false},
+		{"broken pipe in the handshake", status.Error(codes.Unavailable, `connection error: desc = "transport: authentication handshake failed: write tcp 10.99.0.2:51490->10.99.0.1:15012: write: broken pipe"`), false},
 		{"istiod says so", status.Error(codes.Unauthenticated, "authentication failure"), true},
 		{"nobody there", syscall.ECONNREFUSED, false},
 		{"no group", status.Error(codes.FailedPrecondition, "x"), false},
@@ -127,5 +140,59 @@ func TestMayBeRefusal(t *testing.T) {
 		if got := mayBeRefusal(classify(tc.err), tc.err); got != tc.want {
 			t.Errorf("%s: mayBeRefusal(%v) = %v, want %v", tc.name, tc.err, got, tc.want)
 		}
+	}
+}
+
+// The east-west gateway accepts for an istiod that is not there, and hangs up when it meets the same: gRPC's real words for that.
+func TestAGatewayWithNobodyBehindItIsAClosedPort(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		hangUp func(*net.TCPConn) error
+	}{
+		{"reset", func(c *net.TCPConn) error { return c.SetLinger(0) }},
+		{"end", func(c *net.TCPConn) error {
+			if err := c.CloseWrite(); err != nil {
+				return err
+			}
+			_, err := io.Copy(io.Discard, c) // until the client hangs up too
+			return err
+		}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			served := make(chan error, 1)
+			go func() {
+				served <- func() error {
+					conn, err := l.Accept()
+					if err != nil {
+						return err
+					}
+					defer conn.Close()
+					if _, err := conn.Read(make([]byte, 1)); err != nil { // of the ClientHello
+						return err
+					}
+					return tc.hangUp(conn.(*net.TCPConn))
+				}()
+			}()
+			c, err := New(Config{
+				Address:       l.Addr().String(),
+				Node:          func(context.Context) (*corev3.Node, error) { return &corev3.Node{}, nil },
+				TLS:           func() *tls.Config { return &tls.Config{ServerName: "istiod.istio-system.svc"} },
+				Subscriptions: []Subscription{{TypeURL: TypeNameTable}},
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			err = c.attempt(t.Context(), nil)
+			if end := classify(err); end != endRefused || mayBeRefusal(end, err) {
+				t.Errorf("attempt = %v: %v, may be a refused certificate: %t; want refused, and no doubt of the certificate", err, end, mayBeRefusal(end, err))
+			}
+			if err := errors.Join(l.Close(), <-served); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }
