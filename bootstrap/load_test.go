@@ -200,7 +200,7 @@ func TestLoadTellsEveryProblem(t *testing.T) {
 			"ISTIO_OUTBOUND_PORTS=0", "ISTIO_EXCLUDE_INTERFACES=a-very-long-interface", "ISTIO_OUTBOUND_OWNER_GROUPS=staff,nobody-has-this,50",
 			"ISTIO_INBOUND_INTERCEPTION_MODE=MAGIC", "ISTIO_INBOUND_TPROXY_ROUTE_TABLE=255"}, "\n"),
 			clusterEnv: "ISTIO_INBOUND_PORTS='*,80'\nISTIO_LOCAL_EXCLUDE_PORTS='22,70000'\n"}, []string{
-			`error: /var/lib/istio/envoy/cluster.env:1: ISTIO_INBOUND_PORTS: found "*", expected "*" or ports, each a port from 1 to 65535`,
+			`error: /var/lib/istio/envoy/cluster.env:1: ISTIO_INBOUND_PORTS: found "*" among others, expected "*" alone or ports, each a port from 1 to 65535`,
 			`error: /var/lib/istio/envoy/cluster.env:2: ISTIO_LOCAL_EXCLUDE_PORTS: found "70000", expected ports, each a port from 1 to 65535`,
 			`error: /var/lib/istio/envoy/sidecar.env:1: ISTIO_SERVICE_EXCLUDE_CIDR: found "10.0.0.0/33", expected CIDRs, each a CIDR such as 10.96.0.0/16`,
 			`error: /var/lib/istio/envoy/sidecar.env:2: ISTIO_LOCAL_OUTBOUND_PORTS_EXCLUDE: found "9100-9000", expected ports, each a port from 1 to 65535 or a range such as 9000:9100`,

@@ -68,7 +68,9 @@ func star[T any](list func(string) ([]T, *badValue)) func(text string) (all bool
 			return true, nil, nil
 		}
 		v, bad := list(text)
-		if bad != nil {
+		if bad != nil && bad.found == quote("*") {
+			bad.found, bad.expected = `"*" among others`, `"*" alone or `+bad.expected
+		} else if bad != nil {
 			bad.expected = `"*" or ` + bad.expected
 		}
 		return false, v, bad
