@@ -108,6 +108,8 @@ type Client struct {
 	health  outbox
 	opening chan struct{} // holds one: whoever opens a stream, until istiod has answered it
 
+	mostUnread int // bytes that pile up for an Envoy that does not read
+
 	mu        sync.Mutex // guards everything below
 	state     State
 	inUse     map[string]string // type → version of the push taken in last
@@ -120,6 +122,9 @@ type Client struct {
 	envoyLeft time.Time         // when Envoy's last stream ended
 	parted    bool              // istiod saw the end of the last primary
 	said      string            // cause of the outage that was logged last; empty: none was
+
+	envoyWaits backoff   // of all attempts for Envoy, whichever of its streams they are for
+	envoyNext  time.Time // the next of them comes no earlier
 }
 
 // New checks cfg. It opens nothing.
@@ -144,6 +149,8 @@ func New(cfg Config) (*Client, error) {
 		opening: make(chan struct{}, 1),
 		turn:    make(chan struct{}),
 		wake:    make(chan struct{}),
+
+		mostUnread: mostUnread,
 	}, nil
 }
 
@@ -173,6 +180,7 @@ func (c *Client) Retry() {
 	defer c.mu.Unlock()
 	close(c.wake)
 	c.wake = make(chan struct{})
+	c.envoyNext = time.Time{}
 }
 
 // woken is closed by the next Retry.

@@ -3,7 +3,6 @@ package xds
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"sync"
 	"time"
@@ -16,8 +15,8 @@ import (
 
 // Limits of Envoy's side.
 const (
-	// mostUnread is how many bytes of istiod's pushes wait for an Envoy that does not read; one that lets more pile up is cut off,
-	// so that it cannot stop the agent's own types. It holds the largest push of a large mesh.
+	// mostUnread is how many bytes of istiod's pushes pile up for an Envoy that does not read; with more its stream is cut, so that it cannot
+	// stop the agent's own types. A push that nothing waits before is taken, however large.
 	mostUnread = 128 << 20
 	// mostRequests is how many requests of Envoy wait for a stream to istiod that is still being opened.
 	mostRequests = 256
@@ -26,7 +25,7 @@ const (
 )
 
 // errEnvoyStalled ends a stream whose Envoy has stopped reading.
-var errEnvoyStalled = fmt.Errorf("more than %d MB left unread by Envoy", mostUnread>>20)
+var errEnvoyStalled = errors.New("Envoy does not read what it is sent")
 
 // errEnvoyLeft ends a stream to istiod whose Envoy is gone.
 var errEnvoyLeft = errors.New("stream ended by Envoy")
@@ -58,7 +57,7 @@ func (c *Client) serveEnvoy(ctx context.Context, stream grpc.ServerStream, delta
 		delta:    delta,
 		requests: make(chan *frame, mostRequests),
 		asked:    map[string]bool{},
-		queue:    newQueue(mostUnread),
+		queue:    newQueue(c.mostUnread),
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -81,9 +80,9 @@ func (c *Client) serveEnvoy(ctx context.Context, stream grpc.ServerStream, delta
 	}
 	c.envoyComes()
 	defer c.envoyGoes()
-	// Until a stream to istiod stands Envoy just waits: its own back-off would be slower than ours.
-	var b backoff
+	// Until a stream to istiod stands Envoy just waits.
 	for {
+		c.pauseEnvoy(ctx)
 		began, woken := time.Now(), c.woken()
 		err := c.attempt(ctx, e)
 		switch {
@@ -91,17 +90,49 @@ func (c *Client) serveEnvoy(ctx context.Context, stream grpc.ServerStream, delta
 			return endOf(context.Cause(ctx))
 		case errors.Is(err, errFrame):
 			return status.Error(codes.InvalidArgument, err.Error())
-		case e.first == nil:
-			// istiod's answers are of a stream that is gone: Envoy comes back and starts afresh.
+		case errors.Is(err, errEnvoyStalled):
+			c.metrics.envoyStalls.Inc()
+			c.log.Warn("Envoy does not read what istiod sends; its stream is cut", "limit_bytes", c.mostUnread)
+			return endOf(err)
+		case errors.Is(err, errSuperseded):
 			return endOf(err)
 		}
 		end := classify(err)
 		c.failed(end, err)
-		select {
-		case <-ctx.Done():
-		case <-woken:
-		case <-time.After(b.next(end, time.Since(began), jitter())):
+		c.paceEnvoy(end, time.Since(began), woken)
+		if e.first == nil {
+			// istiod's answers are of a stream that is gone: Envoy comes back and starts afresh.
+			return endOf(err)
 		}
+	}
+}
+
+// paceEnvoy sets when the next attempt for Envoy may be made, after one that ended so; not later than now when Retry was called since woken
+// was taken. Envoy's streams share one back-off: each refusal of istiod ends one, and Envoy is back at once.
+func (c *Client) paceEnvoy(end ending, lived time.Duration, woken <-chan struct{}) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	wait := c.envoyWaits.next(end, lived, jitter())
+	select {
+	case <-woken:
+		wait = 0
+	default:
+	}
+	c.envoyNext = time.Now().Add(wait)
+}
+
+// pauseEnvoy waits until then, until Retry, or until ctx ends.
+func (c *Client) pauseEnvoy(ctx context.Context) {
+	c.mu.Lock()
+	wait, woken := time.Until(c.envoyNext), c.wake
+	c.mu.Unlock()
+	if wait <= 0 {
+		return
+	}
+	select {
+	case <-ctx.Done():
+	case <-woken:
+	case <-time.After(wait):
 	}
 }
 

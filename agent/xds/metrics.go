@@ -13,6 +13,8 @@ const (
 	metricEnds      = "wingman_xds_stream_ends_total"
 	metricHealth    = "wingman_xds_health_reports_total"
 	metricEnvoyNACK = "wingman_xds_envoy_nacks_total"
+
+	metricEnvoyStalls = "wingman_xds_envoy_stalls_total"
 )
 
 type metrics struct {
@@ -21,7 +23,8 @@ type metrics struct {
 	ends      *prometheus.CounterVec // kind
 	health    prometheus.Counter
 	// envoyNACKs counts by type.
-	envoyNACKs *prometheus.CounterVec
+	envoyNACKs  *prometheus.CounterVec
+	envoyStalls prometheus.Counter
 }
 
 func newMetrics(r prometheus.Registerer) metrics {
@@ -36,9 +39,11 @@ func newMetrics(r prometheus.Registerer) metrics {
 			Help: "Health verdicts sent to istiod."}),
 		envoyNACKs: prometheus.NewCounterVec(prometheus.CounterOpts{Name: metricEnvoyNACK,
 			Help: "Pushes that Envoy refused, by type."}, []string{"type"}),
+		envoyStalls: prometheus.NewCounter(prometheus.CounterOpts{Name: metricEnvoyStalls,
+			Help: "Streams of an Envoy that did not read what istiod sends, cut off."}),
 	}
 	if r != nil {
-		r.MustRegister(m.connected, m.pushes, m.ends, m.health, m.envoyNACKs)
+		r.MustRegister(m.connected, m.pushes, m.ends, m.health, m.envoyNACKs, m.envoyStalls)
 	}
 	return m
 }
