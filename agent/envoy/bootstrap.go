@@ -172,7 +172,11 @@ func dynamicResources(delta bool) obj {
 			"api_type":                       kind,
 			"transport_api_version":          "V3",
 			"set_node_on_first_message_only": true,
-			"grpc_services":                  list{obj{"envoy_grpc": obj{"cluster_name": "xds-grpc"}}},
+			"grpc_services": list{obj{"envoy_grpc": obj{
+				"cluster_name": "xds-grpc",
+				// The agent may be back at any moment, and it paces what goes on to istiod itself. Envoy's own numbers are 0.5 to 30 s.
+				"retry_policy": obj{"retry_back_off": obj{"base_interval": "0.100s", "max_interval": "1s"}},
+			}}},
 		},
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/config/metrics/v3" // registers the messages that bootstrap files hold
@@ -224,6 +225,9 @@ func TestWhatIstiodLeansOn(t *testing.T) {
 	ads := b.DynamicResources.AdsConfig
 	if !ads.SetNodeOnFirstMessageOnly || ads.ApiType.String() != "DELTA_GRPC" {
 		t.Errorf("ADS: %v", ads)
+	}
+	if b := ads.GrpcServices[0].GetEnvoyGrpc().GetRetryPolicy().GetRetryBackOff(); b.GetBaseInterval().AsDuration() != 100*time.Millisecond || b.GetMaxInterval().AsDuration() != time.Second {
+		t.Errorf("Envoy asks again after %v to %v, want 100 ms to 1 s: the agent may be back at any moment", b.GetBaseInterval(), b.GetMaxInterval())
 	}
 	for _, c := range []string{b.DynamicResources.CdsConfig.InitialFetchTimeout.String(), b.DynamicResources.LdsConfig.InitialFetchTimeout.String()} {
 		if c != "" {
