@@ -168,13 +168,13 @@ func (c *Client) setPhase(p Phase, cause error) {
 	case p == PhaseWaiting:
 		c.state.LastError = ""
 	}
-	s := c.stateLocked()
-	c.mu.Unlock()
 	connected := 0.0
-	if s.Phase == PhaseConnected {
+	if p == PhaseConnected {
 		connected = 1
 	}
-	c.metrics.connected.Set(connected)
+	c.metrics.connected.Set(connected) // under the lock: two that cross would leave it at the older of two phases
+	s := c.stateLocked()
+	c.mu.Unlock()
 	c.tell(s)
 }
 
