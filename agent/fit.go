@@ -2,7 +2,6 @@ package agent
 
 import (
 	"log/slog"
-	"slices"
 	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -38,6 +37,7 @@ func (f *fitting) fit(first []byte, delta bool) xds.Fitter {
 	if !ext.Needed() {
 		return nil
 	}
+	f.log.Info("this Envoy lacks Istio's extensions: they are taken out of what istiod sends", "extensions", ext.Missing())
 	return &fitter{fitting: f, delta: delta, rewriter: stock.New(ext), told: map[string]bool{}}
 }
 
@@ -65,16 +65,10 @@ func (f *fitter) Fit(typeURL string, frame mem.BufferSlice) mem.BufferSlice {
 	return out
 }
 
-// tell logs what was done: at info when it is new on this stream, since every push has the same.
+// tell logs what was done: at debug, except for what this Envoy gets that it may refuse, and what it does not get, once a stream.
 func (f *fitter) tell(r stock.Report) {
 	f.mu.Lock()
-	var fresh, left []string
-	for extension := range r.Removed {
-		if !f.told[extension] {
-			f.told[extension] = true
-			fresh = append(fresh, extension)
-		}
-	}
+	var left []string
 	for _, typ := range r.Left {
 		if !f.told[typ] {
 			f.told[typ] = true
@@ -86,10 +80,7 @@ func (f *fitter) tell(r stock.Report) {
 		f.told["unmarked"] = true
 	}
 	f.mu.Unlock()
-	slices.Sort(fresh)
-	if len(fresh) > 0 {
-		f.log.Info("this Envoy lacks Istio's extensions: they are taken out of what istiod sends", "extensions", fresh, "first", r)
-	} else if r.Changed > 0 {
+	if r.Changed > 0 {
 		f.log.Debug("push fitted to this Envoy", "report", r)
 	}
 	if len(left) > 0 {

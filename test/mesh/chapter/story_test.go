@@ -2,6 +2,7 @@ package chapter
 
 import (
 	"fmt"
+	"net/http"
 	"strings"
 	"testing"
 
@@ -252,8 +253,12 @@ metadata: {name: stream, namespace: istioinaction}
 spec: {selector: {app: catalog}, ports: [{name: tcp, port: 80, targetPort: 3002}]}
 `
 
-// removal is what the agent logs when it takes Istio's extensions out of what istiod sends.
-const removal = "this Envoy lacks Istio's extensions"
+const (
+	// lacking is what the agent logs of an unmodified Envoy, once a stream, whatever istiod sends.
+	lacking = "this Envoy lacks Istio's extensions"
+	// removals begins the series of what was taken out; there is none before the first.
+	removals = "\nwingman_envoy_removed_total{"
+)
 
 // noneRejected fails when Envoy has refused anything, and unless the agent took out what this Envoy lacks: just where istiod sent it.
 func noneRejected(t *testing.T, w world, m *member) {
@@ -276,8 +281,15 @@ func noneRejected(t *testing.T, w world, m *member) {
 			t.Errorf("%s: Envoy took nothing by %s:\n%s", m.Name(), kind, stats)
 		}
 	}
-	if logged := strings.Contains(m.AgentLog(t), removal); logged != w.istioOnly {
-		t.Errorf("%s: extensions were taken out: %t, want %t", m.Name(), logged, w.istioOnly)
+	if !strings.Contains(m.AgentLog(t), lacking) {
+		t.Errorf("%s: the log does not say what this Envoy lacks", m.Name())
+	}
+	counts, err := m.Curl(t.Context(), "http://127.0.0.1:15020/metrics")
+	if err != nil || counts.Status != http.StatusOK {
+		t.Errorf("%s: metrics of the agent: status %d, %v", m.Name(), counts.Status, err)
+	}
+	if removed := strings.Contains(counts.Body, removals); removed != w.istioOnly {
+		t.Errorf("%s: extensions were taken out: %t, want %t", m.Name(), removed, w.istioOnly)
 	}
 	if len(s.Degraded) > 0 {
 		t.Errorf("%s is degraded: %q", m.Name(), s.Degraded)
