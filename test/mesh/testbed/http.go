@@ -29,7 +29,7 @@ func (v *VM) Get(ctx context.Context, host, path string) (Reply, error) {
 
 // Curl runs the real curl on the machine, as root does in the book.
 func (v *VM) Curl(ctx context.Context, url string) (Reply, error) {
-	out, err := v.Run(ctx, "/usr/bin/curl", "--silent", "--show-error", "--include", "--max-time", "10", url)
+	out, err := v.Run(ctx, "/usr/bin/curl", "--silent", "--show-error", "--include", "--raw", "--max-time", "10", url) // raw: ReadResponse takes chunks apart
 	if err != nil {
 		return Reply{}, err
 	}
