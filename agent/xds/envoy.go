@@ -25,7 +25,7 @@ const (
 )
 
 // errEnvoyStalled ends a stream whose Envoy has stopped reading.
-var errEnvoyStalled = errors.New("Envoy does not read what it is sent")
+var errEnvoyStalled = errors.New("a stalled Envoy: it does not read what it is sent")
 
 // errEnvoyLeft ends a stream to istiod whose Envoy is gone.
 var errEnvoyLeft = errors.New("stream ended by Envoy")
