@@ -291,7 +291,10 @@ func (c *Client) attempt(parent context.Context, e *envoy) (err error) {
 	w.stream, err = conn.NewStream(streamCtx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, method)
 	if err == nil {
 		stopConnecting()
-		err = newSession(c, w, e, cut, stands).serve(ctx, node)
+		s := newSession(c, w, e, cut, stands)
+		if err = s.serve(ctx, node); err != nil && s.answered {
+			err = afterAnswer{err}
+		}
 	}
 	switch cause := dialErr.get(); {
 	case ctx.Err() != nil && parent.Err() == nil:

@@ -81,13 +81,23 @@ func sameCause(err error) string {
 
 // mayBeRefusal reports whether a new certificate could make a difference. A server that refuses the certificate of a TLS 1.3 client does so after the
 // handshake: its alert is lost when our first write meets the closed connection. A connection that goes in the handshake is endRefused.
+//
+// Nor does one that istiod had answered on: an istiod that dies would have every machine ask for a certificate at once.
 func mayBeRefusal(end ending, err error) bool {
 	if status.Code(err) == codes.Unauthenticated {
 		return true
 	}
 	msg := err.Error()
+	if errors.As(err, new(afterAnswer)) {
+		return end == endBroken && strings.Contains(msg, "remote error: tls:")
+	}
 	return end == endBroken && (strings.Contains(msg, "remote error: tls:") || strings.Contains(msg, "broken pipe") || strings.Contains(msg, "connection reset"))
 }
+
+// afterAnswer is the end of a stream that istiod had answered on.
+type afterAnswer struct{ error }
+
+func (e afterAnswer) Unwrap() error { return e.error }
 
 // Limits of the wait before the next attempt, by ending.
 var waits = map[ending]struct{ first, most time.Duration }{

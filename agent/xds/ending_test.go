@@ -132,6 +132,8 @@ func TestMayBeRefusal(t *testing.T) {
 		{"reset after the handshake", status.Error(codes.Unavailable, `connection error: desc = "error reading server preface: read tcp 10.99.0.2:51490->10.99.0.1:15012: read: connection reset by peer"`), true},
 		{"reset in the handshake", status.Error(codes.Unavailable, `connection error: desc = "transport: authentication handshake failed: read tcp 10.99.0.2:51490->10.99.0.1:15012: read: connection reset by peer"`), false},
 		{"broken pipe in the handshake", status.Error(codes.Unavailable, `connection error: desc = "transport: authentication handshake failed: write tcp 10.99.0.2:51490->10.99.0.1:15012: write: broken pipe"`), false},
+		{"a reset of a stream that was accepted", afterAnswer{status.Error(codes.Unavailable, "error reading from server: read tcp 10.99.0.2:1->10.99.0.1:2: read: connection reset by peer")}, false},
+		{"an alert on a stream that was accepted", afterAnswer{status.Error(codes.Unavailable, "error reading from server: remote error: tls: revoked certificate")}, true},
 		{"istiod says so", status.Error(codes.Unauthenticated, "authentication failure"), true},
 		{"nobody there", syscall.ECONNREFUSED, false},
 		{"no group", status.Error(codes.FailedPrecondition, "x"), false},

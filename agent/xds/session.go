@@ -21,6 +21,8 @@ type session struct {
 	stands func()
 	number uint64 // in the order of opening
 	named  bool   // istiod was told the node
+	// answered is whether istiod has accepted the node, and with it the certificate; serve's goroutine alone uses it.
+	answered bool
 
 	answers chan answer
 	ended   chan error // buffered 1: why istiod's side ended
@@ -85,7 +87,7 @@ func (s *session) serve(ctx context.Context, node *corev3.Node) error {
 			s.unsent = s.unsent[1:]
 		case a := <-s.answers:
 			if !answered {
-				answered, mayTell = true, true
+				answered, mayTell, s.answered = true, true, true
 				s.c.promote(s)
 				s.stands()
 			}
