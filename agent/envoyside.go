@@ -68,7 +68,7 @@ func newEnvoySide(cfg *bootstrap.Config, logs *logs, metrics prometheus.Register
 	}
 	var err error
 	e.secrets, err = sds.New(sds.Config{
-		Socket: envoy.SDSSocket(cfg), Owner: envoyOwner(cfg), Root: cfg.Root, Source: &e.held, Log: e.log, Metrics: metrics,
+		Socket: envoy.SDSSocket(cfg), Owner: envoy.Owner(cfg), Root: cfg.Root, Source: &e.held, Log: e.log, Metrics: metrics,
 	})
 	if err != nil {
 		return nil, err
@@ -86,18 +86,10 @@ func newEnvoySide(cfg *bootstrap.Config, logs *logs, metrics prometheus.Register
 // metricEnvoyLive is whether Envoy serves.
 const metricEnvoyLive = "wingman_envoy_live"
 
-// envoyOwner is Envoy's user where this process, being root, runs as another.
-func envoyOwner(cfg *bootstrap.Config) uint32 {
-	if cfg.Capture.UserKnown {
-		return cfg.Capture.ProxyUID
-	}
-	return 0
-}
-
 // serveADS opens the socket for Envoy's configuration and serves it until ctx ends.
 func (e *envoySide) serveADS(ctx context.Context) error {
 	cfg := e.cfg()
-	l, err := peer.Listen(peer.Config{Path: envoy.XDSSocket(cfg), Owner: envoyOwner(cfg), Log: e.log})
+	l, err := peer.Listen(peer.Config{Path: envoy.XDSSocket(cfg), Owner: envoy.Owner(cfg), Log: e.log})
 	if err != nil {
 		return fmt.Errorf("ADS: %w", err)
 	}
@@ -119,7 +111,7 @@ func (e *envoySide) write(cfg *bootstrap.Config, hostname string, addrs []netip.
 	f, err := envoy.Bootstrap(envoy.InputOf(cfg, node, addrs))
 	var changed bool
 	if err == nil {
-		changed, err = envoy.Write(envoy.BootstrapPath(cfg), f, envoyOwner(cfg))
+		changed, err = envoy.Write(envoy.BootstrapPath(cfg), f, envoy.Owner(cfg))
 	}
 	if err != nil {
 		e.log.Error("Envoy's bootstrap file is not written", "cause", err)

@@ -31,6 +31,14 @@ func XDSSocket(c *bootstrap.Config) string { return filepath.Join(c.Paths.RunDir
 // SDSSocket is where the agent serves certificates to Envoy.
 func SDSSocket(c *bootstrap.Config) string { return filepath.Join(c.Paths.RunDir, sdsSocket) }
 
+// Owner is the uid of Envoy's user, whose the sockets and the file have to be where the agent is root; zero: not known.
+func Owner(c *bootstrap.Config) uint32 {
+	if c.Capture.UserKnown {
+		return c.Capture.ProxyUID
+	}
+	return 0
+}
+
 // InputOf is the input for one machine: its settings, its node with Envoy, and its addresses (bootstrap.InstanceAddrs).
 func InputOf(c *bootstrap.Config, node bootstrap.Node, addrs []netip.Addr) Input {
 	return Input{

@@ -75,7 +75,7 @@ func (s *source) path(ctx context.Context) (string, error) {
 		return "", fmt.Errorf("the agent has not written %s, and without it: %w", ours, err)
 	}
 	path := filepath.Join(RunDir(s.cfg), filepath.Base(ours))
-	if _, err := envoy.Write(path, f, envoyUser(s.cfg)); err != nil {
+	if _, err := envoy.Write(path, f, envoy.Owner(s.cfg)); err != nil {
 		return "", err
 	}
 	if !s.noted {
@@ -86,14 +86,6 @@ func (s *source) path(ctx context.Context) (string, error) {
 		}
 	}
 	return path, nil
-}
-
-// envoyUser is whom Envoy runs as where this process is root.
-func envoyUser(cfg *bootstrap.Config) uint32 {
-	if cfg.Capture.UserKnown {
-		return cfg.Capture.ProxyUID
-	}
-	return 0
 }
 
 // Make makes the bootstrap file of this machine, as the agent does, without the agent: `wingman envoy bootstrap`. The machine's
