@@ -192,6 +192,7 @@ type Envoy struct {
 	LogLevel          string        // as Envoy's --log-level; scopes may follow, as in "info,upstream:debug"
 	DrainDuration     time.Duration // over which Envoy closes idle connections while draining
 	TerminationDrain  time.Duration // after which a stopping proxy ends even with connections open
+	HangTimeout       time.Duration // an Envoy whose admin port does not answer for so long is ended and started again
 	HBONE             bool          // announce and serve HBONE
 	ComponentLogLevel string        // as Envoy's --component-log-level
 }

@@ -27,7 +27,7 @@ var samples = map[string]string{
 	"rules.groups": "101,staff", "rules.excludeGroups": "101,202", "rules.excludeInterfaces": "docker0,tun0", "rules.virtualInterfaces": "virbr0", "rules.dropInvalid": "true", "rules.loopbackCIDR": "127.0.0.0/8",
 	"rules.proxyUID": "1", "rules.proxyGID": "2", "rules.proxyPort": "25001", "rules.inboundPort": "25006", "rules.tunnelPort": "25008", "rules.backend": "native",
 	"envoy.enabled": "false", "envoy.path": "/opt/envoy", "envoy.adminPort": "25000", "envoy.concurrency": "2", "envoy.logLevel": "info,upstream:debug", "envoy.componentLogLevel": "upstream:debug",
-	"envoy.drainDuration": "30s", "envoy.terminationDrain": "10s", "envoy.hbone": "true",
+	"envoy.drainDuration": "30s", "envoy.terminationDrain": "10s", "envoy.hangTimeout": "10s", "envoy.hbone": "true",
 	"status.port": "25020", "status.readinessPort": "25021", "status.prometheusPort": "25090",
 	"metrics.envoy": "false", "metrics.applications": "8080,9090:/stats", "metrics.localhostOnly": "true", "log.level": "debug", "log.format": "json", "log.file": "/var/log/wingman.log",
 }

@@ -4,7 +4,6 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -12,8 +11,7 @@ import (
 )
 
 func newProxy(o *options) *cobra.Command {
-	var hang time.Duration
-	c := &cobra.Command{
+	return &cobra.Command{
 		Use:   "proxy",
 		Short: "Keep Envoy running, in the foreground: the supervisor that wingman-proxy.service runs",
 		Args:  cobra.NoArgs,
@@ -21,15 +19,12 @@ func newProxy(o *options) *cobra.Command {
 			reopen := make(chan os.Signal, 1)
 			signal.Notify(reopen, syscall.SIGHUP)
 			return proxy.Run(cmd.Context(), proxy.Options{
-				Root:        o.root,
-				Getenv:      os.Getenv,
-				Stdout:      os.Stdout,
-				Stderr:      os.Stderr,
-				Reopen:      reopen,
-				HangTimeout: hang,
+				Root:   o.root,
+				Getenv: os.Getenv,
+				Stdout: os.Stdout,
+				Stderr: os.Stderr,
+				Reopen: reopen,
 			})
 		},
 	}
-	c.Flags().DurationVar(&hang, "hang-timeout", time.Minute, "an Envoy whose admin port does not answer for so long is ended and started again")
-	return c
 }

@@ -58,10 +58,10 @@ type proxied struct {
 	logs   *lockedBuffer
 }
 
-func startProxied(t testing.TB, o Options, settings string) *proxied {
+func startProxied(t testing.TB, ofEnvoy, settings string) *proxied {
 	t.Helper()
 	program := envoytest.Program(t)
-	p := &proxied{t: t, root: newRoot(t, "envoy: {path: "+program+"}\n"+settings), done: make(chan error, 1), out: &lockedBuffer{}, logs: &lockedBuffer{}}
+	p := &proxied{t: t, root: newRoot(t, "envoy: {path: "+program+ofEnvoy+"}\n"+settings), done: make(chan error, 1), out: &lockedBuffer{}, logs: &lockedBuffer{}}
 	cfg := load(t, p.root)
 	p.runDir = RunDir(cfg)
 	// The agent's part: its file and its socket. Envoy runs as another user where this is root.
@@ -84,8 +84,7 @@ func startProxied(t testing.TB, o Options, settings string) *proxied {
 			}
 		}
 	}
-	o.Root, o.Getenv = p.root, func(string) string { return "" }
-	o.Stdout, o.Stderr = p.stream(p.out), p.stream(p.logs)
+	o := Options{Root: p.root, Getenv: func(string) string { return "" }, Stdout: p.stream(p.out), Stderr: p.stream(p.logs)}
 	ctx, cancel := context.WithCancel(context.Background())
 	p.stop = cancel
 	go func() { p.done <- Run(ctx, o) }()
@@ -154,7 +153,7 @@ func (p *proxied) awaitServed(path string) {
 func live(s State) bool { return s.Phase == PhaseLive }
 
 func TestTheRealEnvoyIsKeptRunning(t *testing.T) {
-	p := startProxied(t, Options{}, "")
+	p := startProxied(t, "", "")
 	s := p.await("live", live)
 	p.awaitServed("/first")
 	awaitOutput(t, p.out, "served /first\n")
@@ -177,7 +176,7 @@ func TestTheRealEnvoyIsKeptRunning(t *testing.T) {
 }
 
 func TestTheRealEnvoyIsEndedWhenItHangs(t *testing.T) {
-	p := startProxied(t, Options{HangTimeout: 2 * testHang}, "")
+	p := startProxied(t, ", hangTimeout: "+(2*testHang).String(), "")
 	s := p.await("live", live)
 	if err := syscall.Kill(s.PID, syscall.SIGSTOP); err != nil { // SIGABRT has to wait for SIGCONT: SIGKILL does not
 		t.Fatal(err)
@@ -188,7 +187,7 @@ func TestTheRealEnvoyIsEndedWhenItHangs(t *testing.T) {
 }
 
 func TestTheRealEnvoyDrains(t *testing.T) {
-	p := startProxied(t, Options{}, "")
+	p := startProxied(t, "", "")
 	p.await("live", live)
 	busy, err := net.Dial("tcp", "127.0.0.1:15006")
 	if err != nil {
@@ -237,7 +236,7 @@ func TestTheRealEnvoyWaitsForItsPorts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := startProxied(t, Options{}, "")
+	p := startProxied(t, "", "")
 	s := p.await("a cause", func(s State) bool { return s.Cause != "" })
 	if s.Phase != PhaseWaiting || s.Starts != 0 || !strings.HasPrefix(s.Cause, "port 15001, Envoy's for outbound traffic, is held by ") || !strings.Contains(s.Cause, fmt.Sprintf("(pid %d)", os.Getpid())) {
 		t.Errorf("%+v", s)
@@ -250,7 +249,7 @@ func TestTheRealEnvoyWaitsForItsPorts(t *testing.T) {
 
 // What Envoy itself says of a bad bootstrap file reaches the state, where the agent shows it.
 func TestTheRealEnvoysLastWords(t *testing.T) {
-	p := startProxied(t, Options{}, "status: {prometheusPort: 15091}\n")
+	p := startProxied(t, "", "status: {prometheusPort: 15091}\n")
 	p.await("live", live)
 	cfg := load(t, p.root)
 	var file map[string]any

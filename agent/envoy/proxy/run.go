@@ -19,7 +19,6 @@ type Options struct {
 	Getenv         func(string) string
 	Stdout, Stderr *os.File
 	Reopen         <-chan os.Signal // SIGHUP: the log file was moved away; may be nil
-	HangTimeout    time.Duration    // see Config.HangTimeout
 }
 
 // settingsRetry is how often settings that cannot be used are read again.
@@ -69,7 +68,7 @@ func Run(ctx context.Context, o Options) error {
 	helpers.Go(func() { reopen(ctx, handler, log, o.Reopen) })
 	c := ConfigOf(cfg, hostname, log.With(systemd.ScopeKey, "proxy"))
 	c.EnvoyLog = log.With(systemd.ScopeKey, "envoy")
-	c.HangTimeout, c.Stdout = o.HangTimeout, o.Stdout
+	c.Stdout = o.Stdout
 	changed := make(chan struct{}, 1)
 	helpers.Go(func() { thrift(ctx, changed, log) })
 	c.OnState = func(s State) {

@@ -195,16 +195,17 @@ func argumentsOf(cfg *bootstrap.Config, facts envoy.Facts) ([]string, error) {
 func ConfigOf(cfg *bootstrap.Config, hostname string, log *slog.Logger) Config {
 	files := &source{cfg: cfg, hostname: hostname, patience: agentPatience, log: log}
 	c := Config{
-		Program:   func() (string, error) { return envoy.Find(cfg.Envoy) },
-		Required:  cfg.Envoy.Enabled == "true",
-		Bootstrap: files.path,
-		Args:      func(f envoy.Facts) ([]string, error) { return argumentsOf(cfg, f) },
-		Ports:     func(f envoy.Facts) []Port { return portsOf(cfg, f) },
-		Dir:       cfg.Root,
-		RunDir:    RunDir(cfg),
-		Env:       os.Environ(),
-		Drain:     cfg.Envoy.TerminationDrain,
-		Log:       log,
+		Program:     func() (string, error) { return envoy.Find(cfg.Envoy) },
+		Required:    cfg.Envoy.Enabled == "true",
+		Bootstrap:   files.path,
+		Args:        func(f envoy.Facts) ([]string, error) { return argumentsOf(cfg, f) },
+		Ports:       func(f envoy.Facts) []Port { return portsOf(cfg, f) },
+		Dir:         cfg.Root,
+		RunDir:      RunDir(cfg),
+		Env:         os.Environ(),
+		Drain:       cfg.Envoy.TerminationDrain,
+		HangTimeout: cfg.Envoy.HangTimeout,
+		Log:         log,
 	}
 	// Root's traffic is not exempt from capture: an Envoy of root would get back what it sends.
 	if os.Geteuid() == 0 && cfg.Capture.UserKnown && cfg.Capture.ProxyUID != 0 {

@@ -225,9 +225,9 @@ func TestBrokenSettingsAreReplacedByTheLastGoodOnes(t *testing.T) {
 }
 
 func TestASupervisorOfAMachine(t *testing.T) {
-	cfg := load(t, newRoot(t, "envoy: {terminationDrain: 7s, enabled: 'true', path: /none}\n"))
+	cfg := load(t, newRoot(t, "envoy: {terminationDrain: 7s, hangTimeout: 20s, enabled: 'true', path: /none}\n"))
 	c := ConfigOf(cfg, "forum-vm", slog.New(slog.DiscardHandler))
-	if c.Drain != 7*time.Second || !c.Required || c.Dir != cfg.Root || c.RunDir != filepath.Join(cfg.Root, "run/wingman-proxy") {
+	if c.Drain != 7*time.Second || c.HangTimeout != 20*time.Second || !c.Required || c.Dir != cfg.Root || c.RunDir != filepath.Join(cfg.Root, "run/wingman-proxy") {
 		t.Errorf("%+v", c)
 	}
 	if _, err := c.Program(); !errors.Is(err, envoy.ErrNoProgram) {
