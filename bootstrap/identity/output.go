@@ -42,6 +42,9 @@ func (o output) ensure(rootPath string, taken []byte, now time.Time) error {
 		if errors.Is(err, fs.ErrPermission) {
 			err = fmt.Errorf("%w: install -d -o %d %s", err, os.Geteuid(), o.dir)
 		}
+		if to, linkErr := os.Readlink(o.dir); linkErr == nil && !isDir(o.dir) {
+			err = fmt.Errorf("it is a link to %s, where there is no folder: install -d -o %d %s", to, os.Geteuid(), resolvedTarget(o.dir, to))
+		}
 		return fmt.Errorf("certificates do not appear in %s: %w", o.dir, err)
 	}
 	var problems []error
@@ -178,6 +181,14 @@ func (o output) keep(path string, data []byte) error {
 		return err
 	}
 	return o.disk.sync(o.dir)
+}
+
+// resolvedTarget is what a link at path that says to leads to.
+func resolvedTarget(path, to string) string {
+	if filepath.IsAbs(to) {
+		return to
+	}
+	return filepath.Join(filepath.Dir(path), to)
 }
 
 // sameFile reports whether two paths name one file, without following the last element: folders may be reached by several ways.

@@ -20,6 +20,7 @@ type request struct {
 	none   error // why there is no token; nil when there is one
 	roots  anchors
 	left   time.Duration // life left, 0: none
+	over   time.Time     // when the certificate in hand ended; zero: it lives, or there is none
 }
 
 // An outcome is how a round ended.
@@ -63,7 +64,11 @@ func (m *Manager) ask(ctx context.Context, r request) outcome {
 	creds := r.credentials()
 	if len(creds) == 0 {
 		out.failure = failedRefused
-		out.err = fmt.Errorf("nothing to prove who we are with: no living certificate, and %w; %s", r.none, m.scene(0).mend())
+		certificate := "no living certificate"
+		if !r.over.IsZero() {
+			certificate = fmt.Sprintf("the certificate expired %s ago", span(m.now().Sub(r.over)))
+		}
+		out.err = fmt.Errorf("nothing to prove who we are with: %s, and %w; %s", certificate, r.none, m.scene(0).mend())
 		return out
 	}
 	var problems []error

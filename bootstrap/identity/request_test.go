@@ -31,7 +31,8 @@ const mendToken = "put the output of `kubectl create token forum-sa -n forum-ser
 // fetchRoot is the end of every sentence about a root that does not match.
 const fetchRoot = `kubectl get configmap istio-ca-root-cert -n forum-services -o jsonpath='{.data.root-cert\.pem}', put at /etc/certs/root-cert.pem`
 
-func TestRequestsEachFaultInOneSentence(t *testing.T) {
+// rounds are the faults of a request, and what each prints.
+func rounds() []round {
 	withToken := func(change func(*jwt)) func(*testCA, *Config, *request) {
 		return func(_ *testCA, _ *Config, r *request) {
 			r.token, r.none = hide(token(time.Now().Add(time.Hour), change)), nil
@@ -50,6 +51,8 @@ func TestRequestsEachFaultInOneSentence(t *testing.T) {
 			ca.gate = func(context.Context) error { return status.Error(c, text) }
 		}
 	}
+	_, notJWT := decodeClaims([]byte("secret"))
+	notJWT = fmt.Errorf("/run/istio-token: %w", notJWT)
 	answers := func(f func(good []string) []string) func(*testCA, *Config, *request) {
 		return func(ca *testCA, _ *Config, _ *request) {
 			ca.answer = func(_ *x509.CertificateRequest, good []string) ([]string, error) { return f(good), nil }
@@ -69,19 +72,25 @@ func TestRequestsEachFaultInOneSentence(t *testing.T) {
 			ca.server = &tls.Certificate{PrivateKey: key, Certificate: [][]byte{leaf.Raw}}
 		}
 	}
-	rounds := []round{
+	return []round{
 		{"a token that is good", good, "", 0, "token"},
 		{"a certificate, and no token", inHand, "", 0, "certificate"},
 		{"a certificate, and a token that expired long ago", with(inHand, withToken(func(j *jwt) { j.expires = time.Now().Add(-100 * time.Hour) })), "", 0, "certificate"},
 		{"a certificate that istiod no longer accepts, and a good token", with(strangers, good), "", 0, "token"},
 
 		{"no certificate, no token", func(*testCA, *Config, *request) {}, "nothing to prove who we are with: no living certificate, and no token at /run/istio-token; " + mendToken, failedRefused, ""},
+		{"a certificate that has expired, no token", func(_ *testCA, _ *Config, r *request) { r.over = time.Now().Add(-3*time.Hour - time.Second) },
+			"nothing to prove who we are with: the certificate expired 3 h ago, and no token at /run/istio-token; " + mendToken, failedRefused, ""},
+		{"a token file that holds no token", func(_ *testCA, _ *Config, r *request) { r.none = notJWT },
+			"nothing to prove who we are with: no living certificate, and /run/istio-token: not a JWT: 1 part(s) between dots, expected 3; " + mendToken, failedRefused, ""},
 		{"a token that has expired", withToken(func(j *jwt) { j.expires = time.Now().Add(-3*time.Hour - 2*time.Minute) }), "istiod refuses the token: token expired 3 h 2 min ago; " + mendToken, failedRefused, ""},
 		{"a token for another audience", withToken(func(j *jwt) { j.audience = "vault" }), `istiod refuses the token: token for another audience: it is for "vault", expected istio-ca; ` + mendToken, failedRefused, ""},
 		{"a token that istiod refuses although it looks right", with(good, code(codes.Unauthenticated, "request authenticate failure")),
 			`istiod refuses the token although its claims look right (issuer "https://kubernetes.default.svc"): it was revoked, its service account is gone, or cluster "Kubernetes" does not know its issuer; ` + mendToken, failedRefused, ""},
 		{"a token of another service account", withToken(func(j *jwt) { j.who = "default" }),
 			`the CA's answer: the certificate is for "spiffe://cluster.local/ns/forum-services/sa/default", expected ` + testID + ": namespace, service account and trust domain must be those of the token", failedInvalid, ""},
+		{"a token of another service account, refused", with(withToken(func(j *jwt) { j.who = "default" }), code(codes.Unauthenticated, "request authenticate failure")),
+			`istiod refuses the token: token of another service account: it is "default"'s in namespace "forum-services", expected "forum-sa" in "forum-services"; ` + mendToken, failedRefused, ""},
 		{"a CA that takes tokens only, and no token", with(inHand, code(codes.Unauthenticated, "no bearer token")),
 			"istiod does not accept our certificate as a credential: its roots may have changed, or this CA takes tokens only; " + mendToken, failedRefused, ""},
 		{"a certificate that istiod no longer accepts, and a token that has expired", with(strangers, withToken(func(j *jwt) { j.expires = time.Now().Add(-time.Hour) })), "…; istiod refuses the token: token expired 1 h ago; " + mendToken, failedRefused, ""},
@@ -140,22 +149,30 @@ func TestRequestsEachFaultInOneSentence(t *testing.T) {
 			cfg.CAAddress = strictPort(ca)
 		}), "HOST:PORT broke off the TLS handshake (tls: handshake failure): is this istiod's CA?", failedUnreachable, ""},
 	}
-	for _, tt := range rounds {
+}
+
+// run makes the request, and returns its outcome and where the CA was.
+func (tt round) run(t *testing.T) (out outcome, r request, address string) {
+	ca := newTestCA(t, nil)
+	cfg := Config{
+		CAAddress: ca.addr, ServerName: testServer, SPIFFEID: testID, ClusterID: "Kubernetes", Key: KeyOptions{Algorithm: "ECDSA"},
+		TokenFile: "/run/istio-token", RootFile: "/etc/certs/root-cert.pem", StateDir: "/nowhere",
+	}
+	r = request{roots: anchors{}.withFile([]*x509.Certificate{ca.root.cert}), none: fmt.Errorf("%w at /run/istio-token", ErrNoToken)}
+	ca.with(func() { tt.change(ca, &cfg, &r) })
+	m, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m.ask(t.Context(), r), r, cfg.CAAddress
+}
+
+func TestRequestsEachFaultInOneSentence(t *testing.T) {
+	for _, tt := range rounds() {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			ca := newTestCA(t, nil)
-			cfg := Config{
-				CAAddress: ca.addr, ServerName: testServer, SPIFFEID: testID, ClusterID: "Kubernetes", Key: KeyOptions{Algorithm: "ECDSA"},
-				TokenFile: "/run/istio-token", RootFile: "/etc/certs/root-cert.pem", StateDir: "/nowhere",
-			}
-			r := request{roots: anchors{}.withFile([]*x509.Certificate{ca.root.cert}), none: fmt.Errorf("%w at /run/istio-token", ErrNoToken)}
-			ca.with(func() { tt.change(ca, &cfg, &r) })
-			m, err := New(cfg)
-			if err != nil {
-				t.Fatal(err)
-			}
-			out := m.ask(t.Context(), r)
-			got, want := oneLine(out.err), strings.ReplaceAll(tt.want, "HOST:PORT", cfg.CAAddress)
+			out, r, address := tt.run(t)
+			got, want := oneLine(out.err), strings.ReplaceAll(tt.want, "HOST:PORT", address)
 			before, after, open := strings.Cut(want, "…")
 			if got != want && !(open && strings.HasPrefix(got, before) && strings.HasSuffix(got, after)) {
 				t.Errorf("said\n%s\nwant\n%s", got, want)

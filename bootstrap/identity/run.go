@@ -151,6 +151,8 @@ func (r *runner) step(ctx context.Context, now time.Time, ev event) {
 	req := request{key: r.key, token: r.token, none: r.noToken, roots: r.live.Load().roots}
 	if c := r.Current(); c.usable(now) {
 		req.inHand, req.left = c, c.NotAfter.Sub(now)
+	} else if c != nil {
+		req.over = c.NotAfter
 	}
 	go func() { r.outcomes <- r.ask(ctx, req) }() // Run waits for it
 }
@@ -178,6 +180,10 @@ func (r *runner) settle(out outcome, now time.Time) event {
 	if out.behind > 0 {
 		r.said.Clock = "the clock is " + span(out.behind) + " behind istiod"
 		r.cfg.Log.Warn("clock is behind istiod's: set it", "behind", span(out.behind))
+	}
+	before := r.said.LifeProblem
+	if r.said.LifeProblem = shortLife(out.cert.lifeAt(now).length(), r.cfg.TTL); r.said.LifeProblem != "" && !sameCause(r.said.LifeProblem, before) {
+		r.cfg.Log.Warn("certificates live too short", "problem", r.said.LifeProblem)
 	}
 	r.metrics.seconds.Observe(out.took.Seconds())
 	// The check of istiod's certificate has just passed, so the clock can be believed: what has expired may be forgotten.

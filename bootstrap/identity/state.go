@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"fmt"
 	"time"
 )
 
@@ -19,7 +20,8 @@ type State struct {
 	Credential    string      `json:"credential,omitempty"` // what got the certificate: "token", "certificate"; "" after a start: the disk
 	LastError     string      `json:"lastError,omitempty"`  // of the last request; "" once one has succeeded
 	LastErrorAt   time.Time   `json:"lastErrorAt,omitzero"`
-	Clock         string      `json:"clock,omitempty"` // what is wrong with the clock
+	Clock         string      `json:"clock,omitempty"`       // what is wrong with the clock
+	LifeProblem   string      `json:"lifeProblem,omitempty"` // the CA gives far less life than it was asked for
 	Token         TokenState  `json:"token"`
 	Roots         []RootState `json:"roots"`
 	RootProblem   string      `json:"rootProblem,omitempty"` // the root file cannot be used
@@ -68,6 +70,15 @@ func (p policy) health(l life, now time.Time) Health {
 		return Warning
 	}
 	return Fine
+}
+
+// shortLife says that a CA gives so little life that renewing is all that the agent does; "" when it does not. got is the life as received.
+func shortLife(got, asked time.Duration) string {
+	if got >= time.Minute || got >= asked/10 {
+		return ""
+	}
+	return fmt.Sprintf("the CA gives certificates for %s where %s were asked for, and is asked again every %s: look at the CA's own limit (istiod: MAX_WORKLOAD_CERT_TTL)",
+		span(got.Round(time.Second)), span(asked), span(max(got/2, shortestPause)))
 }
 
 func rootStates(a anchors) []RootState {

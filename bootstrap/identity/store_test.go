@@ -294,6 +294,19 @@ func TestFoldersOfAnotherUserAreSaid(t *testing.T) {
 		}
 		return
 	}
+	dir, said := saidOfFoldersOfRoot(t)
+	const chown = "belongs to uid 0 and this process is uid 65534: chown -R 65534 "
+	want := []string{chown + filepath.Join(dir, storeName), chown + filepath.Join(dir, storeName), chown + filepath.Join(dir, "certs"), "install -d -o 65534 " + filepath.Join(dir, "new")}
+	for i, line := range said[:len(want)] {
+		if !strings.HasSuffix(line, want[i]) {
+			t.Errorf("said %q, want the end %q", line, want[i])
+		}
+	}
+}
+
+// saidOfFoldersOfRoot is what the process that runs as nobody says of loading, saving, and two output folders.
+func saidOfFoldersOfRoot(t *testing.T) (dir string, said []string) {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root to make folders that another user cannot write")
 	}
@@ -325,11 +338,5 @@ func TestFoldersOfAnotherUserAreSaid(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	const chown = "belongs to uid 0 and this process is uid 65534: chown -R 65534 "
-	want := []string{chown + filepath.Join(dir, storeName), chown + filepath.Join(dir, storeName), chown + filepath.Join(dir, "certs"), "install -d -o 65534 " + filepath.Join(dir, "new")}
-	for i, line := range strings.Split(string(out), "\n")[:len(want)] {
-		if !strings.HasSuffix(line, want[i]) {
-			t.Errorf("said %q, want the end %q", line, want[i])
-		}
-	}
+	return dir, strings.Split(string(out), "\n")
 }
