@@ -326,13 +326,14 @@ func (a *Agent) reload() {
 	}
 	a.mu.Lock()
 	m := a.member
-	cfg, need := keepOpened(a.cfg, cfg)
+	cfg, need := bootstrap.KeepUntilRestart(a.cfg, cfg)
 	a.cfg, a.source, a.problems, a.waiting = cfg, sourceFiles, problems, need
 	a.mu.Unlock()
+	ofEnvoy := a.envoy.waiting()
 	a.logs.configure(cfg.Log)
 	a.tables.configure(tableConfig(cfg))
-	if len(need) > 0 {
-		a.log.Warn("reloaded, but some settings wait for systemctl restart wingman", "settings", need)
+	if len(need)+len(ofEnvoy) > 0 {
+		a.log.Warn("reloaded, but some settings wait for a restart", "wingman", need, "wingman-proxy", ofEnvoy)
 	} else {
 		a.log.Info("reloaded")
 	}

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -109,31 +108,4 @@ func readLastGood(stateDir string) (bootstrap.Snapshot, error) {
 		return nil, errors.Join(fmt.Errorf("the last good settings are damaged: %w", err), setAside(path))
 	}
 	return s, nil
-}
-
-// keepOpened returns the new settings with those of the old that a running daemon cannot change, because of what it opened at its start, and their names.
-// Rules, watchdog and status then all speak of the sockets that are really there.
-func keepOpened(old, now *bootstrap.Config) (kept *bootstrap.Config, waiting []string) {
-	c := *now
-	keep := func(name string, same bool) {
-		if !same {
-			waiting = append(waiting, name)
-		}
-	}
-	keep("dns.listen", old.DNS.Listen == now.DNS.Listen)
-	keep("dualStack", old.Capture.DualStack == now.Capture.DualStack)
-	keep("dns.forward", maps.EqualFunc(old.DNS.Forward, now.DNS.Forward, slices.Equal))
-	keep("dns.forwardTimeout", old.DNS.ForwardTimeout == now.DNS.ForwardTimeout)
-	keep("dns.cacheSize", old.DNS.CacheSize == now.DNS.CacheSize)
-	keep("dns.maxStale", old.DNS.MaxStale == now.DNS.MaxStale)
-	keep("status.port", old.Status.Port == now.Status.Port)
-	keep("log.file", old.Log.File == now.Log.File)
-	keep("log.format", old.Log.Format == now.Log.Format)
-	keep("log.scopes", maps.Equal(old.Log.Scopes, now.Log.Scopes))
-	c.DNS.Listen, c.Capture.DNSPort = old.DNS.Listen, old.Capture.DNSPort
-	c.DualStack, c.Capture.DualStack = old.DualStack, old.Capture.DualStack
-	c.DNS.Forward, c.DNS.ForwardTimeout, c.DNS.CacheSize, c.DNS.MaxStale = old.DNS.Forward, old.DNS.ForwardTimeout, old.DNS.CacheSize, old.DNS.MaxStale
-	c.Status.Port = old.Status.Port
-	c.Log.File, c.Log.Format, c.Log.Scopes = old.Log.File, old.Log.Format, old.Log.Scopes
-	return &c, waiting
 }

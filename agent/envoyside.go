@@ -48,6 +48,9 @@ type envoySide struct {
 	seen       sighting
 	blind      string // why the supervisor's state could not be read last
 	configured int    // pid of the Envoy that was found to have its configuration
+	// What the supervisor of that pid, the last one seen, was started with, as far as it is known: its start may have been before this process's.
+	supervisor int
+	startedBy  *bootstrap.Config
 }
 
 // heldIdentity is the newest certificate of whichever member there is.
@@ -137,6 +140,7 @@ func (e *envoySide) begin(ctx context.Context, served bool) {
 	p := firstPresence(s, served, time.Now())
 	e.mu.Lock()
 	e.seen, e.presence = s, p
+	e.noteSupervisorLocked()
 	e.mu.Unlock()
 	switch {
 	case s.program == nil:
@@ -165,10 +169,29 @@ func (e *envoySide) watch(ctx context.Context) error {
 		from := e.presence
 		to := from.next(s, now)
 		e.seen, e.presence = s, to
+		e.noteSupervisorLocked()
 		e.mu.Unlock()
 		e.say(from, to, s)
 		e.changed(from, to)
 	}
+}
+
+// noteSupervisorLocked notes what settings a supervisor started with, when it is seen first.
+func (e *envoySide) noteSupervisorLocked() {
+	if pid := e.seen.proxy.Supervisor; e.seen.supervisor == nil && pid != e.supervisor {
+		e.supervisor, e.startedBy = pid, e.cfg()
+	}
+}
+
+// waiting names the settings that the supervisor, and Envoy with it, has to be started again for.
+func (e *envoySide) waiting() []string {
+	cfg := e.cfg()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.startedBy == nil || e.seen.supervisor != nil {
+		return nil
+	}
+	return bootstrap.Changed(e.startedBy, cfg, bootstrap.OnProxyRestart)
 }
 
 // say logs transitions.

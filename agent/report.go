@@ -54,6 +54,9 @@ func (a *Agent) report() status.Report {
 	if len(waiting) > 0 {
 		degraded = append(degraded, "settings that wait for systemctl restart wingman: "+strings.Join(waiting, ", "))
 	}
+	if waiting := a.envoy.waiting(); len(waiting) > 0 {
+		degraded = append(degraded, "settings that wait for systemctl restart wingman-proxy: "+strings.Join(waiting, ", "))
+	}
 	if m != nil {
 		degraded = append(degraded, m.report(&r)...)
 	}

@@ -39,13 +39,16 @@ Weakest first: built-in values, ` + "`/etc/istio/config/mesh`" + ` (istioctl's m
 setting has several variables, the last one named wins. ` + "`wingman config show`" + ` prints every value with the file and line that set it, ` + "`wingman config check`" + `
 every problem.
 
+"Changes at" says when a change takes effect: at a ` + "`systemctl reload wingman`" + `, not before a ` + "`systemctl restart wingman`" + `, or, a restart of Envoy, not
+before a ` + "`systemctl restart wingman-proxy`" + `. Files that cannot be used change nothing at a reload. ` + "`wingman status`" + ` names what waits for a restart.
+
 In wingman.yaml a dot is a level: ` + "`dns.listen`" + ` is ` + "`listen`" + ` below ` + "`dns`" + `. A list may be a YAML list or one text with commas. Durations have a unit
 (500ms, 20s, 12h). Unknown keys are errors. In the env files they are not: ISTIO_META_* and ISTIO_METAJSON_* go to the node's metadata, the rest
 is kept and has no effect. Env files are read by the shell's grammar and never executed: assignments, export, quotes, backslashes, comments and
 $NAME of earlier lines; anything else is an error with its line. All paths lie below ` + "`--root`" + `.
 `)
 	for _, section := range sections {
-		fmt.Fprintf(&b, "\n## %s\n\n| wingman.yaml | Istio | accepts | default | meaning |\n|---|---|---|---|---|\n", section.title)
+		fmt.Fprintf(&b, "\n## %s\n\n| wingman.yaml | Istio | accepts | default | changes at | meaning |\n|---|---|---|---|---|---|\n", section.title)
 		for _, s := range settings {
 			if first, _, _ := strings.Cut(s.key, "."); !slices.Contains(strings.Fields(section.keys), first) {
 				continue
@@ -63,7 +66,7 @@ $NAME of earlier lines; anything else is an error with its line. All paths lie b
 			if len(istio) > 0 {
 				names = "`" + strings.Join(istio, "`, `") + "`"
 			}
-			fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s |\n", s.key, names, s.accepts, def, s.doc)
+			fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s | %s |\n", s.key, names, s.accepts, def, s.when, s.doc)
 		}
 	}
 	b.WriteString("\n## Variables without effect\n\nPeople set these and nothing reads them; the agent warns and names what does.\n\n| variable | instead |\n|---|---|\n")

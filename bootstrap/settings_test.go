@@ -138,6 +138,12 @@ func TestSettingsTable(t *testing.T) {
 			t.Errorf("%s stands there twice", s.key)
 		}
 		seen[s.key] = true
+		if s.when != OnReload && s.when != OnRestart && s.when != OnProxyRestart {
+			t.Errorf("%s: %q, expected when a change of it takes effect", s.key, s.when)
+		}
+		if s.when != OnReload && s.field.same == nil {
+			t.Errorf("%s changes at a %s, and nobody can tell whether it did: give it a field", s.key, s.when)
+		}
 		if s.def != "" {
 			if bad := s.read(&Config{}, s.def); bad != nil {
 				t.Errorf("%s: its own default: %v", s.key, bad)
