@@ -71,8 +71,10 @@ fuzz:
 bench: setup build
 	$(GO) run -tags $(TAGS) ./test/bench -wingman bin/wingman
 
-# What a DNS answer costs next to other servers; those that are installed (knot, unbound, dnsmasq) and dnsperf take part.
+# What DNS costs next to other servers, as root: those of knot, unbound and dnsmasq that are installed, CoreDNS and pilot-agent, which are built once
+# (that takes a while), and dnsperf.
 bench-dns: build
+	@sh test/setup/setup.sh mesh
 	$(GO) run -tags $(TAGS) ./test/bench/dns -wingman bin/wingman
 
 # What a push of the real istiod costs next to Istio's own agent, in 10,000 services; as root, ROUNDS times each.

@@ -4,25 +4,24 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
-
-	"net"
 )
 
 // load is one kind of question.
 type load struct {
 	name string
-	only string // the server that it is for; empty for all
+	only []string // the servers that it is for; nil for all
 	// file names the questions of a round; dnsperf goes through it again and again, or once
-	file   func(round int) (string, error)
-	once   bool
-	warm   bool // ask everything once before measuring
-	length time.Duration
+	file func(round int) (string, error)
+	once bool
+	warm bool // ask everything once before measuring
+	args []string
 }
 
 // result is one measurement.
@@ -31,13 +30,11 @@ type result struct {
 	rate   float64 // answers per second
 }
 
+// lowRate is a load, in questions per second, at which no two questions come together.
+const lowRate = 500
+
 func (b *bench) loads() []load {
-	mesh := b.questions("mesh", func(int) (names []string) {
-		for i := range services {
-			names = append(names, host(i*7919%services))
-		}
-		return names
-	})
+	mesh := b.meshQuestions()
 	external := b.questions("external", func(int) (names []string) {
 		for i := range 1000 {
 			names = append(names, fmt.Sprintf("cached-%d.miss.example", i))
@@ -45,16 +42,27 @@ func (b *bench) loads() []load {
 		return names
 	})
 	fresh := b.questions("fresh", func(round int) (names []string) {
-		for i := range 100_000 {
+		for i := range 50_000 {
 			names = append(names, fmt.Sprintf("n%d-%d-%d.miss.example", os.Getpid(), round, i))
 		}
 		return names
 	})
+	length := []string{"-l", strconv.FormatFloat(b.length.Seconds(), 'f', -1, 64)}
 	return []load{
-		{name: "mesh hit", file: mesh, length: b.length},
-		{name: "cached external name", only: "wingman", file: external, warm: true, length: b.length},
-		{name: "uncached external name", only: "wingman", file: fresh, once: true},
+		{name: meshTable, file: mesh, args: length},
+		{name: cachedTable, only: []string{wingmanName, "unbound", "dnsmasq", "coredns"}, file: external, warm: true, args: length},
+		{name: uncachedTable, only: []string{wingmanName, "unbound", "dnsmasq", "coredns", "pilot-agent"}, file: fresh, args: []string{"-n", "1"}},
+		{name: lowTable, only: []string{wingmanName, "knot", "unbound", "dnsmasq"}, file: mesh, args: append([]string{"-Q", strconv.Itoa(lowRate)}, length...)},
 	}
+}
+
+func (b *bench) meshQuestions() func(int) (string, error) {
+	return b.questions("mesh", func(int) (names []string) {
+		for i := range services {
+			names = append(names, host(i*7919%services))
+		}
+		return names
+	})
 }
 
 // questions makes a function that writes a file of questions for a round.
@@ -79,15 +87,11 @@ func (l load) measure(ctx context.Context, s *server, round int) (result, error)
 			return result{}, err
 		}
 	}
-	args := []string{"-n", "1"}
-	if !l.once {
-		args = []string{"-l", strconv.FormatFloat(l.length.Seconds(), 'f', -1, 64)}
-	}
 	before, err := s.cpu()
 	if err != nil {
 		return result{}, err
 	}
-	out, err := dnsperf(ctx, s.addr, file, args...)
+	out, err := dnsperf(ctx, s.addr, file, l.args...)
 	if err != nil {
 		return result{}, err
 	}
@@ -95,11 +99,11 @@ func (l load) measure(ctx context.Context, s *server, round int) (result, error)
 	if err != nil {
 		return result{}, err
 	}
-	answered := figure(out, "Queries completed:")
+	answered := number(out, "Queries completed:")
 	if answered == 0 || !bytes.Contains(out, []byte("NOERROR")) {
 		return result{}, fmt.Errorf("no useful answers:\n%s", out)
 	}
-	return result{micros: (after - before).Seconds() * 1e6 / answered, rate: figure(out, "Queries per second:")}, nil
+	return result{micros: float64(after-before) / float64(time.Microsecond) / answered, rate: number(out, "Queries per second:")}, nil
 }
 
 // dnsperf runs with the load that all published figures of this project have: 8 clients, 100 questions in flight, 1 thread.
@@ -116,8 +120,8 @@ func dnsperf(ctx context.Context, addr, file string, args ...string) ([]byte, er
 	return out, nil
 }
 
-// figure is the number after a label in dnsperf's report.
-func figure(report []byte, label string) float64 {
+// number is what follows a label in dnsperf's report.
+func number(report []byte, label string) float64 {
 	_, rest, found := strings.Cut(string(report), label)
 	fields := strings.Fields(rest)
 	if !found || len(fields) == 0 {
