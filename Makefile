@@ -10,7 +10,7 @@ FUZZTIME ?= 60s
 MESH_P   ?= 5
 SOURCES  := $(shell find . -name '*.go' -not -path './test/*' -not -path './tmpdeps/*') go.mod go.sum
 
-.PHONY: all build demo test lint fuzz bench bench-dns bench-xds test-netns test-envoy test-mesh test-vm setup clean
+.PHONY: all build demo test lint fuzz bench bench-dns bench-xds test-netns test-envoy test-mesh test-vm packages lint-packages setup clean
 
 all: build
 
@@ -83,5 +83,13 @@ bench-xds: build
 	@sh test/setup/setup.sh mesh
 	cd test/mesh && WINGMAN_MESH=1 WINGMAN_BIN=$(CURDIR)/bin/wingman $(GO) test -run '^$$' -bench Push -benchtime $(ROUNDS)x -timeout 30m ./push
 
+# .deb and .rpm of both architectures in dist/; and what Debian's and rpm's own checkers say of them.
+packages:
+	@sh packaging/build.sh
+lint-packages: packages
+	@sh test/setup/setup.sh packages
+	lintian --fail-on error,warning dist/*.deb
+	rpmlint --strict -c packaging/files/rpmlint.toml dist/*.rpm
+
 clean:
-	rm -rf bin
+	rm -rf bin dist

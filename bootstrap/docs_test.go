@@ -49,24 +49,19 @@ $NAME of earlier lines; anything else is an error with its line. All paths lie b
 `)
 	for _, section := range sections {
 		fmt.Fprintf(&b, "\n## %s\n\n| wingman.yaml | Istio | accepts | default | changes at | meaning |\n|---|---|---|---|---|---|\n", section.title)
-		for _, s := range settings {
-			if first, _, _ := strings.Cut(s.key, "."); !slices.Contains(strings.Fields(section.keys), first) {
+		for _, s := range SettingDocs() {
+			if first, _, _ := strings.Cut(s.Key, "."); !slices.Contains(strings.Fields(section.keys), first) {
 				continue
 			}
-			var istio []string
-			if s.mesh != "" {
-				istio = append(istio, "defaultConfig."+s.mesh)
-			}
-			istio = append(istio, s.istio...)
 			def := ""
-			if s.def != "" {
-				def = "`" + s.def + "`"
+			if s.Default != "" {
+				def = "`" + s.Default + "`"
 			}
 			names := ""
-			if len(istio) > 0 {
-				names = "`" + strings.Join(istio, "`, `") + "`"
+			if len(s.Istio) > 0 {
+				names = "`" + strings.Join(s.Istio, "`, `") + "`"
 			}
-			fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s | %s |\n", s.key, names, s.accepts, def, s.when, s.doc)
+			fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s | %s |\n", s.Key, names, s.Accepts, def, s.When, s.Doc)
 		}
 	}
 	b.WriteString("\n## Variables without effect\n\nPeople set these and nothing reads them; the agent warns and names what does.\n\n| variable | instead |\n|---|---|\n")

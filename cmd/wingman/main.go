@@ -27,6 +27,9 @@ const (
 // errDegraded ends a command with exitDegraded; what is degraded was printed.
 var errDegraded = errors.New("degraded")
 
+// extraCommands are those that only some builds have.
+var extraCommands []func(*options) *cobra.Command
+
 // usageError is a wrong use of the command line.
 type usageError struct{ error }
 
@@ -81,6 +84,9 @@ func newRoot() *cobra.Command {
 	root.AddCommand(
 		newRun(o), newProxy(o), newStatus(o), newConfig(o), newDNS(o), newRules(o), newCert(o), newHealth(o), newDrain(o), newUndrain(o), newEnvoy(o), newVersion(o),
 	)
+	for _, extra := range extraCommands {
+		root.AddCommand(extra(o))
+	}
 	asUsage(root)
 	return root
 }

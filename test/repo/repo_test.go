@@ -3,6 +3,7 @@ package repo
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"go/parser"
 	"go/token"
 	"io"
@@ -13,6 +14,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"wingman/systemd/units"
 )
 
 // pkg is what `go list` tells of a package.
@@ -195,6 +198,20 @@ func TestMetricsAreDocumented(t *testing.T) {
 	for n, pkg := range inCode {
 		if !inDocs[n] {
 			t.Errorf("%s of %s is not in docs/metrics.md", n, pkg)
+		}
+	}
+}
+
+// What the units package says belongs onto a machine is in the packages, with its mode.
+func TestPackagesHoldEveryUnit(t *testing.T) {
+	content, err := os.ReadFile(filepath.Join(root(t), "packaging/nfpm.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range units.Files() {
+		want := fmt.Sprintf("dst: %s, file_info: {mode: %04o}", f.Path, f.Mode)
+		if !strings.Contains(string(content), want) {
+			t.Errorf("packaging/nfpm.yaml lacks %q", want)
 		}
 	}
 }

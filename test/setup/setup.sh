@@ -4,6 +4,7 @@
 #   setup.sh        what demo and `make test` need
 #   setup.sh vm     and what the suite with real systemd machines needs
 #   setup.sh envoy  and what the suite with the real Envoy needs
+#   setup.sh packages  and what checks the packages
 #   setup.sh mesh   and what the suite with the real control plane needs
 set -eu
 PATH=$PATH:/usr/sbin:/sbin
@@ -21,6 +22,10 @@ vm)
 	need systemd-nspawn systemd-container
 	need python3 python3
 	need pip3 python3-pip
+	;;
+packages)
+	need lintian lintian
+	need rpmlint rpmlint
 	;;
 envoy | mesh)
 	need python3 python3

@@ -1,0 +1,68 @@
+#!/bin/sh
+# Makes the .deb and .rpm packages of every architecture, in dist/: `make packages`. Needs Go alone.
+#
+# Two runs on one commit leave the same bytes, wherever the checkout is: the program is built without paths, and every time in
+# a package is that of the commit.
+#
+#   packaging/build.sh [ARCH …]     default: amd64 arm64
+#
+# VERSION overrides what the tag says.
+set -eu
+cd "$(dirname "$0")/.."
+umask 022
+
+go=${GO:-go}
+tags=grpcnotrace
+# Later ones need modules that the public proxy does not give to everybody.
+nfpm=github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.45.2
+
+# version prints a git description as packages compare them: v1.2.3 is 1.2.3, v1.2.3-rc.1 comes before it (~), five commits after
+# it come after it (+); without a tag there is only the commit's time.
+version() {
+	if described=$(git describe --tags --match 'v[0-9]*' 2>/dev/null); then
+		printf '%s\n' "${described#v}" | sed -E 's/-([0-9]+)-(g[0-9a-f]+)$/+\1.\2/; s/-/~/'
+	else
+		git log -1 --format=0.0.0~%cd.g%h --abbrev=12 --date=format-local:%Y%m%d%H%M%S
+	fi
+}
+
+export TZ=UTC
+VERSION=${VERSION:-$(version)}
+SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
+# nfpm and gzip go by SOURCE_DATE_EPOCH.
+date=$(date -u -d "@$SOURCE_DATE_EPOCH" +%Y-%m-%dT%H:%M:%SZ)
+MAINTAINER=${MAINTAINER:-Wingman maintainers <maintainers@wingman.invalid>}
+HOMEPAGE=${HOMEPAGE:-https://wingman.invalid}
+DIST=dist
+export SOURCE_DATE_EPOCH
+
+[ $# -gt 0 ] || set -- amd64 arm64
+
+# compress FILE …: gzip without name and time.
+compress() { gzip -9 -n -f "$@"; }
+
+shared=$DIST/shared
+rm -rf "$shared"
+mkdir -p "$shared/man1" "$shared/completion"
+$go run -tags "$tags" ./packaging/generate -version "$VERSION" -date "$date" -maintainer "$MAINTAINER" -to "$shared"
+$go run -tags "$tags,manpages" -ldflags "-X main.release=$VERSION" ./cmd/wingman man "$shared/man1" "${date%T*}"
+compress "$shared"/man1/*.1 "$shared/wingman.yaml.5"
+
+for ARCH; do
+	mkdir -p "$DIST/$ARCH"
+	CGO_ENABLED=0 GOOS=linux GOARCH=$ARCH $go build -trimpath -tags "$tags" -ldflags "-s -w -buildid= -X main.release=$VERSION" -o "$DIST/$ARCH/wingman" ./cmd/wingman
+done
+$go build -tags "$tags" -o "$DIST/host-wingman" ./cmd/wingman
+"$DIST/host-wingman" completion bash >"$shared/completion/wingman.bash"
+"$DIST/host-wingman" completion zsh >"$shared/completion/_wingman"
+"$DIST/host-wingman" completion fish >"$shared/completion/wingman.fish"
+rm "$DIST/host-wingman"
+
+for ARCH; do
+	pages=$(cd "$shared/man1" && echo *.gz)
+	awk -v pages="$pages" '/\${PAGE}/ { n = split(pages, page, " "); for (i = 1; i <= n; i++) { line = $0; gsub(/\${PAGE}/, page[i], line); print line }; next } { print }' packaging/nfpm.yaml |
+		sed "s|\${ARCH}|$ARCH|g; s|\${DIST}|$DIST|g; s|\${VERSION}|$VERSION|g; s|\${MAINTAINER}|$MAINTAINER|g; s|\${HOMEPAGE}|$HOMEPAGE|g" >"$DIST/$ARCH/nfpm.yaml"
+	for kind in deb rpm; do
+		$go run "$nfpm" package --config "$DIST/$ARCH/nfpm.yaml" --packager "$kind" --target "$DIST/"
+	done
+done
