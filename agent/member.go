@@ -205,7 +205,7 @@ func (m *member) prepare(addrs []netip.Addr) error {
 		TLS:           func() *tls.Config { return m.identity.ClientTLSFor(m.cfg.Discovery.ServerName) },
 		Token:         m.token,
 		Dial:          m.dialer.Dial,
-		Subscriptions: []xds.Subscription{{TypeURL: xds.TypeNameTable, Handle: m.take}},
+		Subscriptions: []xds.Subscription{{TypeURL: xds.TypeNameTable, Handle: m.take}, {TypeURL: xds.TypeProxyConfig, Handle: m.takeBundle}},
 		OnState: func(s xds.State) {
 			if s.Answered {
 				m.onAnswer(m)
@@ -402,6 +402,15 @@ func (m *member) leave(ctx context.Context, why string) {
 	if !client.HealthSent(ctx) {
 		m.log.Warn("istiod could not be told that this workload leaves")
 	}
+}
+
+// takeBundle is the handler of PCDS pushes.
+func (m *member) takeBundle(p xds.Push) error {
+	pems, err := xds.TrustBundle(p)
+	if err != nil {
+		return err
+	}
+	return m.identity.TakeBundle(pems)
 }
 
 // token is the bearer token worth sending: none when there is none, or when it cannot pass any more.

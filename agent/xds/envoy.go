@@ -180,7 +180,7 @@ func (e *envoy) write() error {
 // older one, and has crashed istiod (nil pointer in delta.go); the agent's own types are none of Envoy's business.
 func (e *envoy) passes(h header) bool {
 	switch h.typeURL {
-	case TypeNameTable, TypeHealth, typeProxyConfig:
+	case TypeNameTable, TypeHealth, TypeProxyConfig:
 		return false
 	}
 	if h.nonce == "" && !h.refusal {

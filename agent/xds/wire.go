@@ -18,8 +18,6 @@ const (
 	TypeNameTable = "type.googleapis.com/istio.networking.nds.v1.NameTable"
 	// TypeHealth marks a request that reports health; it is never answered (Istio pilot/pkg/xds/v3/model.go).
 	TypeHealth = "type.googleapis.com/istio.v1.HealthInformation"
-	// typeProxyConfig carries settings for agents (PCDS); Envoy knows nothing of it.
-	typeProxyConfig = "type.googleapis.com/istio.mesh.v1alpha1.ProxyConfig"
 )
 
 // unhealthyCode is what Istio's agent puts into the error detail of an unhealthy report: gRPC INTERNAL.

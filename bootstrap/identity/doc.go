@@ -51,8 +51,10 @@
 //
 // # Trust
 //
-// The bundle is the union of the root file and the roots of the CA's answers. A root that the CA names no more stays for the
-// life of a certificate, because peers may still hold one below it; expired ones are left out, and forgotten at the next answer.
+// The bundle is the union of the root file, the roots of the CA's answers, and the mesh's trust bundle that istiod pushes (TakeBundle).
+// A root that the CA names no more stays for the life of a certificate, because peers may still hold one below it; one that the file
+// or the mesh's bundle names no more goes at once: somebody took it out. Expired ones are left out, and forgotten at the next
+// answer. What does not parse as CA certificates changes nothing, and the store keeps all of it beside the certificate.
 // istiod's certificate is checked against the bundle of the moment on every handshake, so a rotation needs no restart.
 //
 // # What an answer must be

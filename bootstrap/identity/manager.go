@@ -25,6 +25,7 @@ type Manager struct {
 	ready     chan struct{}
 	readyOnce sync.Once
 	renewals  chan renewal
+	bundles   chan []*x509.Certificate // holds one, the newest that Run has not taken in
 	metrics   *metrics
 
 	// Tests put other ones here before Run.
@@ -60,7 +61,7 @@ func New(cfg Config) (*Manager, error) {
 			address: cfg.CAAddress, serverName: cfg.ServerName, clusterID: cfg.ClusterID,
 			certSigner: cfg.CertSigner, ttl: cfg.TTL, dial: cfg.Dial,
 		},
-		ready: make(chan struct{}), renewals: make(chan renewal), metrics: metrics,
+		ready: make(chan struct{}), renewals: make(chan renewal), bundles: make(chan []*x509.Certificate, 1), metrics: metrics,
 		now: wallClock, disk: systemDisk, newWatch: newWatch,
 	}
 	m.live.Store(&live{pool: x509.NewCertPool()})

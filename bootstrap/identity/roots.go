@@ -84,16 +84,17 @@ func parseCertificates(data []byte) ([]*x509.Certificate, error) {
 const (
 	fromFile = "file" // the operator's root file
 	fromCA   = "ca"   // an answer of the CA
+	fromMesh = "mesh" // the mesh's trust bundle, that istiod pushes (PCDS)
 )
 
 // An anchor is one trusted root.
 type anchor struct {
 	cert   *x509.Certificate
-	source string    // fromFile or fromCA
+	source string    // fromFile, fromCA or fromMesh
 	until  time.Time // zero: as long as its source lists it. Else when peers cannot hold certificates below it any more
 }
 
-// An anchors is the trust bundle, in the order it is written: the file's roots, then the CA's.
+// An anchors is the trust bundle, in the order it is written: the file's roots, then the CA's, then the mesh's.
 type anchors []anchor
 
 // withFile replaces the file's roots.
@@ -102,7 +103,16 @@ func (a anchors) withFile(certs []*x509.Certificate) anchors {
 	for _, c := range certs {
 		next = append(next, anchor{cert: c, source: fromFile})
 	}
-	return append(next, a.of(fromCA)...)
+	return slices.Concat(next, a.of(fromCA), a.of(fromMesh))
+}
+
+// withMesh replaces the mesh's roots: who takes one out of the mesh's settings does not want it trusted any more.
+func (a anchors) withMesh(certs []*x509.Certificate) anchors {
+	next := append(a.of(fromFile), a.of(fromCA)...)
+	for _, c := range certs {
+		next = append(next, anchor{cert: c, source: fromMesh})
+	}
+	return next
 }
 
 // withAnswer takes in the roots of a CA's answer. A root that the CA does not name any more stays until retire: other workloads
@@ -121,7 +131,7 @@ func (a anchors) withAnswer(certs []*x509.Certificate, retire time.Time) anchors
 		}
 		next = append(next, old)
 	}
-	return next
+	return append(next, a.of(fromMesh)...)
 }
 
 // pruned is a without what has expired or retired at now, and without doubles. Expired roots stay when nothing else is left: they

@@ -86,6 +86,8 @@ func (m *Manager) Run(ctx context.Context) error {
 			ev.kind = evRenew
 		case out := <-r.outcomes:
 			ev = r.settle(out, m.now())
+		case certs := <-m.bundles:
+			ev = r.takeBundle(certs, m.now())
 		}
 		timer.Stop()
 	}

@@ -47,7 +47,7 @@ type RootState struct {
 	Subject  string    `json:"subject"`
 	Serial   string    `json:"serial"`
 	NotAfter time.Time `json:"notAfter"`
-	Source   string    `json:"source"`         // "file" or "ca"
+	Source   string    `json:"source"`         // "file", "ca" or "mesh"
 	Until    time.Time `json:"until,omitzero"` // the CA does not name it any more: trusted until then
 }
 
