@@ -126,9 +126,11 @@ func (s *Server) generateLocked(typeURL string, w *watch, only []string) (a answ
 	return a, true, nil
 }
 
+// add packs a resource as istiod does, maps in the order of their keys (Istio pilot/pkg/util/protoconv, MessageToAny): clients may tell by the
+// bytes what has changed.
 func (a *answer) add(name string, m proto.Message) error {
-	packed, err := anypb.New(m)
-	if err != nil {
+	packed := new(anypb.Any)
+	if err := anypb.MarshalFrom(packed, m, proto.MarshalOptions{Deterministic: true}); err != nil {
 		return fmt.Errorf("pack %s: %w", shortType(a.typeURL), err)
 	}
 	a.resources = append(a.resources, &discoveryv3.Resource{Name: name, Resource: packed})
