@@ -15,12 +15,8 @@ import (
 // livenessName is asked for by the watchdog: RFC 6761 reserves .invalid, and CH class never leaves this machine.
 const livenessName = "alive.wingman.invalid."
 
-const (
-	// startBustle is how long after the join the last of what only a start does has run.
-	startBustle = time.Second
-	// giveBackEvery is how often memory is given back after that; what is in use is mapped again within microseconds.
-	giveBackEvery = time.Minute
-)
+// startBustle is how long after the join the last of what only a start does has run.
+const startBustle = time.Second
 
 // announce tells systemd: READY once DNS and the admin socket work, STATUS whenever it changes, WATCHDOG while DNS answers.
 // Joining shows in STATUS and delays nothing: a boot must not wait for the mesh.
@@ -44,6 +40,7 @@ func (a *Agent) announce(ctx context.Context, ready ...<-chan struct{}) error {
 	}
 	said := ""
 	var quiet <-chan time.Time // the bustle of the join is over
+	var pace memory.Pace
 	for {
 		if quiet == nil && a.isJoined() {
 			quiet = time.After(startBustle)
@@ -59,10 +56,13 @@ func (a *Agent) announce(ctx context.Context, ready ...<-chan struct{}) error {
 			return nil
 		case <-a.news:
 		case <-quiet:
+			quiet = time.After(memory.LookEvery)
+			if !pace.Due(time.Now(), memory.Allocated()) {
+				continue
+			}
 			if err := memory.GiveBack(); err != nil {
 				a.log.Debug("memory is not given back", "cause", err)
 			}
-			quiet = time.After(giveBackEvery)
 		case <-tick:
 			if err := alive(ctx, listenAddrs(a.config())[0]); err != nil {
 				a.log.Error("the DNS proxy does not answer; without an answer soon systemd restarts this daemon", "cause", err)
