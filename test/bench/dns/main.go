@@ -130,8 +130,10 @@ func (b *bench) compareSideBySide(ctx context.Context, servers []server) error {
 		}
 		defer servers[i].stop()
 	}
-	if err := b.compareChanges(ctx, servers); err != nil {
-		return err
+	for _, step := range []func(context.Context, []server) error{b.compareChanges, b.compareMemory} {
+		if err := step(ctx, servers); err != nil {
+			return err
+		}
 	}
 	for _, load := range b.loads() {
 		if err := b.compareLoad(ctx, load, servers); err != nil {
