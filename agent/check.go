@@ -1,10 +1,12 @@
 package agent
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"time"
 
 	"wingman/bootstrap"
@@ -26,20 +28,25 @@ func Check(root string) bootstrap.Problems {
 
 // checkToken judges the token by its claims. A member of the mesh has a certificate and can live without one, so nothing about it is an error there.
 func checkToken(cfg *bootstrap.Config, member bool, now time.Time) bootstrap.Problems {
+	sources := cfg.Identity.Credentials
+	if sources != nil && !slices.Contains(sources, identity.SourceFile) {
+		return nil
+	}
 	severity := bootstrap.Error
-	if member {
+	if member || len(slices.DeleteFunc(slices.Clone(sources), isFile)) > 0 { // another source may have one
 		severity = bootstrap.Warning
 	}
+	audience := cmp.Or(cfg.Identity.Audience, identity.DefaultAudience)
 	account, how := "this workload's service account", "make one with kubectl create token"
 	if cfg.ServiceAccount != "" {
 		account = "service account " + cfg.Namespace + "/" + cfg.ServiceAccount
-		how = "kubectl create token " + cfg.ServiceAccount + " -n " + cfg.Namespace + " --audience " + identity.DefaultAudience
+		how = "kubectl create token " + cfg.ServiceAccount + " -n " + cfg.Namespace + " --audience " + audience
 	}
 	p := bootstrap.Problem{
 		Severity: severity,
 		File:     cfg.Paths.Token,
 		Key:      "istio-token",
-		Expected: "a token of " + account + " for the audience " + identity.DefaultAudience,
+		Expected: "a token of " + account + " for the audience " + audience,
 		Hint:     how,
 	}
 	raw, err := os.ReadFile(cfg.Paths.Token)
@@ -54,10 +61,15 @@ func checkToken(cfg *bootstrap.Config, member bool, now time.Time) bootstrap.Pro
 		p.Found = err.Error()
 		return bootstrap.Problems{p}
 	}
-	want := identity.TokenWant{Audience: identity.DefaultAudience, Namespace: cfg.Namespace, ServiceAccount: cfg.ServiceAccount}
+	want := identity.TokenWant{Audience: audience, Namespace: cfg.Namespace, ServiceAccount: cfg.ServiceAccount}
 	if err := identity.CheckToken(raw, want, now); err != nil {
 		p.Found = err.Error()
 		return bootstrap.Problems{p}
 	}
 	return nil
+}
+
+// isFile reports whether a source is one of the files that a machine has by default.
+func isFile(source string) bool {
+	return source == identity.SourceFile || source == identity.SourceSystemd
 }

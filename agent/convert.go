@@ -2,6 +2,7 @@ package agent
 
 import (
 	"fmt"
+	"path/filepath"
 
 	"wingman/bootstrap"
 	"wingman/bootstrap/identity"
@@ -12,14 +13,28 @@ import (
 // This file is where the settings meet the packages that act on them: the leaf packages know nothing of each other, so each has its
 // own type for what it is told.
 
-// identityConfig is what the settings say about certificates.
-func identityConfig(c *bootstrap.Config) identity.Config {
+// identityConfig is what the settings say about certificates, and the environment about where credentials are.
+func identityConfig(c *bootstrap.Config, getenv func(string) string) identity.Config {
+	credentials := identity.Credentials{
+		Order:       c.Identity.Credentials,
+		Exec:        identity.Exec(c.Identity.Exec),
+		AzureClient: c.Identity.AzureClient,
+		// The names that the clouds' own libraries have for them.
+		GCEHost:     getenv("GCE_METADATA_HOST"),
+		AWSEndpoint: getenv("AWS_EC2_METADATA_SERVICE_ENDPOINT"),
+		AWSSTS:      getenv("AWS_ENDPOINT_URL_STS"),
+		AzureHost:   getenv("AZURE_POD_IDENTITY_AUTHORITY_HOST"),
+	}
+	if dir := getenv("CREDENTIALS_DIRECTORY"); filepath.IsAbs(dir) {
+		credentials.Systemd = filepath.Join(dir, systemdToken)
+	}
 	return identity.Config{
 		CAAddress:   c.CA.Address,
 		ServerName:  c.CA.ServerName,
 		SPIFFEID:    c.SPIFFEID(),
 		ClusterID:   c.ClusterID,
 		CertSigner:  c.Identity.CertSigner,
+		Audience:    c.Identity.Audience,
 		TTL:         c.Identity.TTL,
 		GraceRatio:  c.Identity.GraceRatio,
 		GraceJitter: c.Identity.GraceJitter,
@@ -29,12 +44,16 @@ func identityConfig(c *bootstrap.Config) identity.Config {
 			Curve:     c.Identity.Curve,
 			PKCS8:     c.Identity.PKCS8,
 		},
-		TokenFile: c.Paths.Token,
-		RootFile:  c.Paths.RootCert,
-		StateDir:  c.Paths.StateDir,
-		OutputDir: c.Paths.OutputCerts,
+		TokenFile:   c.Paths.Token,
+		Credentials: credentials,
+		RootFile:    c.Paths.RootCert,
+		StateDir:    c.Paths.StateDir,
+		OutputDir:   c.Paths.OutputCerts,
 	}
 }
+
+// systemdToken is the name that a token has among the unit's credentials (LoadCredential=).
+const systemdToken = "istio-token"
 
 // probeOf converts the workload's probe; without one the workload counts as healthy as long as the agent lives.
 func probeOf(p *bootstrap.Probe) health.Probe {

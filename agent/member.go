@@ -88,6 +88,7 @@ type memberConfig struct {
 	onAnswer  func(*member)
 	visit     bool
 	logs      *logs
+	getenv    func(string) string
 }
 
 func newMember(cfg *bootstrap.Config, mc memberConfig) (*member, error) {
@@ -111,7 +112,7 @@ func newMember(cfg *bootstrap.Config, mc memberConfig) (*member, error) {
 	if m.visit {
 		m.leaving = "this machine joins again, with other labels"
 	}
-	ic := identityConfig(cfg)
+	ic := identityConfig(cfg, mc.getenv)
 	ic.Dial = m.dialer.Dial
 	ic.Log = mc.logs.part("identity")
 	ic.Metrics = m.metrics

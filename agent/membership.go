@@ -36,6 +36,7 @@ func (a *Agent) keepMember(ctx context.Context) error {
 			onChange:  a.poke,
 			onAnswer:  a.noteAnswer,
 			logs:      a.logs,
+			getenv:    a.opts.Getenv,
 		})
 		if err != nil {
 			return err

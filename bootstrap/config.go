@@ -72,6 +72,18 @@ type Identity struct {
 	Curve       string        // "P256" or "P384"
 	PKCS8       bool          // keys as PKCS#8 instead of PKCS#1 or SEC 1
 	CertSigner  string        // Kubernetes signer that istiod forwards to; empty: istiod signs
+
+	Credentials []string // where tokens come from, in order: "systemd", "file", "exec", "gce", "aws", "azure"; at least one
+	Audience    string   // of tokens
+	Exec        CredentialExec
+	AzureClient string // managed identity; empty: the machine's own
+}
+
+// CredentialExec is a program that prints a token. Command begins with an absolute path, or is empty: there is none.
+type CredentialExec struct {
+	Command []string
+	Env     map[string]string // added to a small environment; may hold secrets
+	Timeout time.Duration
 }
 
 // XDS is how to speak to istiod.

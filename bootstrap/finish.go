@@ -19,6 +19,7 @@ func (l *loader) finish() {
 	l.logScopes()
 	l.forwardZones()
 	l.probe()
+	l.credentials()
 	l.addresses()
 	l.capture()
 	l.users()

@@ -102,6 +102,10 @@ var (
 	dnsName      = kind[string]{expected: "a DNS name", parse: parseDNSName}
 	groupName    = kind[string]{expected: "a group's name or gid", parse: parseWord}
 	userName     = kind[string]{expected: "a user's name or uid", parse: parseWord}
+	oneWord      = kind[string]{expected: "a word without spaces", parse: func(s string) (string, bool) {
+		s = strings.TrimSpace(s)
+		return s, s != "" && !strings.ContainsAny(s, " \t\n")
+	}}
 	filePath     = kind[string]{expected: "a path", parse: parsePath}
 	scrapeTarget = kind[ScrapeTarget]{expected: "a port, with a path if that is not /metrics, as 8080 or 8080:/stats", parse: parseScrapeTarget}
 	hostPort     = kind[string]{expected: "host:port", parse: parseAddress, hint: "without a scheme such as http://, an IPv6 address in brackets"}

@@ -12,7 +12,7 @@ import (
 
 // treeSamples are values of the settings that are no text.
 var treeSamples = map[string]string{
-	"workload.labels": "{tier: front}", "probe": "{tcpSocket: {port: 8080}}", "dns.forward": "{corp.example: [10.0.0.53]}", "log.scopes": "{dns: debug}",
+	"workload.labels": "{tier: front}", "probe": "{tcpSocket: {port: 8080}}", "dns.forward": "{corp.example: [10.0.0.53]}", "log.scopes": "{dns: debug}", "identity.exec": "{command: [/usr/bin/get-token]}",
 }
 
 // A reload applies exactly the settings that say so; the others keep their value and are named.

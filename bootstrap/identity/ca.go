@@ -26,16 +26,17 @@ type caClient struct {
 	dial                                       func(ctx context.Context, addr string) (net.Conn, error)
 }
 
-// A credential is one way to prove who we are.
-type credential struct {
-	name  string           // "certificate" or "token"; a metric label
-	cert  *tls.Certificate // shown in the TLS handshake; nil: none
-	token hidden[string]   // sent as a header
+// A proof is one way to prove who we are.
+type proof struct {
+	name   string           // "certificate" or "token"; a metric label
+	cert   *tls.Certificate // shown in the TLS handshake; nil: none
+	token  hidden[string]   // sent as a header
+	source string           // of the token
 }
 
 // create calls istio.v1.auth.IstioCertificateService/CreateCertificate once, over a connection of its own, within ctx.
 // It returns the PEM elements of the chain as they came. The error is a *callError with what gRPC cannot carry.
-func (c *caClient) create(ctx context.Context, cred credential, csr []byte, verify func([]*x509.Certificate) error) ([]string, error) {
+func (c *caClient) create(ctx context.Context, cred proof, csr []byte, verify func([]*x509.Certificate) error) ([]string, error) {
 	// gRPC flattens the errors of dial and handshake to text; the first cause is kept here as it was.
 	var local atomic.Pointer[error]
 	note := func(err error) error {

@@ -288,6 +288,7 @@ type jwt struct {
 	audience       any
 	namespace, who string
 	expires        time.Time
+	subject        string // of a token that is no service account's
 }
 
 // token makes an unsigned JWT for testID; change may spoil it.
@@ -302,6 +303,11 @@ func token(expires time.Time, change func(*jwt)) string {
 			panic(err)
 		}
 		return base64.RawURLEncoding.EncodeToString(b)
+	}
+	if c.subject != "" {
+		return part(map[string]any{"alg": "RS256"}) + "." + part(map[string]any{
+			"aud": c.audience, "exp": c.expires.Unix(), "iss": "https://accounts.google.com", "sub": c.subject,
+		}) + ".c2lnbmF0dXJl"
 	}
 	return part(map[string]any{"alg": "RS256"}) + "." + part(map[string]any{
 		"aud": c.audience, "exp": c.expires.Unix(), "iss": "https://kubernetes.default.svc",

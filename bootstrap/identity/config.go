@@ -20,16 +20,18 @@ type Config struct {
 	SPIFFEID    string        // spiffe://TRUST_DOMAIN/ns/NAMESPACE/sa/SERVICE_ACCOUNT
 	ClusterID   string        // gRPC metadata ClusterID. Istio: ISTIO_META_CLUSTER_ID
 	CertSigner  string        // request metadata CertSigner. Istio: ISTIO_META_CERT_SIGNER
-	Audience    string        // expected in the token's aud, for explanations only; "" means DefaultAudience
+	Audience    string        // what tokens are asked for, and expected in their aud; "" means DefaultAudience
 	TTL         time.Duration // life to ask for, at least a second; zero means 24 h. Istio: SECRET_TTL
 	GraceRatio  float64       // renew when this share of the life is left; zero means 0.5. Istio: SECRET_GRACE_PERIOD_RATIO
 	GraceJitter float64       // zero means 0.01, negative means none. Istio: SECRET_GRACE_PERIOD_RATIO_JITTER
 	Key         KeyOptions
 
 	TokenFile string // JWT; may appear, change and vanish at any time. "" means none
-	RootFile  string // PEM, what istiod's certificate chains to; may be OutputDir/root-cert.pem
-	StateDir  string // the store lies in its folder "identity"
-	OutputDir string // where applications and pilot-agent look for the three PEM files; "" means nowhere. Istio: OUTPUT_CERTS
+	// Credentials says where else tokens come from; the zero value means TokenFile alone.
+	Credentials Credentials
+	RootFile    string // PEM, what istiod's certificate chains to; may be OutputDir/root-cert.pem
+	StateDir    string // the store lies in its folder "identity"
+	OutputDir   string // where applications and pilot-agent look for the three PEM files; "" means nowhere. Istio: OUTPUT_CERTS
 
 	// Dial connects to the CA; nil means a plain TCP dial by the system's resolver.
 	Dial func(ctx context.Context, addr string) (net.Conn, error)
@@ -73,11 +75,12 @@ func (c Config) withDefaults() (Config, workload, error) {
 	for _, path := range []struct {
 		what, value string
 		must        bool
-	}{{"state folder", c.StateDir, true}, {"token file", c.TokenFile, false}, {"root file", c.RootFile, true}, {"output folder", c.OutputDir, false}} {
+	}{{"state folder", c.StateDir, true}, {"token file", c.TokenFile, false}, {"systemd credential", c.Credentials.Systemd, false}, {"root file", c.RootFile, true}, {"output folder", c.OutputDir, false}} {
 		if path.value == "" && path.must || path.value != "" && !filepath.IsAbs(path.value) {
 			refuse("%s %q: expected an absolute path", path.what, path.value)
 		}
 	}
+	problems = append(problems, c.Credentials.validate()...)
 	if c.Dial == nil {
 		c.Dial = func(ctx context.Context, addr string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "tcp", addr)

@@ -2,7 +2,7 @@
 //
 // It owns the way from a credential to a certificate in use: token, private key, CSR, istiod's CA, the checked chain, the store on
 // disk, renewal, and the trust bundle. It leaves to others what needs the certificate: agent/xds dials istiod with ClientTLS and
-// Token, Envoy's SDS takes Certificate, bootstrap reads the settings. It imports nothing of ours.
+// Token, Envoy's SDS takes Certificate, bootstrap reads the settings. It imports nothing of ours but internal/credential, which asks programs and clouds.
 //
 // # The life of a certificate
 //
@@ -23,8 +23,9 @@
 // pure function; the shares are settings (half is GraceRatio, a quarter is half of that).
 //
 // Renewal counts from the life as received: istiod backdates NotBefore by two minutes, and counting from it would make a
-// short-lived certificate renew in a hot loop. Each round tries the certificate in hand (mTLS, no header) and then the token: that
-// is needed once in a machine's life, and again only after the machine was away for longer than its certificate lives.
+// short-lived certificate renew in a hot loop. Each round tries the certificate in hand (mTLS, no header) and then the tokens of all sources, in order:
+// one is needed once in a machine's life, and again only after the machine was away for longer than its certificate lives. Files are read in
+// every turn and watched; programs and clouds are asked by a round that gets as far as them (sources.go).
 //
 // # The store
 //

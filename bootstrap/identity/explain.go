@@ -42,7 +42,7 @@ func (s scene) mend() string {
 }
 
 // explain turns what went wrong with cred into a sentence, and decides what to do about it. Pure.
-func explain(err error, cred credential, s scene) *requestError {
+func explain(err error, cred proof, s scene) *requestError {
 	e := &requestError{cause: err, failure: failedUnreachable}
 	say := func(format string, args ...any) *requestError {
 		e.text = fmt.Sprintf(format, args...)
@@ -94,17 +94,25 @@ func explain(err error, cred credential, s scene) *requestError {
 
 // refused says why istiod answered UNAUTHENTICATED. Its answer is the same for every cause (Istio security/pkg/server/ca/server.go),
 // so the reason is looked for in the credential itself.
-func refused(cred credential, s scene) string {
+func refused(cred proof, s scene) string {
 	token := []byte(cred.token.reveal())
 	if len(token) == 0 {
 		return "istiod does not accept our certificate as a credential: its roots may have changed, or this CA takes tokens only"
 	}
+	of := ""
+	if cred.source != "" && cred.source != SourceFile {
+		of = " of " + cred.source
+	}
 	want := TokenWant{Audience: s.audience, Namespace: s.who.namespace, ServiceAccount: s.who.serviceAccount}
 	if err := CheckToken(token, want, s.now); err != nil {
-		return fmt.Sprintf("istiod refuses the token: %v; %s", err, s.mend())
+		return fmt.Sprintf("istiod refuses the token%s: %v; %s", of, err, s.mend())
 	}
 	info, _ := InspectToken(token, s.now)
-	return fmt.Sprintf("istiod refuses the token although its claims look right (issuer %.100q): "+
+	if info.ServiceAccount == "" {
+		return fmt.Sprintf("istiod refuses the token%s: its subject %.100q (issuer %.100q) is no service account's: the API server must map it to system:serviceaccount:%s:%s (docs/identity.md)",
+			of, info.Subject, info.Issuer, s.who.namespace, s.who.serviceAccount)
+	}
+	return fmt.Sprintf("istiod refuses the token"+of+" although its claims look right (issuer %.100q): "+
 		"it was revoked, its service account is gone, or cluster %q does not know its issuer; %s", info.Issuer, s.clusterID, s.mend())
 }
 

@@ -15,46 +15,6 @@ type rootInput struct {
 	sayAt time.Time // when a problem with it will be said; zero: there is none, or it was said
 }
 
-// readTokenFile looks at the token file, and reports whether there is a new token to try.
-func (r *runner) readTokenFile(now time.Time) (news bool) {
-	token, mode, err := readToken(r.cfg.TokenFile)
-	s := TokenState{File: r.cfg.TokenFile, Present: err == nil}
-	switch {
-	case err == nil:
-		info, _ := InspectToken([]byte(token.reveal()), now)
-		s.Expires, s.Audience, s.Subject = info.Expiry, info.Audiences, info.Subject
-		if err := CheckToken([]byte(token.reveal()), r.wantToken(), now); err != nil {
-			s.Problem = err.Error()
-		}
-	case !errors.Is(err, ErrNoToken):
-		s.Problem = err.Error()
-		if r.said.Token.Problem != s.Problem {
-			r.cfg.Log.Warn("token cannot be used", "error", err)
-		}
-	}
-	if mode&0o004 != 0 {
-		s.Warning = fmt.Sprintf("every user of this machine can read %s: chmod 0600 it", r.cfg.TokenFile)
-		if r.said.Token.Warning == "" {
-			r.cfg.Log.Warn("token is readable by everybody: chmod 0600 it", "file", s.File)
-		}
-	}
-	r.said.Token, r.noToken = s, err
-	if token.reveal() == r.token.reveal() {
-		return false
-	}
-	r.token = token
-	if err != nil {
-		return false
-	}
-	r.cfg.Log.Info("token found", "subject", s.Subject, "expires", s.Expires, "problem", s.Problem)
-	return true
-}
-
-// wantToken is what istiod expects of our token.
-func (m *Manager) wantToken() TokenWant {
-	return TokenWant{Audience: m.cfg.Audience, Namespace: m.who.namespace, ServiceAccount: m.who.serviceAccount}
-}
-
 // readRootFile takes a changed root file into the trust bundle, and reports whether it did. Content that cannot be used is said
 // once it has stayed so for settleTime, and changes nothing. Content that is our own (the file is our link into the store) is no news.
 func (r *runner) readRootFile(now time.Time) (news bool) {

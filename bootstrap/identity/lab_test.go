@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"google.golang.org/grpc/test/bufconn"
+
+	"wingman/bootstrap/identity/internal/credential"
 )
 
 // A lab is a VM and a CA in simulated time, joined by a pipe in memory. Files are real; what inotify would tell, poke tells.
@@ -30,10 +32,11 @@ type lab struct {
 	stop func()
 	log  *logBook
 
-	disk   disk
-	down   atomic.Bool  // the CA cannot be reached
-	ahead  atomic.Int64 // of the machine's wall clock, nanoseconds
-	events chan struct{}
+	disk    disk
+	sources []credential.Source // nil: those of cfg
+	down    atomic.Bool         // the CA cannot be reached
+	ahead   atomic.Int64        // of the machine's wall clock, nanoseconds
+	events  chan struct{}
 
 	mu      sync.Mutex // guards changes
 	changes []*Certificate
@@ -76,6 +79,9 @@ func (l *lab) start() {
 	}
 	l.m.now = func() time.Time { return wallClock().Add(time.Duration(l.ahead.Load())) }
 	l.m.disk = l.disk
+	if l.sources != nil {
+		l.m.sources = l.sources
+	}
 	l.m.newWatch = func(*slog.Logger) watch { return testWatch(l.events) }
 	l.stop = run(l.t, l.m)
 	synctest.Wait()

@@ -1,23 +1,28 @@
 package identity
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"log/slog"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"wingman/bootstrap/identity/internal/credential"
 )
 
 // A Manager keeps one identity alive. Its methods are safe for concurrent use; all but Run and Renew return at once.
 type Manager struct {
-	cfg    Config
-	who    workload
-	policy policy
-	ca     caClient
+	cfg     Config
+	who     workload
+	sources []credential.Source
+	policy  policy
+	ca      caClient
 
 	live  atomic.Pointer[live]
 	state atomic.Pointer[State]
@@ -64,10 +69,11 @@ func New(cfg Config) (*Manager, error) {
 		ready: make(chan struct{}), renewals: make(chan renewal), bundles: make(chan []*x509.Certificate, 1), metrics: metrics,
 		now: wallClock, disk: systemDisk, newWatch: newWatch,
 	}
+	m.sources = cfg.sources()
 	m.live.Store(&live{pool: x509.NewCertPool()})
 	m.state.Store(&State{
 		Phase: None, Health: Degraded, SPIFFEID: cfg.SPIFFEID,
-		StoreDir: filepath.Join(cfg.StateDir, storeName), OutputDir: cfg.OutputDir, Roots: []RootState{},
+		StoreDir: filepath.Join(cfg.StateDir, storeName), OutputDir: cfg.OutputDir, Tokens: []TokenState{}, Roots: []RootState{},
 	})
 	return m, nil
 }
@@ -81,11 +87,32 @@ func (m *Manager) Current() *Certificate { return m.live.Load().cert }
 // Roots is the trust bundle in use: the root file's and those of the CA's answers. Empty before Run has read the root file. Do not change it.
 func (m *Manager) Roots() *x509.CertPool { return m.live.Load().pool }
 
-// Token reads the token file. The error wraps ErrNoToken when it is missing or empty: then send none, a certificate will do.
-// It wraps ErrNotJWT when the content is none and could not even be sent. An expired token is returned: only istiod's clock counts.
+// Token is the token to send beside a certificate: the first of a file whose claims do not speak against it, else the first of a file. Programs and clouds
+// are not asked. The error wraps ErrNoToken when there is none: then send none, a certificate will do. It wraps ErrNotJWT when the
+// content of a file could not even be sent. An expired token is returned: only istiod's clock counts.
 func (m *Manager) Token() (string, error) {
-	token, _, err := readToken(m.cfg.TokenFile)
-	return token.reveal(), err
+	var first string
+	why := fmt.Errorf("%w: no token file is named", ErrNoToken)
+	for _, s := range m.sources {
+		if !s.Local() {
+			continue
+		}
+		token, err := s.Token(context.Background())
+		if err != nil {
+			if !errors.Is(err, ErrNoToken) || s.Name() == SourceFile {
+				why = err
+			}
+			continue
+		}
+		if _, err := InspectToken([]byte(token.JWT()), m.now()); err == nil {
+			return token.JWT(), nil
+		}
+		first = cmp.Or(first, token.JWT())
+	}
+	if first != "" {
+		return first, nil
+	}
+	return "", why
 }
 
 // ClientTLS is for dialling istiod under Config.ServerName: see ClientTLSFor.

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -16,8 +17,7 @@ const requestTimeout = 10 * time.Second
 type request struct {
 	key    crypto.Signer // of a round that failed; nil: make one
 	inHand *Certificate  // nil: none that lives
-	token  hidden[string]
-	none   error // why there is no token; nil when there is one
+	offers []offer       // sources of tokens, in the order to try them
 	roots  anchors
 	left   time.Duration // life left, 0: none
 	over   time.Time     // when the certificate in hand ended; zero: it lives, or there is none
@@ -27,7 +27,9 @@ type request struct {
 type outcome struct {
 	cert       *Certificate // nil: err says why
 	roots      []*x509.Certificate
-	credential string
+	credential string        // that the CA accepted
+	source     string        // of the token, if it was one
+	offers     []offer       // as they are after the round
 	behind     time.Duration // this machine's clock, behind the CA's; 0: not known to be
 	key        crypto.Signer // for the next round
 	err        error
@@ -35,22 +37,11 @@ type outcome struct {
 	took       time.Duration
 }
 
-// credentials are the ways to prove who we are, in the order to try them: the certificate lives as long as we do, the token an hour.
-func (r request) credentials() []credential {
-	var list []credential
-	if r.inHand != nil {
-		list = append(list, credential{name: "certificate", cert: r.inHand.TLS()})
-	}
-	if r.token.reveal() != "" {
-		list = append(list, credential{name: "token", token: r.token})
-	}
-	return list
-}
-
-// ask goes through the credentials until the CA gives a certificate that stands the check.
+// ask goes through the credentials until the CA gives a certificate that stands the check: the certificate in hand, which lives as long as we do, then the
+// tokens in the order of their sources. A token whose own claims speak against it comes last.
 func (m *Manager) ask(ctx context.Context, r request) outcome {
 	began := time.Now()
-	out := outcome{key: r.key}
+	out := outcome{key: r.key, offers: slices.Clone(r.offers)}
 	if out.key == nil {
 		out.key, out.err = m.cfg.Key.generate()
 	}
@@ -61,34 +52,62 @@ func (m *Manager) ask(ctx context.Context, r request) outcome {
 	if out.err != nil {
 		return out
 	}
-	creds := r.credentials()
-	if len(creds) == 0 {
-		out.failure = failedRefused
-		certificate := "no living certificate"
-		if !r.over.IsZero() {
-			certificate = fmt.Sprintf("the certificate expired %s ago", span(m.now().Sub(r.over)))
-		}
-		out.err = fmt.Errorf("nothing to prove who we are with: %s, and %w; %s", certificate, r.none, m.scene(0).mend())
-		return out
-	}
 	var problems []error
-	for _, cred := range creds {
+	var tried []proof
+	// try reports whether to go on with another credential.
+	try := func(cred proof) bool {
+		tried = append(tried, cred)
 		err := m.askWith(ctx, cred, csr, r, &out)
 		if err == nil {
 			out.failure, out.took = 0, time.Since(began)
 			m.metrics.requests.WithLabelValues(cred.name, "ok").Inc()
-			return out
+			return false
 		}
 		m.metrics.requests.WithLabelValues(cred.name, err.failure.String()).Inc()
 		if len(problems) == 0 || problems[0].Error() != err.Error() {
 			problems = append(problems, err)
 		}
 		out.failure = err.failure
-		if !err.another {
-			break
+		return err.another
+	}
+	goOn := true
+	if r.inHand != nil {
+		goOn = try(proof{name: "certificate", cert: r.inHand.TLS()})
+	}
+	var unfit []proof
+	for i := 0; goOn && i < len(out.offers); i++ {
+		o := &out.offers[i]
+		if !o.source.Local() {
+			o.ask(ctx, m.now())
+		}
+		cred := proof{name: "token", token: o.token, source: o.source.Name()}
+		switch {
+		case o.err != nil || slices.ContainsFunc(slices.Concat(tried, unfit), cred.same):
+		case CheckToken([]byte(o.token.reveal()), m.wantToken(), m.now()) != nil:
+			unfit = append(unfit, cred)
+		default:
+			if goOn = try(cred); goOn {
+				o.forget()
+			}
 		}
 	}
-	if r.none != nil && out.failure == failedRefused { // the certificate alone did not do
+	for i := 0; goOn && i < len(unfit); i++ {
+		goOn = try(unfit[i])
+	}
+	switch {
+	case out.cert != nil:
+		return out
+	case len(tried) == 0:
+		out.failure = failedRefused
+		certificate := "no living certificate"
+		if !r.over.IsZero() {
+			certificate = fmt.Sprintf("the certificate expired %s ago", span(m.now().Sub(r.over)))
+		}
+		problems = append(problems, fmt.Errorf("nothing to prove who we are with: %s, and %w; %s", certificate, missing(out.offers), m.scene(0).mend()))
+	case tried[len(tried)-1].cert != nil && out.failure == failedRefused: // the certificate alone did not do
+		if err := missing(out.offers); !errors.Is(err, ErrNoToken) {
+			problems = append(problems, err)
+		}
 		problems = append(problems, errors.New(m.scene(0).mend()))
 	}
 	out.err = errors.Join(problems...)
@@ -96,7 +115,7 @@ func (m *Manager) ask(ctx context.Context, r request) outcome {
 }
 
 // askWith makes one call and checks the answer. It fills in out when that is good.
-func (m *Manager) askWith(ctx context.Context, cred credential, csr []byte, r request, out *outcome) *requestError {
+func (m *Manager) askWith(ctx context.Context, cred proof, csr []byte, r request, out *outcome) *requestError {
 	timeout := timeoutFor(r.left)
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -116,13 +135,14 @@ func (m *Manager) askWith(ctx context.Context, cred credential, csr []byte, r re
 		return &requestError{text: err.Error(), cause: err, failure: failedInvalid}
 	}
 	out.cert = newCertificate(m.cfg.SPIFFEID, out.key, keyPEM, ans.chain, now)
-	out.roots, out.credential, out.behind, out.key = ans.roots, cred.name, clockBehind(ans.chain[0], now), nil
+	out.roots, out.credential, out.source = ans.roots, cred.name, cred.source
+	out.behind, out.key = clockBehind(ans.chain[0], now), nil
 	return nil
 }
 
 func (m *Manager) scene(timeout time.Duration) scene {
 	return scene{
-		address: m.cfg.CAAddress, tokenFile: m.cfg.TokenFile, clusterID: m.cfg.ClusterID,
+		address: m.cfg.CAAddress, tokenFile: m.fileToMend(), clusterID: m.cfg.ClusterID,
 		who: m.who, audience: m.cfg.Audience, timeout: timeout, now: m.now(),
 	}
 }
@@ -133,4 +153,9 @@ func timeoutFor(left time.Duration) time.Duration {
 		return requestTimeout
 	}
 	return min(requestTimeout, max(left/3, 2*time.Second))
+}
+
+// same reports whether two credentials are one token, which two sources can have.
+func (c proof) same(other proof) bool {
+	return c.cert == nil && other.cert == nil && c.token.reveal() == other.token.reveal()
 }

@@ -35,7 +35,7 @@ const fetchRoot = `kubectl get configmap istio-ca-root-cert -n forum-services -o
 func rounds() []round {
 	withToken := func(change func(*jwt)) func(*testCA, *Config, *request) {
 		return func(_ *testCA, _ *Config, r *request) {
-			r.token, r.none = hide(token(time.Now().Add(time.Hour), change)), nil
+			r.offers = offering(token(time.Now().Add(time.Hour), change))
 		}
 	}
 	good := withToken(nil)
@@ -81,7 +81,7 @@ func rounds() []round {
 		{"no certificate, no token", func(*testCA, *Config, *request) {}, "nothing to prove who we are with: no living certificate, and no token at /run/istio-token; " + mendToken, failedRefused, ""},
 		{"a certificate that has expired, no token", func(_ *testCA, _ *Config, r *request) { r.over = time.Now().Add(-3*time.Hour - time.Second) },
 			"nothing to prove who we are with: the certificate expired 3 h ago, and no token at /run/istio-token; " + mendToken, failedRefused, ""},
-		{"a token file that holds no token", func(_ *testCA, _ *Config, r *request) { r.none = notJWT },
+		{"a token file that holds no token", func(_ *testCA, _ *Config, r *request) { r.offers[0].err = notJWT },
 			"nothing to prove who we are with: no living certificate, and /run/istio-token: not a JWT: 1 part(s) between dots, expected 3; " + mendToken, failedRefused, ""},
 		{"a token that has expired", withToken(func(j *jwt) { j.expires = time.Now().Add(-3*time.Hour - 2*time.Minute) }), "istiod refuses the token: token expired 3 h 2 min ago; " + mendToken, failedRefused, ""},
 		{"a token for another audience", withToken(func(j *jwt) { j.audience = "vault" }), `istiod refuses the token: token for another audience: it is for "vault", expected istio-ca; ` + mendToken, failedRefused, ""},
@@ -158,7 +158,7 @@ func (tt round) run(t *testing.T) (out outcome, r request, address string) {
 		CAAddress: ca.addr, ServerName: testServer, SPIFFEID: testID, ClusterID: "Kubernetes", Key: KeyOptions{Algorithm: "ECDSA"},
 		TokenFile: "/run/istio-token", RootFile: "/etc/certs/root-cert.pem", StateDir: "/nowhere",
 	}
-	r = request{roots: anchors{}.withFile([]*x509.Certificate{ca.root.cert}), none: fmt.Errorf("%w at /run/istio-token", ErrNoToken)}
+	r = request{roots: anchors{}.withFile([]*x509.Certificate{ca.root.cert}), offers: offering("")}
 	ca.with(func() { tt.change(ca, &cfg, &r) })
 	m, err := New(cfg)
 	if err != nil {
@@ -180,8 +180,10 @@ func TestRequestsEachFaultInOneSentence(t *testing.T) {
 			if out.failure != tt.fails || (out.cert != nil) != (tt.want == "") || out.credential != tt.by {
 				t.Errorf("failure %v, certificate %v by %q; want %v, %v by %q", out.failure, out.cert, out.credential, tt.fails, tt.want == "", tt.by)
 			}
-			if secret := r.token.reveal(); secret != "" && strings.Contains(got, secret) {
-				t.Error("the token is in the error")
+			for _, o := range r.offers {
+				if secret := o.token.reveal(); secret != "" && strings.Contains(got, secret) {
+					t.Error("a token is in the error")
+				}
 			}
 		})
 	}
@@ -238,7 +240,7 @@ func strictPort(ca *testCA) string {
 
 // Over TLS 1.3 the alert about a client certificate and the reset of the connection race: what each makes of it is held here.
 func TestACertificateThatIstiodBreaksOffOver(t *testing.T) {
-	shown := credential{name: "certificate", cert: &tls.Certificate{}}
+	shown := proof{name: "certificate", cert: &tls.Certificate{}}
 	tests := []struct{ name, message, want string }{
 		{"the alert arrives", `connection error: desc = "error reading server preface: remote error: tls: expired certificate"`,
 			"istiod broke off the TLS handshake over our certificate (tls: expired certificate): its roots have probably changed"},
@@ -263,7 +265,7 @@ func TestWhatTheCAIsTold(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	out := m.ask(t.Context(), request{roots: anchors{}.withFile([]*x509.Certificate{ca.root.cert}), token: hide(token(time.Now().Add(time.Hour), nil))})
+	out := m.ask(t.Context(), request{roots: anchors{}.withFile([]*x509.Certificate{ca.root.cert}), offers: offering(token(time.Now().Add(time.Hour), nil))})
 	if out.err != nil {
 		t.Fatal(out.err)
 	}
@@ -279,7 +281,7 @@ func TestTheKeyOfAFailedRoundIsUsedAgain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := request{token: hide("x"), roots: newKeyring(t).roots()}
+	r := request{offers: offering("x"), roots: newKeyring(t).roots()}
 	first := m.ask(t.Context(), r)
 	r.key = first.key
 	if second := m.ask(t.Context(), r); first.key == nil || second.key != first.key {
@@ -298,7 +300,7 @@ func TestARequestEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan outcome, 1)
 	go func() {
-		done <- m.ask(ctx, request{token: hide(token(time.Now().Add(time.Hour), nil)), roots: anchors{}.withFile([]*x509.Certificate{ca.root.cert})})
+		done <- m.ask(ctx, request{offers: offering(token(time.Now().Add(time.Hour), nil)), roots: anchors{}.withFile([]*x509.Certificate{ca.root.cert})})
 	}()
 	within(t, 5*time.Second, asked, "the request at the CA")
 	cancel()

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"path/filepath"
+	"slices"
 	"time"
 )
 
@@ -38,10 +39,9 @@ type runner struct {
 	unsaved   bool      // what is in use is not what is on disk
 	followAt  time.Time // when OutputDir must be looked at again; zero: at the next change
 
-	token   hidden[string]
-	noToken error // why there is none
-	root    rootInput
-	said    State // what is told of it and cannot be derived
+	offers []offer // the sources of tokens, in order, and what they gave last
+	root   rootInput
+	said   State // what is told of it and cannot be derived
 }
 
 // Run loads the certificate that is on disk, asks for one when there is none, and renews it until ctx ends; then it returns nil. Nothing
@@ -53,6 +53,7 @@ func (m *Manager) Run(ctx context.Context) error {
 		store:  store{dir: dir, disk: m.disk, log: m.cfg.Log},
 		output: output{dir: m.cfg.OutputDir, store: dir, disk: m.disk},
 		watch:  m.newWatch(m.cfg.Log),
+		offers: offersOf(m.sources),
 		said:   *m.state.Load(),
 	}
 	defer r.watch.stop()
@@ -97,7 +98,7 @@ func (m *Manager) Run(ctx context.Context) error {
 func (r *runner) turn(ctx context.Context, now time.Time, ev event) {
 	r.watch.arm(r.inputs())
 	jumped := r.clockJumped(now)
-	newToken, newRoots := r.readTokenFile(now), r.readRootFile(now)
+	newToken, newRoots := r.readTokens(now), r.readRootFile(now)
 	if r.unsaved || !r.roots.pruned(now).equal(r.live.Load().roots) {
 		r.use(r.Current(), r.roots, now)
 	}
@@ -133,10 +134,13 @@ func (r *runner) tell(now time.Time) {
 
 // inputs are the files that others write.
 func (r *runner) inputs() []string {
-	if r.cfg.TokenFile == "" {
-		return []string{r.cfg.RootFile}
+	files := []string{r.cfg.RootFile}
+	for _, s := range r.sources {
+		if s.Local() {
+			files = append(files, s.Where())
+		}
 	}
-	return []string{r.cfg.RootFile, r.cfg.TokenFile}
+	return files
 }
 
 // step moves the machine, says so, and starts a request when the machine wants one.
@@ -150,7 +154,7 @@ func (r *runner) step(ctx context.Context, now time.Time, ev event) {
 	if !ask {
 		return
 	}
-	req := request{key: r.key, token: r.token, none: r.noToken, roots: r.live.Load().roots}
+	req := request{key: r.key, offers: slices.Clone(r.offers), roots: r.live.Load().roots}
 	if c := r.Current(); c.usable(now) {
 		req.inHand, req.left = c, c.NotAfter.Sub(now)
 	} else if c != nil {
@@ -169,6 +173,7 @@ func (r *runner) settle(out outcome, now time.Time) event {
 		}
 	}
 	r.key = out.key
+	r.takeOffers(out.offers, now)
 	if out.err != nil {
 		log := r.cfg.Log.Debug
 		if !sameCause(oneLine(out.err), r.said.LastError) { // one cause, one line
@@ -178,7 +183,7 @@ func (r *runner) settle(out outcome, now time.Time) event {
 		r.said.LastError, r.said.LastErrorAt = oneLine(out.err), now
 		return event{kind: evFailed, failure: out.failure}
 	}
-	r.said.LastError, r.said.LastErrorAt, r.said.Credential, r.said.Clock = "", time.Time{}, out.credential, ""
+	r.said.LastError, r.said.LastErrorAt, r.said.Credential, r.said.Source, r.said.Clock = "", time.Time{}, out.credential, out.source, ""
 	if out.behind > 0 {
 		r.said.Clock = "the clock is " + span(out.behind) + " behind istiod"
 		r.cfg.Log.Warn("clock is behind istiod's: set it", "behind", span(out.behind))
@@ -190,7 +195,7 @@ func (r *runner) settle(out outcome, now time.Time) event {
 	r.metrics.seconds.Observe(out.took.Seconds())
 	// The check of istiod's certificate has just passed, so the clock can be believed: what has expired may be forgotten.
 	r.use(out.cert, r.roots.withAnswer(out.roots, now.Add(out.cert.lifeAt(now).length())).pruned(now), now)
-	r.cfg.Log.Info("certificate received", "certificate", out.cert, "credential", out.credential, "seconds", out.took.Seconds())
+	r.cfg.Log.Info("certificate received", "certificate", out.cert, "credential", out.credential, "source", out.source, "seconds", out.took.Seconds())
 	return event{kind: evIssued, life: out.cert.lifeAt(now)}
 }
 
@@ -205,7 +210,7 @@ func (r *runner) load(now time.Time) event {
 		r.cfg.Log.Info("certificate loaded", "certificate", g.cert, "generation", g.number)
 		r.publish(g.cert, g.roots, now)
 	}
-	r.readTokenFile(now)
+	r.readTokens(now)
 	r.readRootFile(now)
 	if g != nil {
 		return event{kind: evLoaded, life: g.cert.lifeAt(now)}

@@ -7,38 +7,42 @@ import (
 
 // A State is everything there is to say about the identity, for `wingman status` and `wingman cert show`. It holds no secret.
 type State struct {
-	Phase         Phase       `json:"state"`
-	Health        Health      `json:"health"`
-	SPIFFEID      string      `json:"spiffeId"`
-	Serial        string      `json:"serial,omitempty"`
-	NotBefore     time.Time   `json:"notBefore,omitzero"`
-	NotAfter      time.Time   `json:"notAfter,omitzero"`
-	ReceivedAt    time.Time   `json:"receivedAt,omitzero"`
-	RenewAt       time.Time   `json:"renewAt,omitzero"`
-	NextAttempt   time.Time   `json:"nextAttempt,omitzero"` // zero: a request is under way, or none is needed before RenewAt
-	Attempts      int         `json:"failedAttempts,omitempty"`
-	Credential    string      `json:"credential,omitempty"` // what got the certificate: "token", "certificate"; "" after a start: the disk
-	LastError     string      `json:"lastError,omitempty"`  // of the last request; "" once one has succeeded
-	LastErrorAt   time.Time   `json:"lastErrorAt,omitzero"`
-	Clock         string      `json:"clock,omitempty"`       // what is wrong with the clock
-	LifeProblem   string      `json:"lifeProblem,omitempty"` // the CA gives far less life than it was asked for
-	Token         TokenState  `json:"token"`
-	Roots         []RootState `json:"roots"`
-	RootProblem   string      `json:"rootProblem,omitempty"` // the root file cannot be used
-	StoreDir      string      `json:"storeDir"`
-	StoreProblem  string      `json:"storeProblem,omitempty"` // the certificate in use is not on disk
-	OutputDir     string      `json:"outputDir,omitempty"`
-	OutputProblem string      `json:"outputProblem,omitempty"` // OutputDir does not follow
+	Phase         Phase        `json:"state"`
+	Health        Health       `json:"health"`
+	SPIFFEID      string       `json:"spiffeId"`
+	Serial        string       `json:"serial,omitempty"`
+	NotBefore     time.Time    `json:"notBefore,omitzero"`
+	NotAfter      time.Time    `json:"notAfter,omitzero"`
+	ReceivedAt    time.Time    `json:"receivedAt,omitzero"`
+	RenewAt       time.Time    `json:"renewAt,omitzero"`
+	NextAttempt   time.Time    `json:"nextAttempt,omitzero"` // zero: a request is under way, or none is needed before RenewAt
+	Attempts      int          `json:"failedAttempts,omitempty"`
+	Credential    string       `json:"credential,omitempty"` // what got the certificate: "token", "certificate"; "" after a start: the disk
+	Source        string       `json:"source,omitempty"`     // of the token that got it
+	LastError     string       `json:"lastError,omitempty"`  // of the last request; "" once one has succeeded
+	LastErrorAt   time.Time    `json:"lastErrorAt,omitzero"`
+	Clock         string       `json:"clock,omitempty"`       // what is wrong with the clock
+	LifeProblem   string       `json:"lifeProblem,omitempty"` // the CA gives far less life than it was asked for
+	Token         TokenState   `json:"token"`                 // of the token file
+	Tokens        []TokenState `json:"tokens"`                // of every source of tokens, in the order they are tried
+	Roots         []RootState  `json:"roots"`
+	RootProblem   string       `json:"rootProblem,omitempty"` // the root file cannot be used
+	StoreDir      string       `json:"storeDir"`
+	StoreProblem  string       `json:"storeProblem,omitempty"` // the certificate in use is not on disk
+	OutputDir     string       `json:"outputDir,omitempty"`
+	OutputProblem string       `json:"outputProblem,omitempty"` // OutputDir does not follow
 }
 
-// A TokenState is what is known of the token file.
+// A TokenState is what is known of a source of tokens: of a file as of now, of any other as it was last asked.
 type TokenState struct {
-	File     string    `json:"file,omitempty"`
+	Source   string    `json:"source,omitempty"` // "systemd", "file", "copy", "exec", "gce", "aws", "azure"
+	File     string    `json:"file,omitempty"`   // or program, or address
+	AskedAt  time.Time `json:"askedAt,omitzero"` // zero: not yet; it is asked when a token is needed
 	Present  bool      `json:"present"`
 	Expires  time.Time `json:"expires,omitzero"`
 	Audience []string  `json:"audience,omitempty"`
 	Subject  string    `json:"subject,omitempty"`
-	Problem  string    `json:"problem,omitempty"` // why istiod will not take it
+	Problem  string    `json:"problem,omitempty"` // why there is none, or istiod will not take it
 	Warning  string    `json:"warning,omitempty"` // it works, but others can read it
 }
 

@@ -11,12 +11,14 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"wingman/bootstrap/identity/internal/credential"
 )
 
 // Why a token cannot be used. Errors of InspectToken and CheckToken wrap one of these.
 var (
 	// ErrNoToken means that there is no token, or an empty one; the certificate in hand must do.
-	ErrNoToken = errors.New("no token")
+	ErrNoToken = credential.ErrNone
 	// ErrNotJWT means that the bytes are no JSON Web Token (RFC 7519).
 	ErrNotJWT = errors.New("not a JWT")
 	// ErrTokenExpired means that the token's exp lies in the past.
@@ -33,8 +35,8 @@ var (
 const DefaultAudience = "istio-ca"
 
 const (
-	// maxTokenSize bounds what is read of a token file; real ones have 1 to 4 kB.
-	maxTokenSize = 64 << 10
+	// maxTokenSize bounds what is read of a token file.
+	maxTokenSize = credential.MaxToken
 	// tokenLeeway is how far nbf may lie ahead before it is called a problem; istiod's verifier allows about as much.
 	tokenLeeway = time.Minute
 )
@@ -75,11 +77,15 @@ type claims struct {
 
 // InspectToken reads the claims of a JWT without verifying its signature.
 //
-// raw is the content of a token file; white space around it is ignored. The error wraps ErrNoToken or ErrNotJWT when there are
+// raw is the content of a token file: the JWT, or JSON that holds it (credential.Unwrap); white space around it is ignored. The error wraps ErrNoToken or ErrNotJWT when there are
 // no claims to read, ErrTokenExpired or ErrTokenNotYet when now lies outside its life (the claims are returned all the
 // same). No error ever contains a byte of the token.
 func InspectToken(raw []byte, now time.Time) (TokenInfo, error) {
-	c, err := decodeClaims(bytes.TrimSpace(raw))
+	token, err := unwrap(raw)
+	if err != nil {
+		return TokenInfo{}, err
+	}
+	c, err := decodeClaims(token)
 	if err != nil {
 		return TokenInfo{}, err
 	}
@@ -122,14 +128,20 @@ func CheckToken(raw []byte, want TokenWant, now time.Time) error {
 	return nil
 }
 
+// unwrap is the JWT in the content of a token file.
+func unwrap(raw []byte) ([]byte, error) {
+	if len(raw) > maxTokenSize {
+		return nil, fmt.Errorf("%w: more than %d kB", ErrNotJWT, maxTokenSize>>10)
+	}
+	token, err := credential.Unwrap(raw)
+	if err != nil && !errors.Is(err, ErrNoToken) {
+		err = fmt.Errorf("%w: %w", ErrNotJWT, err)
+	}
+	return token, err
+}
+
 func decodeClaims(raw []byte) (claims, error) {
 	var c claims
-	switch {
-	case len(raw) == 0:
-		return c, fmt.Errorf("%w: it is empty", ErrNoToken)
-	case len(raw) > maxTokenSize:
-		return c, fmt.Errorf("%w: more than %d kB", ErrNotJWT, maxTokenSize>>10)
-	}
 	parts := bytes.Split(raw, []byte("."))
 	if len(parts) != 3 {
 		return c, fmt.Errorf("%w: %d part(s) between dots, expected 3", ErrNotJWT, len(parts))
@@ -195,9 +207,6 @@ func quoteAll(list []string) string {
 
 // readToken returns the token in the file at path, and the file's mode. The error wraps ErrNoToken or ErrNotJWT.
 func readToken(path string) (hidden[string], fs.FileMode, error) {
-	if path == "" {
-		return nil, 0, fmt.Errorf("%w: no token file is named", ErrNoToken)
-	}
 	raw, info, err := readRegular(path, maxTokenSize)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -205,9 +214,12 @@ func readToken(path string) (hidden[string], fs.FileMode, error) {
 	case err != nil:
 		return nil, 0, fmt.Errorf("read token: %w", whose(err, path))
 	}
-	raw = bytes.TrimSpace(raw)
-	if _, err := decodeClaims(raw); err != nil {
+	token, err := unwrap(raw)
+	if err == nil {
+		_, err = decodeClaims(token)
+	}
+	if err != nil {
 		return nil, info.Mode(), fmt.Errorf("%s: %w", path, err)
 	}
-	return hide(string(raw)), info.Mode(), nil
+	return hide(string(token)), info.Mode(), nil
 }

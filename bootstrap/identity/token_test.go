@@ -97,9 +97,9 @@ func TestSecretsAreNeverPrinted(t *testing.T) {
 	secret := hide(raw)
 	cert := testCertificate(t, testNow, time.Hour)
 	var out strings.Builder
-	slog.New(slog.NewTextHandler(&out, nil)).Info("x", "token", secret, "credential", credential{token: secret}, "certificate", cert, "value", *cert)
+	slog.New(slog.NewTextHandler(&out, nil)).Info("x", "token", secret, "credential", proof{token: secret}, "certificate", cert, "value", *cert)
 	for _, verb := range []string{"%v", "%s", "%+v", "%#v", "%x", "%q"} {
-		for _, v := range []any{secret, credential{token: secret}, request{token: secret, inHand: cert}, cert, *cert, outcome{cert: cert}} {
+		for _, v := range []any{secret, proof{token: secret}, request{offers: offering(raw), inHand: cert}, cert, *cert, outcome{cert: cert}} {
 			fmt.Fprintf(&out, verb+"\n", v)
 		}
 	}

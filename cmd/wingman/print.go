@@ -48,20 +48,17 @@ func printIdentity(w io.Writer, id identity.State, now time.Time) error {
 	line("state", "%s, %s", id.Phase, id.Health)
 	line("identity", "%s", id.SPIFFEID)
 	if id.Serial != "" {
-		line("certificate", "%s, received %s", id.Serial, at(id.ReceivedAt))
+		line("certificate", "%s, received %s%s", id.Serial, at(id.ReceivedAt), byWhat(id))
 		line("renews", "%s", at(id.RenewAt))
 		line("valid until", "%s", at(id.NotAfter))
 	}
-	switch t := id.Token; {
-	case !t.Present:
-		line("token", "none at %s", t.File)
-	case t.Problem != "":
-		line("token", "%s", t.Problem)
-	default:
-		line("token", "until %s", at(t.Expires))
-	}
-	if id.Token.Warning != "" {
-		line("", "%s", id.Token.Warning)
+	for _, t := range id.Tokens {
+		if text := tokenLine(t, at); text != "" {
+			line("token", "%s", text)
+		}
+		if t.Warning != "" {
+			line("", "%s", t.Warning)
+		}
 	}
 	for _, r := range id.Roots {
 		line("root", "%s (%s) until %s", r.Subject, r.Source, at(r.NotAfter))
@@ -73,4 +70,36 @@ func printIdentity(w io.Writer, id identity.State, now time.Time) error {
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// byWhat says which credential brought the certificate; "" when it was on disk at the start.
+func byWhat(id identity.State) string {
+	switch {
+	case id.Credential == "":
+		return ""
+	case id.Source == "":
+		return ", by " + id.Credential
+	}
+	return ", by " + id.Credential + " of " + id.Source
+}
+
+// tokenLine says what became of a source of tokens, "" when there is nothing to say: the ones that are there only if somebody made them.
+func tokenLine(t identity.TokenState, at func(time.Time) string) string {
+	asked := ""
+	if !t.AskedAt.IsZero() {
+		asked = ", asked " + at(t.AskedAt)
+	}
+	switch local := t.Source == identity.SourceFile || t.Source == identity.SourceSystemd || t.Source == identity.SourceCopy; {
+	case t.Problem != "":
+		return t.Source + ": " + t.Problem + asked
+	case t.Present:
+		return t.Source + ": until " + at(t.Expires) + asked
+	case t.Source == identity.SourceFile:
+		return t.Source + ": none at " + t.File
+	case local:
+		return ""
+	case t.AskedAt.IsZero():
+		return t.Source + ": " + t.File + ", not asked yet"
+	}
+	return t.Source + ": none at " + t.File + asked
 }

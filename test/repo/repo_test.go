@@ -98,7 +98,7 @@ func TestImportsPointOneWay(t *testing.T) {
 			continue
 		}
 		for _, imp := range slices.Concat(p.TestImports, p.XTestImports) {
-			if to := layer(imp); to != "" && imp != p.ImportPath && imp != "wingman/test/netns" {
+			if to := layer(imp); to != "" && imp != p.ImportPath && imp != "wingman/test/netns" && !strings.HasPrefix(imp, p.ImportPath+"/internal/") {
 				t.Errorf("tests of %s import %s: a leaf package is tested alone (wingman/test/netns may help)", p.ImportPath, imp)
 			}
 		}
