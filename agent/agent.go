@@ -58,7 +58,8 @@ type Agent struct {
 
 	mu       sync.Mutex // guards everything below
 	cfg      *bootstrap.Config
-	source   string // of cfg: "files" or "last good"
+	source   string    // of cfg: "files" or "last good"
+	loaded   time.Time // when the files were read last, whether or not they could be used
 	problems bootstrap.Problems
 	waiting  []string // settings of the files that wait for a restart
 	member   *member  // nil before the first; the last one, between two
@@ -132,6 +133,7 @@ func newAgent(o Options) (*Agent, error) {
 		news:     make(chan struct{}, 1),
 		cfg:      cfg,
 		source:   source,
+		loaded:   time.Now(),
 		problems: problems,
 
 		nextMember: make(chan struct{}),
@@ -320,14 +322,14 @@ func (a *Agent) reload() {
 	if err := problems.Err(); err != nil {
 		a.log.Error("reload refused; the running settings stay", "cause", err)
 		a.mu.Lock()
-		a.problems = problems
+		a.problems, a.loaded = problems, time.Now()
 		a.mu.Unlock()
 		return
 	}
 	a.mu.Lock()
 	m := a.member
 	cfg, need := bootstrap.KeepUntilRestart(a.cfg, cfg)
-	a.cfg, a.source, a.problems, a.waiting = cfg, sourceFiles, problems, need
+	a.cfg, a.source, a.problems, a.waiting, a.loaded = cfg, sourceFiles, problems, need, time.Now()
 	a.mu.Unlock()
 	ofEnvoy := a.envoy.waiting()
 	a.logs.configure(cfg.Log)

@@ -15,7 +15,14 @@ import (
 
 // Check finds every problem of the files below root, as the daemon would meet them: the settings, and the token's own claims.
 func Check(root string) bootstrap.Problems {
-	cfg, problems := bootstrap.Load(root)
+	_, problems := CheckAhead(root, nil)
+	return problems
+}
+
+// CheckAhead is Check as it would be if files held what put says, by path, the token's too. cfg is nil when they could not be used.
+func CheckAhead(root string, put map[string][]byte) (cfg *bootstrap.Config, problems bootstrap.Problems) {
+	cfg, problems = bootstrap.LoadAhead(root, put)
+	usable := cfg
 	joined, err := readJoined(bootstrap.DefaultPaths(root).StateDir)
 	member := err != nil || joined != nil
 	problems = mustHaveMesh(root, problems, member)
@@ -23,11 +30,15 @@ func Check(root string) bootstrap.Problems {
 		// Whose token it should be is not known, but what it says of itself is.
 		cfg = &bootstrap.Config{Paths: bootstrap.DefaultPaths(root)}
 	}
-	return append(problems, checkToken(cfg, member, time.Now())...)
+	read := func() ([]byte, error) { return os.ReadFile(cfg.Paths.Token) }
+	if raw, ok := put[cfg.Paths.Token]; ok {
+		read = func() ([]byte, error) { return raw, nil }
+	}
+	return usable, append(problems, checkToken(cfg, read, member, time.Now())...)
 }
 
 // checkToken judges the token by its claims. A member of the mesh has a certificate and can live without one, so nothing about it is an error there.
-func checkToken(cfg *bootstrap.Config, member bool, now time.Time) bootstrap.Problems {
+func checkToken(cfg *bootstrap.Config, read func() ([]byte, error), member bool, now time.Time) bootstrap.Problems {
 	sources := cfg.Identity.Credentials
 	if sources != nil && !slices.Contains(sources, identity.SourceFile) {
 		return nil
@@ -49,7 +60,7 @@ func checkToken(cfg *bootstrap.Config, member bool, now time.Time) bootstrap.Pro
 		Expected: "a token of " + account + " for the audience " + audience,
 		Hint:     how,
 	}
-	raw, err := os.ReadFile(cfg.Paths.Token)
+	raw, err := read()
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		p.Found = "no file"

@@ -19,6 +19,9 @@ const lockFile = "wingman.lock"
 // lockPatience is how long the lock of a process that was killed may outlive it: a child between fork and exec still holds its copy.
 const lockPatience = 2 * time.Second
 
+// errAnotherRuns means that the lock is held.
+var errAnotherRuns = errors.New("another wingman runs with this root")
+
 // takeLock makes this process the only daemon of runDir until the returned file is closed. The error names the process that is it.
 func takeLock(runDir string) (*os.File, error) {
 	if err := os.MkdirAll(runDir, 0o755); err != nil {
@@ -37,7 +40,7 @@ func takeLock(runDir string) (*os.File, error) {
 		defer f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			pid, _ := io.ReadAll(io.LimitReader(f, 32))
-			return nil, fmt.Errorf("another wingman runs with this root (pid %s): stop it first", strings.TrimSpace(string(pid)))
+			return nil, fmt.Errorf("%w (pid %s): stop it first", errAnotherRuns, strings.TrimSpace(string(pid)))
 		}
 		return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
 	}

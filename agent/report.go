@@ -32,7 +32,7 @@ func (a *Agent) report() status.Report {
 		PID:       os.Getpid(),
 		StartedAt: a.started,
 		Time:      time.Now(),
-		Config:    status.ConfigReport{Source: a.source},
+		Config:    status.ConfigReport{Source: a.source, Loaded: a.loaded},
 	}
 	for _, p := range a.problems {
 		r.Config.Problems = append(r.Config.Problems, p.Severity.String()+": "+p.String())

@@ -28,12 +28,13 @@ const (
 // Every problem of every file is returned at once. The Config is nil when one of severity Error makes it unusable; errors with
 // Key KeyRootCert alone leave it whole, for an agent that has roots of an earlier join. A missing token is no problem: a machine
 // that has joined lives without it. Load opens no sockets and never executes anything.
-func Load(root string) (*Config, Problems) { return load(root, nil) }
+func Load(root string) (*Config, Problems) { return load(root, nil, nil) }
 
-// load reads from a snapshot where there is one.
-func load(root string, from Snapshot) (*Config, Problems) {
+// load reads from a snapshot where there is one, and before it from what is to be put in place.
+func load(root string, from, ahead Snapshot) (*Config, Problems) {
 	l := &loader{
 		from:  from,
+		ahead: ahead,
 		taken: Snapshot{},
 		c:     &Config{Root: absolute(root), Paths: DefaultPaths(root)},
 		vars:  map[string]envVar{},
@@ -57,6 +58,7 @@ func load(root string, from Snapshot) (*Config, Problems) {
 // loader holds what the files say while they become a Config.
 type loader struct {
 	from     Snapshot // where the settings' files are; nil: on disk
+	ahead    Snapshot // of files that are not there yet, and count all the same; the root certificate may be one
 	taken    Snapshot // what was read
 	c        *Config
 	vars     map[string]envVar // variables of the env files, proxyMetadata, and flags

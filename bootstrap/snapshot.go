@@ -15,13 +15,19 @@ func LoadSnapshot(root string, s Snapshot) (*Config, Problems) {
 	if s == nil {
 		s = Snapshot{}
 	}
-	return load(root, s)
+	return load(root, s, nil)
 }
+
+// LoadAhead is Load as it would be if files held what put says, by path: nothing has been written yet.
+func LoadAhead(root string, put Snapshot) (*Config, Problems) { return load(root, nil, put) }
 
 // content reads one file: from the snapshot if there is one, else from disk. The root certificate is never part of a snapshot: it has
 // a life of its own.
 func (l *loader) content(file string) (src []byte, found string, err error) {
 	inSnapshot := file != l.c.Paths.RootCert
+	if src, ok := l.ahead[file]; ok {
+		return src, "", nil
+	}
 	if l.from != nil && inSnapshot {
 		src, ok := l.from[file]
 		if !ok {

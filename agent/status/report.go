@@ -38,6 +38,8 @@ type Report struct {
 type ConfigReport struct {
 	// Source is "files", or "last good" when the files as they are now cannot be used.
 	Source string `json:"source"`
+	// Loaded is when the files were read last, whether or not they could be used.
+	Loaded time.Time `json:"loaded"`
 	// Problems of the files, one sentence each; errors first.
 	Problems []string `json:"problems,omitempty"`
 }

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 )
 
@@ -125,7 +124,7 @@ func (o output) link(path string, taken []byte, now time.Time) error {
 		if err != nil || to == target {
 			return err
 		}
-		if !strings.HasSuffix(to, filepath.Join(storeName, currentLink, filepath.Base(path))) {
+		if !isOurs(to, filepath.Base(path)) {
 			return fmt.Errorf("%s is somebody else's link to %s and is left alone", path, to)
 		}
 	case !old.Mode().IsRegular():
