@@ -118,7 +118,7 @@ func TestClientTLSShowsTheNewestCertificateOrNone(t *testing.T) {
 			serial := "nobody"
 			if conn.(*tls.Conn).Handshake() == nil {
 				if certs := conn.(*tls.Conn).ConnectionState().PeerCertificates; len(certs) > 0 {
-					serial = certs[0].SerialNumber.Text(16)
+					serial = serialOf(certs[0])
 				}
 			}
 			io.WriteString(conn, serial)
