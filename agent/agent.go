@@ -40,6 +40,7 @@ type Options struct {
 type Agent struct {
 	opts     Options
 	started  time.Time
+	loop     guardNote // of the crash loop that this start ends
 	log      *slog.Logger
 	logs     *logs
 	notify   *systemd.Notifier
@@ -125,6 +126,7 @@ func newAgent(o Options) (*Agent, error) {
 	a := &Agent{
 		opts:     o,
 		started:  time.Now(),
+		loop:     readGuard(cfg.Root),
 		log:      logs.part("agent"),
 		logs:     logs,
 		notify:   notify,
@@ -225,6 +227,10 @@ func (a *Agent) live(ctx context.Context) error {
 		// Rules first: a machine that joined before must have no moment of plaintext, nor of names that do not resolve.
 		a.capture.look(ctx)
 		a.capture.ready(ctx)
+	}
+
+	if a.loop.said() {
+		a.log.Warn("up again after a crash loop; rules that the guard took out are back", "cause", a.loop.Why, "at", a.loop.At, "capture", a.capture.report().Level)
 	}
 
 	members.start(task{name: "member", run: a.keepMember})

@@ -48,6 +48,9 @@ func (a *Agent) report() status.Report {
 	r.Capture = a.capture.report()
 	var degraded []string
 	r.Envoy, degraded = a.envoy.report()
+	if a.loop.said() && r.Time.Sub(a.started) < guardNews {
+		degraded = append(degraded, a.loop.over(a.started))
+	}
 	if broken {
 		degraded = append(degraded, "the settings as they are now cannot be used (wingman config check); "+r.Config.Source+" settings are in force")
 	}

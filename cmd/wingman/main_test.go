@@ -58,6 +58,23 @@ func TestExitCodes(t *testing.T) {
 	}
 }
 
+func TestStatusSaysWhyTheAgentIsDown(t *testing.T) {
+	root := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(root, "run/wingman-guard"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	const note = "2026-11-23T12:00:00Z the agent ended badly 5 times within 30 s, last with signal (killed KILL)\n"
+	if err := os.WriteFile(filepath.Join(root, "run/wingman-guard/open"), []byte(note), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	code, _, stderr := exec(t, "status", "--root", root)
+	for _, want := range []string{"not running", "ended badly 5 times within 30 s, last with signal (killed KILL)", "DNS is not redirected", "journalctl"} {
+		if code != exitFailed || !strings.Contains(stderr, want) {
+			t.Errorf("status of a machine in a crash loop exits with %d and %q, want %q in it", code, stderr, want)
+		}
+	}
+}
+
 func TestConfigCheckSaysEverythingAtOnce(t *testing.T) {
 	root := t.TempDir()
 	put := func(name, content string) {

@@ -20,6 +20,9 @@ func newStatus(o *options) *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			r, err := agent.Client(o.root).Status(cmd.Context())
+			if why := agent.WhyDown(o.root); err != nil && why != "" {
+				return fmt.Errorf("%w\n%s", status.ErrNotRunning, why)
+			}
 			if err != nil {
 				return err
 			}

@@ -281,3 +281,25 @@ func (m *machine) read(name string) string {
 	}
 	return string(b)
 }
+
+// After a crash loop the agent that comes up says what was, and why; a machine that was well says nothing.
+func TestTheEndOfACrashLoopIsSaid(t *testing.T) {
+	m := newMachine(t, newIstiod(t, controlplane.Config{}))
+	m.write("run/wingman-guard/open", "2026-11-23T12:00:00Z the agent ended badly 5 times within 30 s, last with signal (killed KILL)\n")
+	m.start()
+	r := m.until("joined", joined)
+	said := strings.Join(r.Degraded, " ")
+	for _, want := range []string{"ended badly 5 times", "killed KILL", "2026-11-23T12:00:00Z", "DNS was not redirected until", "journalctl"} {
+		if !strings.Contains(said, want) {
+			t.Errorf("the status says %q, want %q in it", said, want)
+		}
+	}
+	if err := m.stop(); err != nil {
+		t.Fatal(err)
+	}
+	m.remove("run/wingman-guard") // as the guard does after a good end
+	m.start()
+	if r := m.until("joined again", joined); len(r.Degraded) > 0 {
+		t.Errorf("degraded %q without a crash", r.Degraded)
+	}
+}
