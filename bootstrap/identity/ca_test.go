@@ -309,11 +309,15 @@ func token(expires time.Time, change func(*jwt)) string {
 			"aud": c.audience, "exp": c.expires.Unix(), "iss": "https://accounts.google.com", "sub": c.subject,
 		}) + ".c2lnbmF0dXJl"
 	}
-	return part(map[string]any{"alg": "RS256"}) + "." + part(map[string]any{
-		"aud": c.audience, "exp": c.expires.Unix(), "iss": "https://kubernetes.default.svc",
+	claims := map[string]any{
+		"aud": c.audience, "iss": "https://kubernetes.default.svc",
 		"sub":           "system:serviceaccount:" + c.namespace + ":" + c.who,
 		"kubernetes.io": map[string]any{"namespace": c.namespace, "serviceaccount": map[string]any{"name": c.who}},
-	}) + ".c2lnbmF0dXJl"
+	}
+	if !c.expires.IsZero() {
+		claims["exp"] = c.expires.Unix()
+	}
+	return part(map[string]any{"alg": "RS256"}) + "." + part(claims) + ".c2lnbmF0dXJl"
 }
 
 // A machineDirs is the part of a VM's file system that this package works on.

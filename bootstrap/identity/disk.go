@@ -20,6 +20,7 @@ type disk struct {
 	exchange  func(a, b string) error // both must exist
 	symlink   func(target, path string) error
 	removeAll func(path string) error
+	volatile  func(path string) bool // a reboot loses what lies there
 }
 
 var systemDisk = disk{
@@ -57,6 +58,7 @@ var systemDisk = disk{
 	},
 	symlink:   os.Symlink,
 	removeAll: os.RemoveAll,
+	volatile:  volatile,
 }
 
 // readRegular reads a file of at most limit bytes. A pipe or device at path is an error, not a wait.

@@ -34,6 +34,7 @@
 //	    generations/7/              written and synced in full under the name new-7, then renamed
 //	        key.pem cert-chain.pem root-cert.pem meta.json    0600
 //	    generations/6/              to fall back to
+//	    token                       copy of a token file on a tmpfs, while it is good and until a newer one; 0600
 //	    corrupt/5/                  did not pass the check at a start; kept for inspection, at most three
 //	OutputDir/                      /etc/certs
 //	    key.pem -> …/identity/current/key.pem                 and the other two, relative: one rename changes all three

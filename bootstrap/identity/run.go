@@ -39,9 +39,10 @@ type runner struct {
 	unsaved   bool      // what is in use is not what is on disk
 	followAt  time.Time // when OutputDir must be looked at again; zero: at the next change
 
-	offers []offer // the sources of tokens, in order, and what they gave last
-	root   rootInput
-	said   State // what is told of it and cannot be derived
+	offers      []offer // the sources of tokens, in order, and what they gave last
+	copyProblem string  // why the copy of the token file does not follow
+	root        rootInput
+	said        State // what is told of it and cannot be derived
 }
 
 // Run loads the certificate that is on disk, asks for one when there is none, and renews it until ctx ends; then it returns nil. Nothing
@@ -99,6 +100,7 @@ func (r *runner) turn(ctx context.Context, now time.Time, ev event) {
 	r.watch.arm(r.inputs())
 	jumped := r.clockJumped(now)
 	newToken, newRoots := r.readTokens(now), r.readRootFile(now)
+	r.keepToken(now)
 	if r.unsaved || !r.roots.pruned(now).equal(r.live.Load().roots) {
 		r.use(r.Current(), r.roots, now)
 	}
@@ -136,7 +138,7 @@ func (r *runner) tell(now time.Time) {
 func (r *runner) inputs() []string {
 	files := []string{r.cfg.RootFile}
 	for _, s := range r.sources {
-		if s.Local() {
+		if s.Local() && s.Name() != SourceCopy { // we write that one ourselves
 			files = append(files, s.Where())
 		}
 	}

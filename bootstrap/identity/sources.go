@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -70,7 +71,7 @@ func (c Config) sources() (list []credential.Source) {
 			}
 		case SourceFile:
 			if c.TokenFile != "" {
-				list = append(list, fileSource{name, c.TokenFile})
+				list = append(list, fileSource{name, c.TokenFile}, copySource{filepath.Join(c.StateDir, storeName, copyFile)})
 			}
 		case SourceExec:
 			list = append(list, credential.NewExec(x.Exec))
@@ -167,6 +168,7 @@ func (o offer) state(want TokenWant, now time.Time) TokenState {
 func missing(offers []offer) error {
 	var absent, faults []error
 	var said []string
+	fileAlone := false
 	for _, o := range offers {
 		switch {
 		case o.err == nil:
@@ -176,11 +178,12 @@ func missing(offers []offer) error {
 			}
 		default:
 			faults = append(faults, o.err)
+			fileAlone = o.source.Name() == SourceFile
 			said = append(said, o.source.Name()+": "+o.err.Error())
 		}
 	}
 	switch {
-	case len(faults) == 1 && len(offers) == 1:
+	case len(faults) == 1 && (len(offers) == 1 || fileAlone):
 		return faults[0]
 	case len(faults) > 0:
 		return errors.New("no token: " + strings.Join(said, "; "))

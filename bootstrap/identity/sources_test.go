@@ -188,7 +188,7 @@ func TestSystemdsCredentialComesBeforeTheFile(t *testing.T) {
 		l.start()
 		l.mustBe(Valid)
 		s := l.m.State()
-		if s.Source != SourceSystemd || len(s.Tokens) != 2 || s.Tokens[0].Source != SourceSystemd || !s.Tokens[0].Present || s.Token.Source != SourceFile || s.Token.File != l.vm.token {
+		if s.Source != SourceSystemd || len(s.Tokens) != 3 || s.Tokens[0].Source != SourceSystemd || !s.Tokens[0].Present || s.Token.Source != SourceFile || s.Token.File != l.vm.token {
 			t.Errorf("by %q, sources %+v", s.Source, s.Tokens)
 		}
 		if got, err := l.m.Token(); err != nil || got != token(time.Now().Add(2*time.Hour), nil) {
