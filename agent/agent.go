@@ -282,8 +282,10 @@ func (a *Agent) shutDown(members, supervisors *group, failed bool) error {
 			m.leave(context.Background(), "wingman on this machine stops")
 		}
 		if a.envoy.now().live {
-			a.spread(m)
-			a.envoy.drain(context.Background())
+			cfg := a.config()
+			spread, shed := stopTimes(cfg.DrainPropagation, cfg.Envoy.TerminationDrain, a.stopLimit())
+			a.spread(m, spread)
+			a.envoy.drain(context.Background(), shed)
 		}
 		a.capture.look(context.Background())
 	} else {

@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"wingman/systemd"
 )
 
 // drainedFile is below the state folder while an operator has taken this machine out of load balancing.
@@ -107,15 +109,47 @@ func (a *Agent) setDrained(ctx context.Context, d *drained) error {
 
 // spread waits until peers have heard that this machine is unhealthy, where it leaves with an Envoy that they send to: what comes later would meet
 // closed ports. One that was drained before, and one that istiod does not know to serve, has nobody to tell.
-func (a *Agent) spread(m *member) {
+func (a *Agent) spread(m *member, most time.Duration) {
 	if m == nil || !m.wasHealthy() {
 		return
 	}
-	<-time.After(min(a.config().DrainPropagation, spreadMost))
+	<-time.After(most)
 }
 
-// spreadMost bounds that: the unit's stop has a time-out, and rules must be out before it.
-const spreadMost = 30 * time.Second
+const (
+	// stopUsually is how long a stop may take where nobody says: TimeoutStopSec= of our unit.
+	stopUsually = 90 * time.Second
+	// stopReserve is what a stop needs beside the news and the drain: istiod has to be told, rules have to come out, tasks to end.
+	stopReserve = 10 * time.Second
+)
+
+// stopTimes shares a stop's time between the spread of the news and Envoy's drain. It is pure.
+//
+// limit is when systemd kills the unit; zero: never. Rules must be out before: a shorter limit takes from the drain first, whose connections know
+// that they end, and then from the news.
+func stopTimes(propagation, drain, limit time.Duration) (spread, shed time.Duration) {
+	if limit <= 0 {
+		return propagation, drain
+	}
+	left := max(0, limit-min(stopReserve, limit/2))
+	spread = min(propagation, left)
+	return spread, min(drain, left-spread)
+}
+
+// stopLimit asks systemd for the time that this process has.
+func (a *Agent) stopLimit() time.Duration {
+	if a.opts.Getenv("NOTIFY_SOCKET") == "" {
+		return 0
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	limit, err := systemd.StopLimit(ctx)
+	if err != nil {
+		a.log.Warn("systemd does not say how long a stop may take", "cause", err, "taken", stopUsually)
+		return stopUsually
+	}
+	return limit
+}
 
 func (a *Agent) drainedNow() *drained {
 	a.mu.Lock()

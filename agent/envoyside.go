@@ -281,15 +281,14 @@ func (e *envoySide) now() presence {
 // unfit says why this machine must not be sent traffic, whatever its workload says.
 func (e *envoySide) unfit() string { return e.now().unfit(time.Now()) }
 
-// drain has Envoy shed its connections, for as long as the settings give them to end.
-func (e *envoySide) drain(ctx context.Context) {
-	cfg := e.cfg()
-	if !e.now().live || cfg.Envoy.TerminationDrain <= 0 {
+// drain has Envoy shed its connections and gives them so long to end.
+func (e *envoySide) drain(ctx context.Context, most time.Duration) {
+	if !e.now().live || most <= 0 {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, cfg.Envoy.TerminationDrain)
+	ctx, cancel := context.WithTimeout(ctx, most)
 	defer cancel()
-	proxy.Drain(ctx, e.admin(cfg), e.log)
+	proxy.Drain(ctx, e.admin(e.cfg()), e.log)
 }
 
 // report is Envoy's part of the status, and what of it is degraded.

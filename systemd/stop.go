@@ -3,6 +3,8 @@ package systemd
 import (
 	"context"
 	"fmt"
+	"math"
+	"time"
 
 	"github.com/coreos/go-systemd/v22/dbus"
 )
@@ -43,4 +45,32 @@ func stopJob(jobs []dbus.JobStatus, unit string) bool {
 		}
 	}
 	return false
+}
+
+// StopLimit returns how long systemd waits for this process's unit to stop before it kills it (TimeoutStopSec=), at a shutdown too; zero: for ever.
+// Blocks as StopRequested does.
+func StopLimit(ctx context.Context) (time.Duration, error) {
+	bus, err := dbus.NewSystemConnectionContext(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("connect to the system bus: %w", err)
+	}
+	defer bus.Close()
+	unit, err := bus.GetUnitNameByPID(ctx, 0)
+	if err != nil {
+		return 0, fmt.Errorf("ask systemd for the unit of this process: %w", err)
+	}
+	p, err := bus.GetUnitTypePropertyContext(ctx, unit, "Service", "TimeoutStopUSec")
+	if err != nil {
+		return 0, fmt.Errorf("ask systemd how long %s may take to stop: %w", unit, err)
+	}
+	return stopLimit(p.Value.Value()), nil
+}
+
+// stopLimit reads a property of microseconds, whose largest value is systemd's infinity.
+func stopLimit(v any) time.Duration {
+	us, ok := v.(uint64)
+	if !ok || us > uint64(math.MaxInt64/time.Microsecond) {
+		return 0
+	}
+	return time.Duration(us) * time.Microsecond
 }

@@ -3,6 +3,7 @@ package systemd
 import (
 	"context"
 	"errors"
+	"math"
 	"net"
 	"path/filepath"
 	"testing"
@@ -64,5 +65,24 @@ func TestWithoutAnAnswerItIsARestart(t *testing.T) {
 				t.Errorf("error %v, want it to say that time was up", err)
 			}
 		})
+	}
+}
+
+func TestStopLimit(t *testing.T) {
+	for v, want := range map[any]time.Duration{
+		uint64(90_000_000):     90 * time.Second,
+		uint64(math.MaxUint64): 0, // infinity
+		uint64(math.MaxInt64):  0, // more than a Duration holds
+		"90s":                  0,
+		uint64(0):              0, // TimeoutStopSec=0 is infinity too
+		uint64(1_500_000):      1500 * time.Millisecond,
+	} {
+		if got := stopLimit(v); got != want {
+			t.Errorf("%v: %s, want %s", v, got, want)
+		}
+	}
+	t.Setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path="+filepath.Join(t.TempDir(), "none"))
+	if limit, err := StopLimit(t.Context()); err == nil {
+		t.Errorf("without a bus: %s, want an error", limit)
 	}
 }
