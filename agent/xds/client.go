@@ -64,7 +64,7 @@ type Config struct {
 	Fit func(first []byte, delta bool) Fitter
 	// OnRefused is told when istiod may have refused this machine's certificate: a new one may pass. Optional; it must not block.
 	OnRefused func()
-	// OnState is told of every change of State().Phase; optional. It must not block.
+	// OnState is told of every change of State().Phase, one after the other in their order; optional. It must not block, nor wait for this Client.
 	OnState func(State)
 
 	Log     *slog.Logger          // optional
@@ -110,6 +110,8 @@ type Client struct {
 
 	mostUnread int // bytes that pile up for an Envoy that does not read
 
+	telling sync.Mutex // held while OnState is called; taken before mu
+
 	mu        sync.Mutex // guards everything below
 	state     State
 	inUse     map[string]string // type → version of the push taken in last
@@ -122,6 +124,7 @@ type Client struct {
 	envoyLeft time.Time         // when Envoy's last stream ended
 	parted    bool              // istiod saw the end of the last primary
 	said      string            // cause of the outage that was logged last; empty: none was
+	untold    []State           // for OnState, oldest first
 
 	envoyWaits backoff   // of all attempts for Envoy, whichever of its streams they are for
 	envoyNext  time.Time // the next of them comes no earlier

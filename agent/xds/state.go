@@ -24,7 +24,7 @@ func (c *Client) promote(s *session) {
 		outage = time.Since(c.state.DownSince)
 	}
 	c.state.DownSince, c.said = time.Time{}, ""
-	st := c.stateLocked()
+	c.noteLocked()
 	c.mu.Unlock()
 	c.health.told(s.told)
 	if former != nil {
@@ -33,7 +33,7 @@ func (c *Client) promote(s *session) {
 	if outage > 0 {
 		c.log.Info("istiod is back", "address", c.cfg.Address, "after", outage.Round(time.Millisecond))
 	}
-	c.tell(st)
+	c.tell()
 }
 
 // over notes that s has ended.
@@ -173,14 +173,32 @@ func (c *Client) setPhase(p Phase, cause error) {
 		connected = 1
 	}
 	c.metrics.connected.Set(connected) // under the lock: two that cross would leave it at the older of two phases
-	s := c.stateLocked()
+	c.noteLocked()
 	c.mu.Unlock()
-	c.tell(s)
+	c.tell()
 }
 
-func (c *Client) tell(s State) {
+// noteLocked notes the state for OnState; tell follows, without the lock.
+func (c *Client) noteLocked() {
 	if c.cfg.OnState != nil {
-		c.cfg.OnState(s)
+		c.untold = append(c.untold, c.stateLocked())
+	}
+}
+
+// tell hands on what was noted, in that order whoever comes first.
+func (c *Client) tell() {
+	c.telling.Lock()
+	defer c.telling.Unlock()
+	for {
+		c.mu.Lock()
+		if len(c.untold) == 0 {
+			c.mu.Unlock()
+			return
+		}
+		next := c.untold[0]
+		c.untold = c.untold[1:]
+		c.mu.Unlock()
+		c.cfg.OnState(next)
 	}
 }
 
@@ -212,11 +230,13 @@ func (c *Client) envoyRefused(typeURL, reason string) {
 	}
 	c.state.EnvoyNACKs++
 	c.state.EnvoyNACK[name] = reason
-	st := c.stateLocked()
+	if !known {
+		c.noteLocked()
+	}
 	c.mu.Unlock()
 	if !known {
 		c.log.Warn("Envoy refused a push and keeps what it had", "type", name, "cause", reason)
-		c.tell(st)
+		c.tell()
 	}
 }
 
@@ -226,11 +246,13 @@ func (c *Client) envoyAccepted(typeURL string) {
 	c.mu.Lock()
 	_, was := c.state.EnvoyNACK[name]
 	delete(c.state.EnvoyNACK, name)
-	st := c.stateLocked()
+	if was {
+		c.noteLocked()
+	}
 	c.mu.Unlock()
 	if was {
 		c.log.Info("Envoy takes pushes of this type again", "type", name)
-		c.tell(st)
+		c.tell()
 	}
 }
 
