@@ -49,6 +49,10 @@ test-mesh: build
 	@sh test/setup/setup.sh mesh
 	cd test/mesh && WINGMAN_MESH=1 WINGMAN_BIN=$(CURDIR)/bin/wingman $(GO) test -count=1 -p $(MESH_P) -parallel 16 -timeout 40m ./...
 
+# A real SPIRE as the source of certificates. The first time it is built, ten minutes of both cores.
+test-spire: setup
+	WINGMAN_SPIRE=1 $(GO) test -count=1 -tags $(TAGS) -timeout 30m ./test/spire/...
+
 # Real systemd machines, with the real Envoy on some.
 test-vm: build
 	@sh test/setup/setup.sh vm

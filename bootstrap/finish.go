@@ -53,6 +53,7 @@ func (l *loader) placePaths() {
 	place(&p.Token)
 	place(&p.ProvCert)
 	place(&p.OutputCerts)
+	place(&p.WorkloadSocket)
 	place(&l.c.Log.File)
 }
 

@@ -18,11 +18,13 @@ type Paths struct {
 	WingmanYAML string // the agent's own settings; need not exist
 	StateDir    string // certificates, last name table, join state; survives a reboot
 	RunDir      string // sockets; gone after a reboot
-	OutputCerts string // folder where applications find key, chain and root; empty: nowhere
-	ResolvConf  string
-	EtcHosts    string
-	Passwd      string
-	Group       string
+	// WorkloadSocket is a SPIFFE Workload API that takes the place of istiod's CA; empty: none.
+	WorkloadSocket string
+	OutputCerts    string // folder where applications find key, chain and root; empty: nowhere
+	ResolvConf     string
+	EtcHosts       string
+	Passwd         string
+	Group          string
 }
 
 // DefaultPaths returns where the files are when no setting says otherwise. root "" or "/" is the machine itself.

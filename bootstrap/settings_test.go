@@ -19,7 +19,7 @@ var samples = map[string]string{
 	"workload.service": "a.b", "workload.entryGrace": "30s", "drain.propagation": "1s", "workload.instance": "vm-7", "workload.addresses": "10.1.2.3", "workload.cluster": "east", "workload.mesh": "m", "workload.network": "n", "workload.domain": "svc.example.org",
 	"dualStack": "true", "user": "root",
 	"identity.ttl": "12h", "identity.graceRatio": "0.25", "identity.graceJitter": "0.1", "identity.algorithm": "ECDSA", "identity.rsaBits": "4096", "identity.curve": "P384", "identity.pkcs8": "true",
-	"identity.certSigner": "example.org/signer", "identity.tokenFile": "/run/token", "identity.credentials": "file,gce", "identity.audience": "mesh-ca", "identity.azureClient": "7f1c", "identity.provisionedDir": "/prov", "identity.outputDir": "/out",
+	"identity.certSigner": "example.org/signer", "identity.tokenFile": "/run/token", "identity.credentials": "file,gce", "identity.audience": "mesh-ca", "identity.azureClient": "7f1c", "identity.provisionedDir": "/prov", "identity.workloadSocket": "/run/spire.sock", "identity.outputDir": "/out",
 	"xds.delta": "false", "probeLocalhost": "true",
 	"dns.capture": "true", "dns.captureAll": "true", "dns.listen": "127.0.0.1:5353", "dns.forwardTimeout": "2s", "dns.cacheSize": "0", "dns.maxStale": "10m", "dns.ipv6": "false",
 	"capture": "dns", "rules.inboundWhenDown": "open", "rules.outboundWhenDown": "open", "rules.captureMetadata": "true", "rules.custom": "true", "rules.mode": "TPROXY", "rules.tproxyMark": "1400", "rules.tproxyTable": "140", "rules.inboundPorts": "8080,9090", "rules.inboundExcludePorts": "22",
@@ -52,6 +52,7 @@ func settled(t testing.TB, m machine) Config {
 	out.Paths = Paths{
 		Token: strings.TrimPrefix(c.Paths.Token, m.root), RootCert: strings.TrimPrefix(c.Paths.RootCert, m.root),
 		ProvCert: strings.TrimPrefix(c.Paths.ProvCert, m.root), OutputCerts: strings.TrimPrefix(c.Paths.OutputCerts, m.root),
+		WorkloadSocket: strings.TrimPrefix(c.Paths.WorkloadSocket, m.root),
 	}
 	out.Log.File = strings.TrimPrefix(c.Log.File, m.root)
 	return out
@@ -217,6 +218,10 @@ func TestPrecedence(t *testing.T) {
 		{"--meshConfig moves mesh.yaml", map[string]string{sidecarEnv: "ISTIO_AGENT_FLAGS='--meshConfig ./etc/other'\n", "/etc/other": mesh("other"), clusterEnv: "A=1\n"}, network, "other", "/etc/other:1"},
 		{"the root stands beside a provisioned certificate", map[string]string{sidecarEnv: "PROV_CERT=./prov\n", "/prov/root-cert.pem": fixtures(t)[rootCert]},
 			func(c *Config) string { return strings.TrimPrefix(c.Paths.RootCert, c.Root) }, "/prov/root-cert.pem", ""},
+		{"WORKLOAD_IDENTITY_SOCKET_FILE is a name in Istio's folder", map[string]string{sidecarEnv: "WORKLOAD_IDENTITY_SOCKET_FILE=socket\n"},
+			func(c *Config) string { return strings.TrimPrefix(c.Paths.WorkloadSocket, c.Root) }, "/var/run/secrets/workload-spiffe-uds/socket", ""},
+		{"or a path", map[string]string{sidecarEnv: "WORKLOAD_IDENTITY_SOCKET_FILE=/run/spire/sockets/agent.sock\n"},
+			func(c *Config) string { return strings.TrimPrefix(c.Paths.WorkloadSocket, c.Root) }, "/run/spire/sockets/agent.sock", ""},
 		{"empty OUTPUT_CERTS writes nowhere", map[string]string{sidecarEnv: "OUTPUT_CERTS=\n"}, func(c *Config) string { return c.Paths.OutputCerts }, "", ""},
 		{"no path leaves the root", map[string]string{sidecarEnv: "OUTPUT_CERTS=../../../etc/passwd\n"}, func(c *Config) string { return strings.TrimPrefix(c.Paths.OutputCerts, c.Root) }, "/etc/passwd", ""},
 		{"PROXY_GID alone does not make up for a user", map[string]string{sidecarEnv: "PROXY_GID=8\nEXEC_USER=nobody-has-this\n"},

@@ -324,10 +324,19 @@ var (
 		}
 		return parseDNSLabel(s)
 	}}
+	socketFile   = kind[string]{expected: "the path of a socket, or its name in /var/run/secrets/workload-spiffe-uds, or nothing", parse: parseSocketFile}
 	optionalPath = kind[string]{expected: "a path, or nothing", parse: func(s string) (string, bool) { return s, !strings.ContainsAny(s, "\x00\n") }}
 	logLevel     = kind[string]{expected: "one of debug, info, warn, error, none", parse: parseLogLevel}
 	envoyLevel   = kind[string]{expected: "one of trace, debug, info, warning, error, critical, off, and scopes such as upstream:debug", parse: parseEnvoyLevel}
 )
+
+// parseSocketFile reads the path of a socket. Istio knows only its name (pkg/istio-agent/agent.go, WorkloadIdentitySocketFile).
+func parseSocketFile(s string) (string, bool) {
+	if s != "" && !strings.Contains(s, "/") {
+		s = "/var/run/secrets/workload-spiffe-uds/" + s
+	}
+	return s, !strings.ContainsAny(s, "\x00\n")
+}
 
 // parseLogLevel reads Istio's levels and the other word for warn; Istio's fatal is above error, where the agent logs nothing.
 func parseLogLevel(s string) (string, bool) {

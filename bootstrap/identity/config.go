@@ -29,9 +29,12 @@ type Config struct {
 	TokenFile string // JWT; may appear, change and vanish at any time. "" means none
 	// Credentials says where else tokens come from; the zero value means TokenFile alone.
 	Credentials Credentials
-	RootFile    string // PEM, what istiod's certificate chains to; may be OutputDir/root-cert.pem
-	StateDir    string // the store lies in its folder "identity"
-	OutputDir   string // where applications and pilot-agent look for the three PEM files; "" means nowhere. Istio: OUTPUT_CERTS
+	// WorkloadSocket is a SPIFFE Workload API to take certificates from instead of asking the CA; no token is used then. "" means none. Istio:
+	// WORKLOAD_IDENTITY_SOCKET_FILE
+	WorkloadSocket string
+	RootFile       string // PEM, what istiod's certificate chains to; may be OutputDir/root-cert.pem
+	StateDir       string // the store lies in its folder "identity"
+	OutputDir      string // where applications and pilot-agent look for the three PEM files; "" means nowhere. Istio: OUTPUT_CERTS
 
 	// Dial connects to the CA; nil means a plain TCP dial by the system's resolver.
 	Dial func(ctx context.Context, addr string) (net.Conn, error)
@@ -75,7 +78,7 @@ func (c Config) withDefaults() (Config, workload, error) {
 	for _, path := range []struct {
 		what, value string
 		must        bool
-	}{{"state folder", c.StateDir, true}, {"token file", c.TokenFile, false}, {"systemd credential", c.Credentials.Systemd, false}, {"root file", c.RootFile, true}, {"output folder", c.OutputDir, false}} {
+	}{{"state folder", c.StateDir, true}, {"token file", c.TokenFile, false}, {"systemd credential", c.Credentials.Systemd, false}, {"root file", c.RootFile, true}, {"output folder", c.OutputDir, false}, {"Workload API socket", c.WorkloadSocket, false}} {
 		if path.value == "" && path.must || path.value != "" && !filepath.IsAbs(path.value) {
 			refuse("%s %q: expected an absolute path", path.what, path.value)
 		}
@@ -93,6 +96,14 @@ func (c Config) withDefaults() (Config, workload, error) {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
 	return c, who, errors.Join(problems...)
+}
+
+// issuer says where certificates come from, "" for istiod's CA.
+func (c Config) issuer() string {
+	if c.WorkloadSocket == "" {
+		return ""
+	}
+	return "SPIFFE Workload API at " + c.WorkloadSocket
 }
 
 func setDefault[T comparable](field *T, value T) {

@@ -59,6 +59,11 @@
 // answer. What does not parse as CA certificates changes nothing, and the store keeps all of it beside the certificate.
 // istiod's certificate is checked against the bundle of the moment on every handshake, so a rotation needs no restart.
 //
+// # A Workload API
+//
+// With Config.WorkloadSocket a SPIFFE Workload API takes the CA's place (workloadapi.go). Its stream delivers identity and bundles: "being
+// asked" then means being waited for, and nothing is requested. All else, checks, store, phases, is the same.
+//
 // # What an answer must be
 //
 // The leaf must come first, and an answer that has it elsewhere is refused. Intermediates may come in any order: the path is found

@@ -82,8 +82,8 @@ func (m meta) anchors() (anchors, error) {
 		if err != nil {
 			return nil, err
 		}
-		if r.Source != fromFile && r.Source != fromCA && r.Source != fromMesh {
-			return nil, fmt.Errorf("source %.20q, expected %q, %q or %q", r.Source, fromFile, fromCA, fromMesh)
+		if !slices.Contains(sources, r.Source) {
+			return nil, fmt.Errorf("source %.20q, expected one of %q", r.Source, sources)
 		}
 		for _, c := range certs {
 			list = append(list, anchor{cert: c, source: r.Source, until: r.Until})

@@ -41,6 +41,9 @@ func (r *runner) readRootFile(now time.Time) (news bool) {
 		}
 	}
 	if err != nil {
+		if r.cfg.WorkloadSocket != "" && errors.Is(err, fs.ErrNotExist) {
+			return false // the bundle of the Workload API does
+		}
 		r.rootTrouble(err, seen, now)
 		return false
 	}

@@ -73,7 +73,7 @@ func New(cfg Config) (*Manager, error) {
 	m.live.Store(&live{pool: x509.NewCertPool()})
 	m.state.Store(&State{
 		Phase: None, Health: Degraded, SPIFFEID: cfg.SPIFFEID,
-		StoreDir: filepath.Join(cfg.StateDir, storeName), OutputDir: cfg.OutputDir, Tokens: []TokenState{}, Roots: []RootState{},
+		StoreDir: filepath.Join(cfg.StateDir, storeName), OutputDir: cfg.OutputDir, Tokens: []TokenState{}, Roots: []RootState{}, Issuer: cfg.issuer(),
 	})
 	return m, nil
 }
@@ -130,7 +130,7 @@ func (m *Manager) ClientTLSFor(serverName string) *tls.Config {
 			return nil
 		},
 		func(peers []*x509.Certificate) error {
-			return verifyServer(peers, serverName, m.live.Load().roots, m.cfg.RootFile, m.who.namespace, m.now())
+			return verifyServer(peers, serverName, m.live.Load().roots.without(fromFederated), m.cfg.RootFile, m.who.namespace, m.now())
 		})
 }
 

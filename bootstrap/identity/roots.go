@@ -85,40 +85,67 @@ const (
 	fromFile = "file" // the operator's root file
 	fromCA   = "ca"   // an answer of the CA
 	fromMesh = "mesh" // the mesh's trust bundle, that istiod pushes (PCDS)
+	// Bundles of a SPIFFE Workload API: of our own trust domain, and of those that it is federated with. The latter vouch for peers, not for istiod.
+	fromSPIFFE    = "spiffe"
+	fromFederated = "federated"
 )
 
 // An anchor is one trusted root.
 type anchor struct {
 	cert   *x509.Certificate
-	source string    // fromFile, fromCA or fromMesh
+	source string    // one of the above
 	until  time.Time // zero: as long as its source lists it. Else when peers cannot hold certificates below it any more
 }
 
-// An anchors is the trust bundle, in the order it is written: the file's roots, then the CA's, then the mesh's.
+// sources are all of them, in the order in which their roots are written.
+var sources = []string{fromFile, fromCA, fromMesh, fromSPIFFE, fromFederated}
+
+// An anchors is the trust bundle, in the order of sources.
 type anchors []anchor
 
 // withFile replaces the file's roots.
-func (a anchors) withFile(certs []*x509.Certificate) anchors {
-	var next anchors
-	for _, c := range certs {
-		next = append(next, anchor{cert: c, source: fromFile})
-	}
-	return slices.Concat(next, a.of(fromCA), a.of(fromMesh))
-}
+func (a anchors) withFile(certs []*x509.Certificate) anchors { return a.withSource(fromFile, certs) }
 
 // withMesh replaces the mesh's roots: who takes one out of the mesh's settings does not want it trusted any more.
-func (a anchors) withMesh(certs []*x509.Certificate) anchors {
-	next := append(a.of(fromFile), a.of(fromCA)...)
+func (a anchors) withMesh(certs []*x509.Certificate) anchors { return a.withSource(fromMesh, certs) }
+
+// withSource replaces the roots of one source.
+func (a anchors) withSource(source string, certs []*x509.Certificate) anchors {
+	var list anchors
 	for _, c := range certs {
-		next = append(next, anchor{cert: c, source: fromMesh})
+		list = append(list, anchor{cert: c, source: source})
+	}
+	return a.replace(source, list)
+}
+
+// replace is a with list in the place of what it has of source.
+func (a anchors) replace(source string, list anchors) anchors {
+	var next anchors
+	for _, s := range sources {
+		if s == source {
+			next = append(next, list...)
+		} else {
+			next = append(next, a.of(s)...)
+		}
 	}
 	return next
+}
+
+// retire has the roots of a source end at a date, if not earlier.
+func (a anchors) retire(source string, at time.Time) anchors {
+	list := a.of(source)
+	for i := range list {
+		if list[i].until.IsZero() || at.Before(list[i].until) {
+			list[i].until = at
+		}
+	}
+	return a.replace(source, list)
 }
 
 // withAnswer takes in the roots of a CA's answer. A root that the CA does not name any more stays until retire: other workloads
 // may hold certificates below it for as long as a certificate lives.
 func (a anchors) withAnswer(certs []*x509.Certificate, retire time.Time) anchors {
-	next := a.of(fromFile)
+	var next anchors
 	for _, c := range certs {
 		next = append(next, anchor{cert: c, source: fromCA})
 	}
@@ -131,7 +158,7 @@ func (a anchors) withAnswer(certs []*x509.Certificate, retire time.Time) anchors
 		}
 		next = append(next, old)
 	}
-	return append(next, a.of(fromMesh)...)
+	return a.replace(fromCA, next)
 }
 
 // pruned is a without what has expired or retired at now, and without doubles. Expired roots stay when nothing else is left: they
@@ -161,6 +188,10 @@ func (a anchors) has(x anchor) bool {
 
 func (a anchors) of(source string) anchors {
 	return slices.DeleteFunc(slices.Clone(a), func(x anchor) bool { return x.source != source })
+}
+
+func (a anchors) without(source string) anchors {
+	return slices.DeleteFunc(slices.Clone(a), func(x anchor) bool { return x.source == source })
 }
 
 func (a anchors) certs() []*x509.Certificate {

@@ -60,9 +60,16 @@ func (m *Manager) Run(ctx context.Context) error {
 	defer r.watch.stop()
 
 	ctx, cancel := context.WithCancel(ctx)
+	var deliveries, delivered = chan delivery(nil), chan struct{}(nil)
+	if m.cfg.WorkloadSocket != "" {
+		deliveries, delivered = m.followSocket(ctx)
+	}
 	defer func() {
 		cancel()
-		if r.machine.asking {
+		switch {
+		case delivered != nil:
+			<-delivered
+		case r.machine.asking:
 			<-r.outcomes
 		}
 		for _, w := range r.waiting {
@@ -84,8 +91,14 @@ func (m *Manager) Run(ctx context.Context) error {
 		case <-timer.C:
 		case <-r.watch.changed():
 		case w := <-m.renewals:
+			if deliveries != nil {
+				w.done <- errSourceRenews
+				break
+			}
 			r.waiting = append(r.waiting, w)
 			ev.kind = evRenew
+		case d := <-deliveries:
+			ev = r.deliver(d, m.now())
 		case out := <-r.outcomes:
 			ev = r.settle(out, m.now())
 		case certs := <-m.bundles:
@@ -153,7 +166,7 @@ func (r *runner) step(ctx context.Context, now time.Time, ev event) {
 		r.logPhase(r.machine.phase, next.phase)
 	}
 	r.machine = next
-	if !ask {
+	if !ask || r.cfg.WorkloadSocket != "" { // there the answer comes by itself
 		return
 	}
 	req := request{key: r.key, offers: slices.Clone(r.offers), roots: r.live.Load().roots}
@@ -177,12 +190,7 @@ func (r *runner) settle(out outcome, now time.Time) event {
 	r.key = out.key
 	r.takeOffers(out.offers, now)
 	if out.err != nil {
-		log := r.cfg.Log.Debug
-		if !sameCause(oneLine(out.err), r.said.LastError) { // one cause, one line
-			log = r.cfg.Log.Warn
-		}
-		log("certificate request failed", "error", oneLine(out.err), "attempt", r.machine.failures+1)
-		r.said.LastError, r.said.LastErrorAt = oneLine(out.err), now
+		r.requestFailed(out.err, now)
 		return event{kind: evFailed, failure: out.failure}
 	}
 	r.said.LastError, r.said.LastErrorAt, r.said.Credential, r.said.Source, r.said.Clock = "", time.Time{}, out.credential, out.source, ""
@@ -201,6 +209,16 @@ func (r *runner) settle(out outcome, now time.Time) event {
 	return event{kind: evIssued, life: out.cert.lifeAt(now)}
 }
 
+// requestFailed says why there is no new certificate: one cause, one line.
+func (r *runner) requestFailed(err error, now time.Time) {
+	log := r.cfg.Log.Debug
+	if !sameCause(oneLine(err), r.said.LastError) {
+		log = r.cfg.Log.Warn
+	}
+	log("certificate request failed", "error", oneLine(err), "attempt", r.machine.failures+1)
+	r.said.LastError, r.said.LastErrorAt = oneLine(err), now
+}
+
 // load takes what the disk has: the newest good generation and its roots, else the certificate of the agent that ran here before.
 func (r *runner) load(now time.Time) event {
 	g, err := r.store.load(r.cfg.SPIFFEID, now)
@@ -210,7 +228,11 @@ func (r *runner) load(now time.Time) event {
 	r.followAt = now
 	if g != nil {
 		r.cfg.Log.Info("certificate loaded", "certificate", g.cert, "generation", g.number)
-		r.publish(g.cert, g.roots, now)
+		roots := g.roots
+		if r.cfg.WorkloadSocket == "" { // it was the source once: its bundles go with the last certificate that it gave
+			roots = roots.retire(fromSPIFFE, g.cert.NotAfter).retire(fromFederated, g.cert.NotAfter)
+		}
+		r.publish(g.cert, roots, now)
 	}
 	r.readTokens(now)
 	r.readRootFile(now)

@@ -57,8 +57,11 @@ func (c Credentials) validate() (problems []error) {
 	return problems
 }
 
-// sources are those of c that there are, in order.
+// sources are those of c that there are, in order. A Workload API needs none.
 func (c Config) sources() (list []credential.Source) {
+	if c.WorkloadSocket != "" {
+		return nil
+	}
 	order := c.Credentials.Order
 	if order == nil {
 		order = []string{SourceFile}

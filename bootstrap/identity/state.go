@@ -21,6 +21,7 @@ type State struct {
 	Source        string       `json:"source,omitempty"`     // of the token that got it
 	LastError     string       `json:"lastError,omitempty"`  // of the last request; "" once one has succeeded
 	LastErrorAt   time.Time    `json:"lastErrorAt,omitzero"`
+	Issuer        string       `json:"issuer,omitempty"`      // where certificates come from, when not from istiod's CA
 	Clock         string       `json:"clock,omitempty"`       // what is wrong with the clock
 	LifeProblem   string       `json:"lifeProblem,omitempty"` // the CA gives far less life than it was asked for
 	Token         TokenState   `json:"token"`                 // of the token file
@@ -51,7 +52,7 @@ type RootState struct {
 	Subject  string    `json:"subject"`
 	Serial   string    `json:"serial"`
 	NotAfter time.Time `json:"notAfter"`
-	Source   string    `json:"source"`         // "file", "ca" or "mesh"
+	Source   string    `json:"source"`         // "file", "ca", "mesh", "spiffe" or "federated"
 	Until    time.Time `json:"until,omitzero"` // the CA does not name it any more: trusted until then
 }
 

@@ -52,6 +52,9 @@ func printIdentity(w io.Writer, id identity.State, now time.Time) error {
 		line("renews", "%s", at(id.RenewAt))
 		line("valid until", "%s", at(id.NotAfter))
 	}
+	if id.Issuer != "" {
+		line("issuer", "%s; no token is needed", id.Issuer)
+	}
 	for _, t := range id.Tokens {
 		if text := tokenLine(t, at); text != "" {
 			line("token", "%s", text)
