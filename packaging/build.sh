@@ -6,7 +6,7 @@
 #
 #   packaging/build.sh [ARCH …]     default: amd64 arm64
 #
-# VERSION overrides what the tag says.
+# VERSION overrides what the tag says, DIST the folder, KINDS the kinds of package (deb rpm).
 set -eu
 cd "$(dirname "$0")/.."
 umask 022
@@ -33,7 +33,7 @@ SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
 date=$(date -u -d "@$SOURCE_DATE_EPOCH" +%Y-%m-%dT%H:%M:%SZ)
 MAINTAINER=${MAINTAINER:-Wingman maintainers <maintainers@wingman.invalid>}
 HOMEPAGE=${HOMEPAGE:-https://wingman.invalid}
-DIST=dist
+DIST=${DIST:-dist}
 export SOURCE_DATE_EPOCH
 
 [ $# -gt 0 ] || set -- amd64 arm64
@@ -62,7 +62,7 @@ for ARCH; do
 	pages=$(cd "$shared/man1" && echo *.gz)
 	awk -v pages="$pages" '/\${PAGE}/ { n = split(pages, page, " "); for (i = 1; i <= n; i++) { line = $0; gsub(/\${PAGE}/, page[i], line); print line }; next } { print }' packaging/nfpm.yaml |
 		sed "s|\${ARCH}|$ARCH|g; s|\${DIST}|$DIST|g; s|\${VERSION}|$VERSION|g; s|\${MAINTAINER}|$MAINTAINER|g; s|\${HOMEPAGE}|$HOMEPAGE|g" >"$DIST/$ARCH/nfpm.yaml"
-	for kind in deb rpm; do
+	for kind in ${KINDS:-deb rpm}; do
 		$go run "$nfpm" package --config "$DIST/$ARCH/nfpm.yaml" --packager "$kind" --target "$DIST/"
 	done
 done

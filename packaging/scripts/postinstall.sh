@@ -25,10 +25,9 @@ systemd-tmpfiles --create wingman.conf || true # of /run, which an image build m
 
 if command -v deb-systemd-helper >/dev/null 2>&1; then
 	for unit in wingman.service wingman-rules.service; do
-		# Takes off the mask of an earlier removal. A unit that was enabled then is enabled again.
-		deb-systemd-helper unmask "$unit" >/dev/null || true
-		if deb-systemd-helper --quiet was-enabled "$unit"; then
-			deb-systemd-helper enable "$unit" >/dev/null || true
+		# A removal masked the units; only those of an earlier installation are known to the helper.
+		if deb-systemd-helper debian-installed "$unit"; then
+			deb-systemd-helper unmask "$unit" >/dev/null || true
 		fi
 		deb-systemd-helper update-state "$unit" >/dev/null || true
 	done

@@ -23,7 +23,7 @@ purge)
 	# Identity, saved names, join. The links into it go with it, and what stood in their places comes back.
 	for name in key.pem cert-chain.pem root-cert.pem; do
 		case $(readlink "/etc/certs/$name" 2>/dev/null) in
-		/var/lib/wingman/*)
+		*/var/lib/wingman/*)
 			rm -f "/etc/certs/$name"
 			if [ -f "/etc/certs/$name.before-wingman" ]; then mv "/etc/certs/$name.before-wingman" "/etc/certs/$name"; fi
 			;;

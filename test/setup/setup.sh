@@ -20,6 +20,7 @@ case ${1:-} in
 vm)
 	need debootstrap debootstrap
 	need systemd-nspawn systemd-container
+	need rpm rpm
 	need python3 python3
 	need pip3 python3-pip
 	;;

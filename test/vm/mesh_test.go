@@ -30,6 +30,27 @@ type mesh struct {
 // newMesh boots a machine with Wingman and istioctl's files; the daemon has not been started yet. prepare is called before the boot.
 func newMesh(t *testing.T, prepare ...func(*mesh)) *mesh {
 	t.Helper()
+	m := newMeshWithout(t)
+	m.Install(Wingman(t))
+	m.Enable("wingman.service")
+	m.settings()
+	for _, do := range prepare {
+		do(m)
+	}
+	m.Boot()
+	m.token()
+	return m
+}
+
+// settings writes what the agent has to be told here beside istioctl's files.
+func (m *mesh) settings() {
+	m.t.Helper()
+	m.Write(settingsFile, "istiod: {address: \""+istiodAddress+"\", san: "+m.istiod.ServerName()+"}\n", 0o644)
+}
+
+// newMeshWithout makes a machine with istioctl's files, switched off and without Wingman.
+func newMeshWithout(t *testing.T) *mesh {
+	t.Helper()
 	segment := NewSegment(t)
 	segment.AddAddress(t, "10.99.0.1/24")
 	istiod, err := controlplane.New(controlplane.Config{Addr: istiodAddress})
@@ -51,12 +72,9 @@ func newMesh(t *testing.T, prepare ...func(*mesh)) *mesh {
 	istiod.AddService("istioinaction", "webapp", "10.96.97.98")
 
 	m := &mesh{segment.Machine(t, "forum", "10.99.0.2/24", "10.99.0.1"), istiod}
-	m.Install(Wingman(t))
 	m.CopyIn(Build(t, "wingman/test/vm/testdata/daemon"), "/usr/bin/app", 0o755)
 	m.Write("/etc/systemd/system/app.service", "[Service]\nType=exec\nExecStart=/usr/bin/app app\n[Install]\nWantedBy=multi-user.target\n", 0o644)
 	m.Enable("app.service")
-	m.Enable("wingman.service")
-	m.Write(settingsFile, "istiod: {address: \""+istiodAddress+"\", san: "+istiod.ServerName()+"}\n", 0o644)
 	staged := t.TempDir()
 	if err := files.Write(staged, istiod); err != nil {
 		t.Fatal(err)
@@ -68,11 +86,6 @@ func newMesh(t *testing.T, prepare ...func(*mesh)) *mesh {
 		}
 		m.Write("/"+name, string(content), 0o644)
 	}
-	for _, do := range prepare {
-		do(m)
-	}
-	m.Boot()
-	m.token()
 	return m
 }
 
