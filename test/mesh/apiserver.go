@@ -108,7 +108,7 @@ func (m *Mesh) startAPIServer(ctx context.Context) error {
 	}
 	p, err := m.launcher.Start(proc.Spec{
 		Path: m.opts.Binaries.APIServer,
-		Args: []string{
+		Args: append([]string{
 			"--bind-address=127.0.0.1", "--secure-port=6443",
 			"--advertise-address=192.0.2.1", // a cluster would have one; loopback is refused
 			"--endpoint-reconciler-type=none",
@@ -121,7 +121,7 @@ func (m *Mesh) startAPIServer(ctx context.Context) error {
 			"--service-cluster-ip-range=10.96.0.0/16",
 			"--disable-admission-plugins=ServiceAccount", // it would wait for tokens that no controller makes
 			"--enable-priority-and-fairness=false",
-		},
+		}, m.opts.APIServerArgs...),
 		Env: environ(m.opts.Dir, map[string]string{"ETCD_DATA_DIR": etcd}),
 		Dir: m.opts.Dir,
 		Log: m.file("apiserver.log"),

@@ -61,6 +61,8 @@ type Options struct {
 	MeshNetworks string            // YAML of meshNetworks; empty: none
 	IstiodEnv    map[string]string // over the settings in istiodEnv
 	IstiodArgs   []string          // more arguments, such as --keepaliveMaxServerConnectionAge=10s
+	// APIServerArgs are more arguments of kube-apiserver, such as --authentication-config=FILE.
+	APIServerArgs []string
 
 	// Objects is a YAML stream applied before istiod starts. Namespace istio-system is there already.
 	Objects string

@@ -225,6 +225,7 @@ type Status struct {
 		NotAfter   time.Time
 		ReceivedAt time.Time
 		Credential string // what got the certificate: "token", "certificate", or "" when it was on disk
+		Source     string // of that token
 		LastError  string
 	}
 	XDS struct {

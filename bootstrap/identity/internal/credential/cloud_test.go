@@ -134,11 +134,14 @@ func answers(path string, status int, kind, body string) func(http.ResponseWrite
 	}
 }
 
-func TestClouds(t *testing.T) {
-	// A proxy in the environment is never asked: what it would be sent is a secret.
-	for _, name := range []string{"http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "ALL_PROXY"} {
-		t.Setenv(name, "http://127.0.0.1:1")
-	}
+// A cloudCase is an answer of a metadata service and what becomes of it; want is "" for a token. HOST stands for the service's address.
+type cloudCase struct {
+	cloud, name string
+	spoil       func(http.ResponseWriter, string) bool
+	want        string
+}
+
+func cloudCases() []cloudCase {
 	const page = "<html><body>Sign in to the guest network</body></html>"
 	xmlFault := func(code, message string) string {
 		return "<ErrorResponse><Error><Type>Sender</Type><Code>" + code + "</Code><Message>" + message + "</Message></Error></ErrorResponse>"
@@ -153,11 +156,7 @@ func TestClouds(t *testing.T) {
 		}
 	}
 	const elsewhere = "it sends us elsewhere, which a metadata service never does: is this a captive portal?"
-	tests := []struct {
-		cloud, name string
-		spoil       func(http.ResponseWriter, string) bool
-		want        string
-	}{
+	return []cloudCase{
 		{"gce", "a token", nil, ""},
 		{"gce", "no service account", answers(gceIdentity, 404, "text/plain", "x"), "GCE's metadata server says 404: give this VM a service account"},
 		{"gce", "a web page", answers(gceIdentity, 200, "text/html", page), "what answers at HOST is not GCE's metadata server (no Metadata-Flavor: Google): 200 with a web page: is this a captive portal, or another cloud?"},
@@ -188,7 +187,14 @@ func TestClouds(t *testing.T) {
 		{"aws", "the keys are another's", answers(imdsRoles+"forum-vm", 200, "text/plain", `{"Code":"Success","AccessKeyId":"AKIDEXAMPLE","SecretAccessKey":"other","Token":"session-of-the-role"}`),
 			`AWS STS refuses ("SignatureDoesNotMatch"): "The request signature does not match"`},
 	}
-	for _, tt := range tests {
+}
+
+func TestClouds(t *testing.T) {
+	// A proxy in the environment is never asked: what it would be sent is a secret.
+	for _, name := range []string{"http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "ALL_PROXY"} {
+		t.Setenv(name, "http://127.0.0.1:1")
+	}
+	for _, tt := range cloudCases() {
 		t.Run(tt.cloud+": "+tt.name, func(t *testing.T) {
 			m := newImitation(t, tt.spoil)
 			s := m.source(tt.cloud)

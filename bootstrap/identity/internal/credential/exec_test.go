@@ -22,9 +22,12 @@ func credentialJSON(token string, expires time.Time) string {
 	return fmt.Sprintf(`{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential","status":{"token":%q,"expirationTimestamp":%q}}`, token, expires.Format(time.RFC3339))
 }
 
-func TestExec(t *testing.T) {
+// An execCase is a program and what becomes of it; want is "" for a token. PROGRAM stands for its path.
+type execCase struct{ name, script, want string }
+
+func execCases() []execCase {
 	later := time.Now().Add(time.Hour)
-	tests := []struct{ name, script, want string }{
+	return []execCase{
 		{"an ExecCredential", "cat <<'X'\n" + credentialJSON(jwt, later) + "\nX", ""},
 		{"kubectl create token -o json", `echo '{"kind":"","status":{"token":"` + jwt + `"}}'`, ""},
 		{"plain JSON", `echo '{"token":"` + jwt + `"}'`, ""},
@@ -46,8 +49,11 @@ func TestExec(t *testing.T) {
 		{"too much", "head -c 70000 /dev/zero | tr '\\0' x", "PROGRAM: it printed more than 64 kB"},
 		{"it hangs", "echo 'waiting for the vault' >&2; sleep 100", `PROGRAM: killed, not done within 1s: "waiting for the vault"`},
 	}
+}
+
+func TestExec(t *testing.T) {
 	t.Setenv("SECRET_OF_OURS", "x")
-	for _, tt := range tests {
+	for _, tt := range execCases() {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			within := 20 * time.Second
