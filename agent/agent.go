@@ -52,6 +52,7 @@ type Agent struct {
 	bridges  *bridges
 	capture  *capture
 	envoy    *envoySide
+	verdicts *verdicts
 	services *group
 	// The members' and, with run --with-proxy, the supervisor's; nil before live.
 	members, supervisors *group
@@ -192,6 +193,7 @@ func (a *Agent) open() error {
 	a.tables = newTables(filepath.Join(a.cfg.Paths.StateDir, tableName), a.logs.part("dns"), a.dns.Replace)
 	a.tables.configure(tableConfig(a.cfg))
 	a.tables.restore()
+	a.verdicts = newVerdicts(a.cfg.Paths.StateDir, a.logs.part("health"))
 	return nil
 }
 
@@ -212,6 +214,7 @@ func (a *Agent) live(ctx context.Context) error {
 	a.services.start(task{name: "dns", run: a.dns.Run, essential: true})
 	a.services.start(task{name: "admin", run: admin.Run, essential: true})
 	a.services.start(task{name: "tables", run: a.tables.run})
+	a.services.start(task{name: "verdicts", run: a.verdicts.run})
 	a.services.start(task{name: "container bridges", run: a.bridges.run})
 	public := status.NewPublic(fmt.Sprintf(":%d", a.cfg.Status.Port), a.notReady, a.gatherer(), a.merged())
 	a.services.start(task{name: "status", run: public.Run})

@@ -42,24 +42,28 @@ var errAddressChanged = errors.New("address of this machine changed")
 // member is this machine's membership under one configuration: identity, stream, health. A reload and a changed address make a
 // new one; DNS and rules stay.
 type member struct {
-	cfg      *bootstrap.Config
-	hostname string
-	log      *slog.Logger
-	logs     *logs
-	metrics  *prometheus.Registry
-	dialer   *dialer
-	identity *identity.Manager
-	envoy    bool        // Envoy takes this machine's traffic
-	entry    *entryFacts // what a WorkloadEntry of this member is made with
-	side     *envoySide
-	take     func(xds.Push) error
-	changed  func()                  // something that status shows changed
-	onAnswer func(*member)           // istiod has answered on a stream: the WorkloadEntry is there
-	visit    bool                    // it comes only to leave, so that istiod sees that
-	answered bool                    // by istiod; guarded by Agent.mu
-	refused  chan struct{}           // buffered 1: istiod may have refused the certificate
-	replace  context.CancelCauseFunc // ends run, for another member to take its place; set before run
-	term     context.Context         // run's: over when another member takes its place; set before run
+	cfg       *bootstrap.Config
+	hostname  string
+	log       *slog.Logger
+	logs      *logs
+	metrics   *prometheus.Registry
+	dialer    *dialer
+	identity  *identity.Manager
+	envoy     bool        // Envoy takes this machine's traffic
+	entry     *entryFacts // what a WorkloadEntry of this member is made with
+	side      *envoySide
+	take      func(xds.Push) error
+	changed   func()                  // something that status shows changed
+	record    func(health.Report)     // takes what istiod is told, again and again
+	onAnswer  func(*member)           // istiod has answered on a stream: the WorkloadEntry is there
+	visit     bool                    // it comes only to leave, so that istiod sees that
+	answered  bool                    // by istiod; guarded by Agent.mu
+	refused   chan struct{}           // buffered 1: istiod may have refused the certificate
+	certified chan struct{}           // buffered 1: there is another certificate
+	replace   context.CancelCauseFunc // ends run, for another member to take its place; set before run
+	term      context.Context         // run's: over when another member takes its place; set before run
+
+	telling sync.Mutex // held while istiod is told of health: the last word must be the latest; taken before mu
 
 	mu     sync.Mutex // guards everything below, verdict's fields too
 	parts  *group     // nil before run
@@ -70,13 +74,6 @@ type member struct {
 	verdict
 }
 
-// verdict is what istiod is told: the workload's health, unless the agent knows better.
-type verdict struct {
-	workload *health.Report
-	// Reasons to be unhealthy whatever the workload says; empty: none.
-	leaving, drained, unfit string
-}
-
 // memberConfig is what newMember needs beside the configuration.
 type memberConfig struct {
 	hostname  string
@@ -85,6 +82,7 @@ type memberConfig struct {
 	announce  bool                 // tell the mesh that Envoy takes this machine's traffic
 	takeNames func(xds.Push) error // handler of the NameTable
 	onChange  func()
+	record    func(health.Report)
 	onAnswer  func(*member)
 	visit     bool
 	logs      *logs
@@ -93,21 +91,23 @@ type memberConfig struct {
 
 func newMember(cfg *bootstrap.Config, mc memberConfig) (*member, error) {
 	m := &member{
-		cfg:      cfg,
-		hostname: mc.hostname,
-		log:      mc.logs.part("member"),
-		logs:     mc.logs,
-		metrics:  prometheus.NewRegistry(),
-		dialer:   newDialer(cfg.Hosts),
-		envoy:    mc.announce,
-		entry:    entryFor(cfg, mc.hostname, mc.announce),
-		side:     mc.envoy,
-		take:     mc.takeNames,
-		changed:  mc.onChange,
-		onAnswer: mc.onAnswer,
-		visit:    mc.visit,
-		refused:  make(chan struct{}, 1),
-		verdict:  verdict{drained: mc.drained},
+		cfg:       cfg,
+		hostname:  mc.hostname,
+		log:       mc.logs.part("member"),
+		logs:      mc.logs,
+		metrics:   prometheus.NewRegistry(),
+		dialer:    newDialer(cfg.Hosts),
+		envoy:     mc.announce,
+		entry:     entryFor(cfg, mc.hostname, mc.announce),
+		side:      mc.envoy,
+		take:      mc.takeNames,
+		changed:   mc.onChange,
+		onAnswer:  mc.onAnswer,
+		record:    mc.record,
+		visit:     mc.visit,
+		refused:   make(chan struct{}, 1),
+		certified: make(chan struct{}, 1),
+		verdict:   verdict{drained: mc.drained},
 	}
 	if m.visit {
 		m.leaving = "this machine joins again, with other labels"
@@ -120,6 +120,10 @@ func newMember(cfg *bootstrap.Config, mc memberConfig) (*member, error) {
 		m.side.take(c)
 		if c := m.client(); c != nil {
 			c.Retry() // what istiod refused with the old certificate may pass with the new one
+		}
+		select {
+		case m.certified <- struct{}{}:
+		default:
 		}
 		m.changed()
 	}
@@ -157,6 +161,7 @@ func (m *member) run(ctx context.Context) error {
 		return err
 	}
 	g.start(task{name: "health", run: m.health.Run})
+	g.start(task{name: "identity's end", run: m.watchIdentity})
 	// Neither stream has a chance without a certificate.
 	identified := func(run func(context.Context) error) func(context.Context) error {
 		return func(ctx context.Context) error {
@@ -336,73 +341,6 @@ func (m *member) client() *xds.Client {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.xds
-}
-
-// onHealth is told the workload's verdict.
-func (m *member) onHealth(r health.Report) {
-	m.mu.Lock()
-	m.workload = &r
-	m.mu.Unlock()
-	m.tellHealth()
-}
-
-// tellHealth hands the verdict that counts now to the stream.
-func (m *member) tellHealth() {
-	m.mu.Lock()
-	m.unfit = m.side.unfit()
-	client, v := m.xds, m.verdict
-	m.mu.Unlock()
-	if client == nil {
-		return
-	}
-	if h, known := v.health(); known {
-		client.ReportHealth(h)
-	}
-	m.changed()
-}
-
-// health is what istiod is to be told; known is false before the first verdict.
-func (v verdict) health() (h xds.Health, known bool) {
-	switch {
-	case v.leaving != "":
-		return xds.Health{Reason: v.leaving}, true
-	case v.drained != "":
-		return xds.Health{Reason: v.drained}, true
-	case v.unfit != "":
-		return xds.Health{Reason: v.unfit}, true
-	case v.workload == nil:
-		return xds.Health{}, false
-	case v.workload.Healthy:
-		return xds.Health{Healthy: true}, true // a reason that changes while all is well is no news
-	}
-	return xds.Health{Reason: v.workload.Reason}, true
-}
-
-// wasHealthy reports whether istiod was told, before the machine began to leave, that the workload serves.
-func (m *member) wasHealthy() bool {
-	m.mu.Lock()
-	v, client := m.verdict, m.xds
-	m.mu.Unlock()
-	v.leaving = ""
-	h, known := v.health()
-	return known && h.Healthy && client != nil && client.State().Phase == xds.PhaseConnected
-}
-
-// leave tells istiod that this workload is not to be used any more and waits, within limits, until it was told.
-func (m *member) leave(ctx context.Context, why string) {
-	m.mu.Lock()
-	m.leaving = why
-	client := m.xds
-	m.mu.Unlock()
-	m.tellHealth()
-	if client == nil || client.State().Phase != xds.PhaseConnected {
-		return
-	}
-	ctx, cancel := context.WithTimeout(ctx, farewell)
-	defer cancel()
-	if !client.HealthSent(ctx) {
-		m.log.Warn("istiod could not be told that this workload leaves")
-	}
 }
 
 // takeBundle is the handler of PCDS pushes.

@@ -34,6 +34,7 @@ func (a *Agent) keepMember(ctx context.Context) error {
 			visit:     visit,
 			takeNames: a.takeNames,
 			onChange:  a.poke,
+			record:    a.verdicts.add,
 			onAnswer:  a.noteAnswer,
 			logs:      a.logs,
 			getenv:    a.opts.Getenv,

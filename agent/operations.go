@@ -35,17 +35,7 @@ func (a *Agent) operations() status.Operations {
 		Renew:   a.renew,
 		Drain:   a.drain,
 		Undrain: a.undrain,
-		Health: func() any {
-			if m := a.currentMember(); m != nil {
-				m.mu.Lock()
-				checker := m.health
-				m.mu.Unlock()
-				if checker != nil {
-					return checker.History()
-				}
-			}
-			return []struct{}{}
-		},
+		Health:  func() any { return a.verdicts.all() },
 	}
 }
 

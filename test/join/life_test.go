@@ -10,8 +10,11 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/codes"
+
 	"wingman/agent"
 	"wingman/agent/status"
+	"wingman/health"
 	"wingman/test/controlplane"
 	"wingman/test/files"
 )
@@ -301,5 +304,50 @@ func TestTheEndOfACrashLoopIsSaid(t *testing.T) {
 	m.start()
 	if r := m.until("joined again", joined); len(r.Degraded) > 0 {
 		t.Errorf("degraded %q without a crash", r.Degraded)
+	}
+}
+
+// Peers refuse a certificate that has ended: from that moment the machine is unhealthy, over a stream that still stands, and healthy again with the next one.
+// The history tells of it, after a restart too.
+func TestACertificateThatEndsIsUnhealthy(t *testing.T) {
+	istiod := newIstiod(t, controlplane.Config{})
+	istiod.Faults().SetCA(controlplane.CAFault{Validity: 3 * time.Second})
+	m := newMachine(t, istiod, "probe: {tcpSocket: {port: "+fmt.Sprint(listener(t))+"}, periodSeconds: 1}")
+	condition := func(status string) func(controlplane.Entry) bool {
+		return func(e controlplane.Entry) bool { return e.Condition != nil && e.Condition.Status == status }
+	}
+	m.start()
+	r := m.until("joined", joined)
+	m.entry("healthy", condition("True"))
+	istiod.Faults().SetCA(controlplane.CAFault{Reply: controlplane.CAError, Code: codes.Unavailable})
+	e := m.entry("unhealthy", condition("False"))
+	if !strings.Contains(e.Condition.Message, "the certificate ended at") {
+		t.Errorf("the condition says %q, want that the certificate ended", e.Condition.Message)
+	}
+	if late := time.Since(r.Identity.NotAfter); late > 5*time.Second {
+		t.Errorf("unhealthy %s after the certificate's end, want it at once", late)
+	}
+	istiod.Faults().SetCA(controlplane.CAFault{})
+	if _, err := agent.Client(m.root).Renew(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	m.entry("healthy again", condition("True"))
+
+	if err := m.stop(); err != nil {
+		t.Fatal(err)
+	}
+	m.start()
+	m.until("joined again", joined)
+	m.entry("healthy after a restart", condition("True"))
+	var history []health.Report
+	if err := agent.Client(m.root).HealthHistory(t.Context(), &history); err != nil {
+		t.Fatal(err)
+	}
+	var words []string
+	for _, h := range history {
+		words = append(words, fmt.Sprintf("%t %.21s", h.Healthy, h.Reason))
+	}
+	if got := strings.Join(words, ", "); !strings.Contains(got, "false the certificate ended, true ") || !strings.Contains(got, ", false wingman on this mach") {
+		t.Errorf("the history is %q, want health, the certificate's end, health, and the stop", got)
 	}
 }
