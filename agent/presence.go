@@ -12,7 +12,7 @@ import (
 // Patience with Envoy.
 const (
 	// crashGrace is how long a served Envoy may be away before the workload counts as unhealthy: the supervisor starts a crashed one again
-	// within 100 ms, and taking the endpoint out of every peer for that would cost more than it saves.
+	// within 100 ms, and taking the endpoint out of every peer for that would cost more than it saves. One that hangs gets none.
 	crashGrace = 3 * time.Second
 	// goneAfter is how long program or supervisor must be missing before Envoy counts as gone for good: an upgrade of its package and a
 	// restart of its unit take less.
@@ -48,6 +48,7 @@ type presence struct {
 	proven    bool      // it was live since it was announced: traffic may be captured
 	live      bool      // it serves now
 	lost      time.Time // since when a proven Envoy is not live; zero: it is live, or not proven
+	hung      bool      // it was found to hang since it was lost
 	missed    time.Time // since when nobody could start it; zero: somebody can
 	cause     string    // why it is not live
 }
@@ -67,10 +68,10 @@ func (p presence) next(s sighting, now time.Time) presence {
 	p.live, p.cause = s.live(), ""
 	if p.live {
 		p.announced, p.proven = true, true
-		p.lost, p.missed = time.Time{}, time.Time{}
+		p.lost, p.missed, p.hung = time.Time{}, time.Time{}, false
 		return p
 	}
-	p.cause = s.why()
+	p.cause, p.hung = s.why(), p.hung || s.hangs()
 	if p.proven && p.lost.IsZero() {
 		p.lost = now
 	}
@@ -81,7 +82,7 @@ func (p presence) next(s sighting, now time.Time) presence {
 		p.missed = now
 	}
 	if errors.Is(s.program, envoy.ErrDisabled) || !p.missed.IsZero() && now.Sub(p.missed) >= goneAfter {
-		p.announced, p.proven, p.lost = false, false, time.Time{}
+		p.announced, p.proven, p.lost, p.hung = false, false, time.Time{}, false
 	}
 	return p
 }
@@ -107,10 +108,13 @@ func (p presence) down(now time.Time) bool {
 	return p.proven && !p.live && now.Sub(p.lost) >= openAfter
 }
 
+// hangs reports whether the supervisor is about to end an Envoy that does not answer: it has been given time already.
+func (s sighting) hangs() bool { return s.supervisor == nil && s.proxy.Phase == proxy.PhaseHanging }
+
 // unfit says why this machine must not be sent traffic whatever its workload says; empty when it may. The mesh was told that Envoy takes the
 // traffic: while none does, there is nobody there.
 func (p presence) unfit(now time.Time) string {
-	if !p.announced || p.live || p.proven && now.Sub(p.lost) < crashGrace {
+	if !p.announced || p.live || p.proven && !p.hung && now.Sub(p.lost) < crashGrace {
 		return ""
 	}
 	return "Envoy does not serve: " + p.cause

@@ -18,6 +18,7 @@ func TestPresence(t *testing.T) {
 		unconfigured = sighting{proxy: proxy.State{Phase: proxy.PhaseLive}}
 		live         = sighting{proxy: proxy.State{Phase: proxy.PhaseLive}, configured: true}
 		backoff      = sighting{proxy: proxy.State{Phase: proxy.PhaseBackoff, Cause: "killed by SIGSEGV"}}
+		hanging      = sighting{proxy: proxy.State{Phase: proxy.PhaseHanging}}
 		disabledLive = sighting{program: envoy.ErrDisabled, proxy: proxy.State{Phase: proxy.PhaseDraining}}
 	)
 	type look struct {
@@ -47,6 +48,9 @@ func TestPresence(t *testing.T) {
 		{"a crash is no news for a moment", false, live, []look{{second, backoff}}, true, true, false, ""},
 		{"a crash that lasts makes the machine unhealthy and leaves everything else", false, live, []look{{second, backoff}, {crashGrace, backoff}},
 			true, true, false, "Envoy does not serve: killed by SIGSEGV"},
+		{"one that hangs had its time already", false, live, []look{{second, hanging}}, true, true, false, "Envoy does not serve: it is hanging"},
+		{"and gets none for its restart", false, live, []look{{second, hanging}, {second, backoff}}, true, true, false, "Envoy does not serve: killed by SIGSEGV"},
+		{"a crash after that is a crash", false, live, []look{{second, hanging}, {second, live}, {second, backoff}}, true, true, false, ""},
 		{"a crash loop never counts as gone", false, live, []look{{second, backoff}, {time.Hour, backoff}}, true, true, false, "Envoy does not serve: killed by SIGSEGV"},
 		{"a supervisor that restarts is no news", false, live, []look{{second, noSupervisor}, {second, live}}, true, true, true, ""},
 		{"missing is counted in a row", false, live, []look{{second, noSupervisor}, {goneAfter - second, starting}, {second, noSupervisor}},

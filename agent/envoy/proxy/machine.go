@@ -10,7 +10,7 @@ const (
 	PhaseWaiting  Phase = "waiting"  // Envoy cannot be started yet: State.Cause says why
 	PhaseStarting Phase = "starting" // it runs and has no configuration yet
 	PhaseLive     Phase = "live"     // it serves
-	PhaseHanging  Phase = "hanging"  // its admin port did not answer for HangTimeout: it was told to abort
+	PhaseHanging  Phase = "hanging"  // its admin port did not answer for HangTimeout, or no thread for a few seconds: it was told to abort
 	PhaseBackoff  Phase = "back-off" // it ended; the next start comes by itself
 	PhaseDraining Phase = "draining" // asked to stop: connections come to their ends
 	PhaseStopping Phase = "stopping" // told to end
@@ -24,6 +24,7 @@ type timings struct {
 	well        time.Duration // an Envoy that was live for so long starts from first again
 	hang        time.Duration // without an answer, and deaf questions in a row: a machine that slept is no Envoy that hangs
 	deaf        int
+	freeze      time.Duration // between the first and the last of deaf questions that no thread answered
 	drain       time.Duration // most that a drain takes; zero: none
 	grace       time.Duration // between SIGABRT or SIGTERM and SIGKILL
 }
@@ -38,6 +39,8 @@ type machine struct {
 	failed   time.Duration // wait after the next failed start; zero: first
 	answered time.Time     // last answer of the present Envoy, or its start
 	silent   int           // questions without an answer since then
+	frozen   int           // questions in a row that no thread answered
+	frozenAt time.Time     // the first of them
 	liveAt   time.Time     // since when the present Envoy is live; zero: not yet
 	shedding time.Time     // since when it drains because somebody else told it to, as the agent does when it leaves; zero: it does not
 	stop     bool          // asked to stop
@@ -53,7 +56,8 @@ const (
 	evLive                     // it answered, and serves
 	evNotLive                  // it answered, and does not serve
 	evShedding                 // it answered, and drains
-	evSilent                   // it did not answer
+	evSilent                   // its main thread did not answer
+	evFrozen                   // and no worker either
 	evEnded
 	evDrained // after actDrain: nothing left to wait for
 	evStop    // the supervisor is to stop
@@ -97,6 +101,7 @@ func (m machine) next(ev event, now time.Time) (machine, action) {
 			return m, actStart
 		case evStarted:
 			m.phase, m.deadline, m.failed, m.answered, m.silent = PhaseStarting, time.Time{}, 0, now, 0
+			m.frozen = 0
 			m.liveAt, m.shedding = time.Time{}, time.Time{}
 		case evCannotStart:
 			m.phase = PhaseWaiting
@@ -105,19 +110,20 @@ func (m machine) next(ev event, now time.Time) (machine, action) {
 	case PhaseStarting, PhaseLive:
 		switch ev {
 		case evLive:
-			m.answered, m.silent, m.shedding = now, 0, time.Time{}
+			m.answered, m.silent, m.frozen, m.shedding = now, 0, 0, time.Time{}
 			if m.phase == PhaseStarting {
 				m.phase, m.liveAt = PhaseLive, now
 			}
 		case evNotLive:
-			m.answered, m.silent = now, 0
+			m.answered, m.silent, m.frozen = now, 0, 0
 		case evShedding:
-			m.answered, m.silent = now, 0
+			m.answered, m.silent, m.frozen = now, 0, 0
 			if m.shedding.IsZero() {
 				m.shedding = now
 			}
-		case evSilent:
-			if m.silent++; m.silent >= m.deaf && now.Sub(m.answered) >= m.hang {
+		case evSilent, evFrozen:
+			m = m.unanswered(ev, now)
+			if m.silent >= m.deaf && now.Sub(m.answered) >= m.hang || m.frozen >= m.deaf && now.Sub(m.frozenAt) >= m.freeze {
 				m.phase, m.deadline = PhaseHanging, now.Add(m.grace)
 				return m, actAbort
 			}
@@ -152,6 +158,20 @@ func (m machine) next(ev event, now time.Time) (machine, action) {
 		}
 	}
 	return m, actNone
+}
+
+// unanswered counts a question without an answer. Workers begin to serve when Envoy is live.
+func (m machine) unanswered(ev event, now time.Time) machine {
+	m.silent++
+	switch {
+	case ev == evSilent || m.phase != PhaseLive:
+		m.frozen = 0
+	case m.frozen == 0:
+		m.frozen, m.frozenAt = 1, now
+	default:
+		m.frozen++
+	}
+	return m
 }
 
 // stopNow begins the way out. Only an Envoy that serves has something to drain.

@@ -8,7 +8,7 @@ import (
 
 var eventNames = map[string]event{
 	"deadline": evDeadline, "started": evStarted, "cannot start": evCannotStart, "live": evLive, "not live": evNotLive,
-	"silent": evSilent, "shedding": evShedding, "ended": evEnded, "drained": evDrained, "stop": evStop,
+	"silent": evSilent, "frozen": evFrozen, "shedding": evShedding, "ended": evEnded, "drained": evDrained, "stop": evStop,
 }
 
 var actionNames = map[action]string{
@@ -17,7 +17,7 @@ var actionNames = map[action]string{
 
 var testTimings = timings{
 	first: 50 * time.Millisecond, most: 400 * time.Millisecond, retry: 200 * time.Millisecond, well: time.Minute,
-	hang: 10 * time.Second, deaf: 2, drain: 5 * time.Second, grace: 3 * time.Second,
+	hang: 10 * time.Second, deaf: 2, freeze: 5 * time.Second, drain: 5 * time.Second, grace: 3 * time.Second,
 }
 
 // happening is an event, some time after the one before, and what must follow from it.
@@ -59,6 +59,14 @@ func TestStep(t *testing.T) {
 		{"a machine that slept is no Envoy that hangs", nil, append(up[:4:4],
 			happening{time.Hour, "silent", "live"}, happening{time.Second, "live", "live"}, happening{time.Hour, "silent", "live"},
 			happening{time.Second, "silent", "hanging: abort +3s"})},
+		{"when no worker answers either it takes less", nil, append(up[:4:4],
+			happening{time.Second, "frozen", "live"}, happening{5*time.Second - ms, "frozen", "live"}, happening{ms, "frozen", "hanging: abort +3s"})},
+		{"a worker that answers in between is proof of life", nil, append(up[:4:4],
+			happening{time.Second, "frozen", "live"}, happening{2 * time.Second, "silent", "live"}, happening{2 * time.Second, "frozen", "live"},
+			happening{4 * time.Second, "frozen", "live"}, happening{time.Second - ms, "frozen", "live"}, happening{ms, "frozen", "hanging: abort +3s"})},
+		{"workers of an Envoy that has not served yet are not there", nil, []happening{
+			{0, "deadline", "waiting: start"}, {0, "started", "starting"}, {time.Second, "frozen", "starting"}, {6 * time.Second, "frozen", "starting"},
+			{3 * time.Second, "frozen", "hanging: abort +3s"}}},
 		{"one that never answers hangs too", nil, []happening{
 			{0, "deadline", "waiting: start"}, {0, "started", "starting"}, {10*time.Second - ms, "silent", "starting"}, {ms, "silent", "hanging: abort +3s"}}},
 		{"one that hangs is killed when it does not abort, and started again", nil, append(up[:4:4],
@@ -128,6 +136,7 @@ func TestStep(t *testing.T) {
 // while another runs.
 func FuzzStep(f *testing.F) {
 	f.Add([]byte{0, 1, 3, 8, 7, 6})
+	f.Add([]byte{0, 3, 6, 0x36, 0x36, 0x50, 9})
 	f.Add([]byte{0, 2, 0, 1, 5, 5, 0, 6, 0, 1, 8, 0, 0, 6})
 	f.Fuzz(func(t *testing.T, story []byte) {
 		now := time.Unix(1e9, 0)
@@ -135,7 +144,7 @@ func FuzzStep(f *testing.F) {
 		running := false
 		do := func(ev event) {
 			var act action
-			if (ev == evEnded || ev == evLive || ev == evSilent || ev == evShedding) && !running || ev == evDeadline && (m.deadline.IsZero() || now.Before(m.deadline)) || ev == evStarted || ev == evCannotStart {
+			if (ev == evEnded || ev == evLive || ev == evSilent || ev == evFrozen || ev == evShedding) && !running || ev == evDeadline && (m.deadline.IsZero() || now.Before(m.deadline)) || ev == evStarted || ev == evCannotStart {
 				return
 			}
 			if ev == evEnded {

@@ -200,6 +200,7 @@ func ConfigOf(cfg *bootstrap.Config, hostname string, log *slog.Logger) Config {
 		Bootstrap:   files.path,
 		Args:        func(f envoy.Facts) ([]string, error) { return argumentsOf(cfg, f) },
 		Ports:       func(f envoy.Facts) []Port { return portsOf(cfg, f) },
+		Worker:      func(f envoy.Facts) netip.AddrPort { return workerOf(cfg, f) },
 		Dir:         cfg.Root,
 		RunDir:      RunDir(cfg),
 		Env:         os.Environ(),

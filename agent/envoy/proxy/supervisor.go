@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/netip"
 	"os"
 	"strings"
 	"sync"
@@ -26,6 +27,8 @@ type Config struct {
 	Args func(envoy.Facts) ([]string, error)
 	// Ports are those that Envoy will listen on, with these facts.
 	Ports func(envoy.Facts) []Port
+	// Worker is the listener that workers answer HTTP on, with these facts; nil, or a zero value: none is known.
+	Worker func(envoy.Facts) netip.AddrPort
 
 	Required bool // a missing program is a fault, not a choice
 
@@ -51,6 +54,7 @@ const (
 	endGrace    = 5 * time.Second
 	defaultHang = time.Minute // a push of 50 MB keeps Envoy's main thread busy for seconds
 	deafAfter   = 3
+	freezeAfter = 5 * time.Second // three questions that no thread answers take six
 	askEagerly  = 50 * time.Millisecond
 	askCalmly   = time.Second
 )
@@ -106,7 +110,7 @@ func New(cfg Config) (*Supervisor, error) {
 	}
 	return &Supervisor{
 		cfg: cfg, log: cfg.Log,
-		timings: timings{first: firstWait, most: mostWait, retry: mostRetry, well: wellAfter, hang: cfg.HangTimeout, deaf: deafAfter, drain: cfg.Drain, grace: endGrace},
+		timings: timings{first: firstWait, most: mostWait, retry: mostRetry, well: wellAfter, hang: cfg.HangTimeout, deaf: deafAfter, freeze: min(freezeAfter, cfg.HangTimeout), drain: cfg.Drain, grace: endGrace},
 		heard:   make(chan answer), drained: make(chan struct{}, 1),
 		state: State{Phase: PhaseStopped, Supervisor: os.Getpid(), Since: time.Now()},
 	}, nil
@@ -251,8 +255,11 @@ func (s *Supervisor) start(ctx context.Context) error {
 	s.admin = envoy.NewAdmin(facts.Admin, facts.OwnPorts()...)
 	askCtx, cancel := context.WithCancel(context.Background())
 	s.cancel = cancel
-	admin, pid := s.admin, s.envoy.pid
-	s.helpers.Go(func() { s.ask(askCtx, admin, pid) })
+	admin, pid, worker := s.admin, s.envoy.pid, netip.AddrPort{}
+	if s.cfg.Worker != nil {
+		worker = s.cfg.Worker(facts)
+	}
+	s.helpers.Go(func() { s.ask(askCtx, admin, worker, pid) })
 
 	s.mu.Lock()
 	s.state.Starts++
@@ -264,20 +271,24 @@ func (s *Supervisor) start(ctx context.Context) error {
 	return nil
 }
 
-// ask asks Envoy how it is, until ctx ends: often until it is live, then now and then.
-func (s *Supervisor) ask(ctx context.Context, admin *envoy.Admin, pid int) {
+// ask asks Envoy how it is, until ctx ends: often until it is live and while it does not answer, else now and then.
+func (s *Supervisor) ask(ctx context.Context, admin *envoy.Admin, worker netip.AddrPort, pid int) {
 	limit := max(min(s.cfg.HangTimeout/4, 2*time.Second), 50*time.Millisecond)
-	pause := askEagerly
+	calmly := askEagerly
 	for {
+		pause := calmly
 		one, cancel := context.WithTimeout(ctx, limit)
 		live, word, err := admin.Ready(one)
 		cancel()
 		a := answer{pid: pid, event: evNotLive, state: word}
 		switch {
 		case err != nil:
-			a.event = evSilent
+			if a.event, pause = evSilent, askEagerly; frozen(ctx, worker) {
+				a.event = evFrozen
+			}
 		case live:
-			a.event, pause = evLive, min(askCalmly, limit)
+			calmly = min(askCalmly, limit)
+			a.event, pause = evLive, calmly
 		case word == drainingWord:
 			a.event = evShedding
 		}
