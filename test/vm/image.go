@@ -16,13 +16,14 @@ import (
 // of them makes a new image.
 const (
 	release  = "bookworm"
-	packages = "systemd,systemd-sysv,dbus,systemd-resolved,iproute2,iptables,nftables,openssh-server,dnsutils,procps"
+	packages = "systemd,systemd-sysv,dbus,systemd-resolved,iproute2,iptables,nftables,openssh-server,dnsutils,procps,libpam-systemd,polkitd,libnss-resolve"
 	prepare  = `
 rm -rf var/cache/apt/archives/*.deb var/lib/apt/lists/* usr/share/doc usr/share/man usr/share/locale usr/share/info
 rm -f etc/machine-id var/lib/dbus/machine-id etc/systemd/system/timers.target.wants/* etc/resolv.conf
 : >etc/machine-id
 mkdir -p var/log/journal
 ln -s ../run/systemd/resolve/stub-resolv.conf etc/resolv.conf
+sed -i 's/^hosts:.*/hosts: files dns/' etc/nsswitch.conf
 chroot . systemctl enable systemd-networkd.service
 chroot . systemctl disable e2scrub_reap.service getty@tty1.service
 `
