@@ -25,6 +25,11 @@ type Config struct {
 	// that leads back here. Empty means /run/systemd/resolve/resolv.conf.
 	UplinkConf string
 
+	// BehindResolved says that questions come from systemd-resolved, which sends those for the mesh's names alone. Its stub is then no
+	// upstream, for it would ask us again: the servers of UplinkConf take its place from the start. And denials that upstream gives live no longer
+	// than those of the mesh, since systemd-resolved remembers them over changes of the table.
+	BehindResolved bool
+
 	// Upstreams overrides the servers of ResolvConf, not its options.
 	Upstreams []netip.AddrPort
 

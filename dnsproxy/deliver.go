@@ -1,6 +1,8 @@
 package dnsproxy
 
 import (
+	"encoding/binary"
+
 	"github.com/miekg/dns"
 )
 
@@ -67,6 +69,9 @@ func (f *forwarder) compose(t *Table, w waiter, answer []byte, from source) ([]b
 		}
 	}
 	reply := fit(answer, w)
+	if f.s.cfg.BehindResolved {
+		shortenDenial(reply)
+	}
 	if from == fromStale {
 		code := dns.ExtendedErrorCodeStaleAnswer
 		if answer[3]&rcodeMask == dns.RcodeNameError {
@@ -75,6 +80,20 @@ func (f *forwarder) compose(t *Table, w waiter, answer []byte, from source) ([]b
 		reply = withExtendedError(reply, code, w.limit)
 	}
 	return reply, from
+}
+
+// shortenDenial makes a reply that says "no such name" or "no such record" live no longer than the mesh's own: what its client remembers longer would hide a
+// name that the mesh gets meanwhile. The SOA's TTL bounds that (RFC 2308 section 5).
+func shortenDenial(reply []byte) {
+	l, ok := walk(reply)
+	if code := reply[3] & rcodeMask; !ok || code != dns.RcodeNameError && (code != dns.RcodeSuccess || binary.BigEndian.Uint16(reply[6:]) > 0) {
+		return
+	}
+	records(reply, l, func(r record) {
+		if r.section == 1 && r.ttl > tableTTL {
+			binary.BigEndian.PutUint32(reply[r.ttlAt:], tableTTL)
+		}
+	})
 }
 
 // fail answers SERVFAIL with the cause.

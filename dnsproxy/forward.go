@@ -189,7 +189,13 @@ func (f *forwarder) start() (read string, err error) {
 	return text, nil
 }
 
-func (f *forwarder) watch() *resolvWatch { return &resolvWatch{path: f.s.cfg.ResolvConf, log: f.log} }
+func (f *forwarder) watch() *resolvWatch {
+	w := &resolvWatch{path: f.s.cfg.ResolvConf, log: f.log}
+	if f.s.cfg.BehindResolved {
+		w.uplinks = f.s.cfg.UplinkConf
+	}
+	return w
+}
 
 // stop answers what is in flight until the deadline and the rest with SERVFAIL, then closes the sockets.
 func (f *forwarder) stop(deadline time.Time) {

@@ -95,19 +95,60 @@ func (c *resolvConf) options(fields []string) {
 // resolvWatch follows a resolv.conf.
 type resolvWatch struct {
 	path string
-	log  *slog.Logger
+	// uplinks is the file whose servers take the place of systemd-resolved's stub; empty: nothing does.
+	uplinks string
+	log     *slog.Logger
+}
+
+// stubs are where systemd-resolved listens: DNSStubListener= in resolved.conf(5).
+var stubs = []netip.AddrPort{netip.MustParseAddrPort("127.0.0.53:53"), netip.MustParseAddrPort("127.0.0.54:53")}
+
+// withoutStub is a resolv.conf in which the servers of another one stand in the place of systemd-resolved's stub. It is pure.
+func withoutStub(text string, uplinks func() (string, error)) (string, error) {
+	named := false
+	var out strings.Builder
+	for line := range strings.Lines(text) {
+		if slices.ContainsFunc(parseResolvConf(line).servers, func(s netip.AddrPort) bool { return slices.Contains(stubs, s) }) {
+			named = true
+			continue
+		}
+		out.WriteString(line)
+	}
+	if !named {
+		return text, nil
+	}
+	behind, err := uplinks()
+	if err != nil {
+		return "", err
+	}
+	out.WriteByte('\n')
+	for _, s := range parseResolvConf(behind).servers {
+		if !slices.Contains(stubs, s) {
+			fmt.Fprintf(&out, "nameserver %s\n", s.Addr())
+		}
+	}
+	return out.String(), nil
 }
 
 // rereadEvery is the fallback where the file system tells nothing of changes (overlay, NFS).
 const rereadEvery = 30 * time.Second
 
-// read returns the file's content; a missing file is an empty one.
+// read returns the file's content.
 func (w *resolvWatch) read() (string, error) {
 	text, err := os.ReadFile(w.path)
 	if err != nil {
 		return "", fmt.Errorf("read resolvers: %w", err)
 	}
-	return string(text), nil
+	if w.uplinks == "" {
+		return string(text), nil
+	}
+	return withoutStub(string(text), func() (string, error) {
+		behind, err := os.ReadFile(w.uplinks)
+		if err != nil {
+			return "", fmt.Errorf("read the resolvers behind systemd-resolved: %w", err)
+		}
+		return string(behind), nil
+	})
 }
 
 // run calls changed with the content each time it differs from last, until ctx ends. The folders of the file and of every
@@ -161,10 +202,14 @@ func drain(events <-chan fsnotify.Event) {
 	}
 }
 
-// follow makes watcher watch exactly the folders on the file's way now.
+// follow makes watcher watch exactly the folders on the files' way now.
 func (w *resolvWatch) follow(watcher *fsnotify.Watcher, watched map[string]bool) map[string]bool {
 	wanted := map[string]bool{}
-	for _, dir := range linkFolders(w.path) {
+	dirs := linkFolders(w.path)
+	if w.uplinks != "" {
+		dirs = append(dirs, linkFolders(w.uplinks)...)
+	}
+	for _, dir := range dirs {
 		if watched[dir] || watcher.Add(dir) == nil {
 			wanted[dir] = true
 		}

@@ -2,6 +2,7 @@ package dnsproxy
 
 import (
 	"hash/maphash"
+	"iter"
 	"net/netip"
 	"path"
 	"slices"
@@ -264,6 +265,25 @@ func (t *Table) Len() int {
 		return 0
 	}
 	return len(t.services)
+}
+
+// Hosts yields every name of the entries that answer, alternative ones included, as the control plane wrote them and in no order.
+func (t *Table) Hosts() iter.Seq[string] {
+	return func(yield func(string) bool) {
+		if t == nil {
+			return
+		}
+		for _, s := range t.services {
+			if !yield(s.Host) {
+				return
+			}
+			for _, alt := range s.AltHosts {
+				if !yield(alt) {
+					return
+				}
+			}
+		}
+	}
 }
 
 // Names returns the entries whose host matches glob (path.Match syntax on lower case; "" is all), sorted by host. The

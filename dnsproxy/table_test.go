@@ -382,6 +382,26 @@ func describe(table *Table) map[string]string {
 	return all
 }
 
+func TestHostsAreAllNamesThatAnswer(t *testing.T) {
+	table, err := NewTable(TableConfig{Domain: "svc.cluster.local"}, []Name{
+		{Host: "a.example", Addrs: addrs("10.0.0.1"), AltHosts: []string{"b.example", "*.c.example"}},
+		{Host: "web.prod.svc.cluster.local", Addrs: addrs("10.0.0.2"), Registry: kubernetesRegistry},
+		{Host: "nobody.example"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := slices.Sorted(table.Hosts()), []string{"*.c.example", "a.example", "b.example", "web.prod.svc.cluster.local"}; !slices.Equal(got, want) {
+		t.Errorf("hosts %q, want %q", got, want)
+	}
+	for range table.Hosts() {
+		break // and no panic
+	}
+	for host := range (*Table)(nil).Hosts() {
+		t.Errorf("no table has host %q", host)
+	}
+}
+
 func TestNamesByGlob(t *testing.T) {
 	table := forum(t)
 	for glob, want := range map[string]string{
