@@ -6,6 +6,8 @@
 //	istio-mesh-ready.target     applications that need the mesh order themselves after it …
 //	wingman-mesh-ready.service  … and this waits for it
 //	crash-guard                 ExecStopPost of wingman.service
+//	wingman.rules               for polkit: the agent may tell systemd-resolved of the mesh's names (dns.mode: resolved) …
+//	wingman-dns.network         … and systemd-networkd leaves the interface alone that it uses for that
 //
 // It owns their text and where each belongs; installing is packaging's. What the directives really do on systemd 252 was
 // tried on booted machines, and test/vm tries it again.
@@ -16,7 +18,7 @@ import (
 	"io/fs"
 )
 
-//go:embed *.service *.target wingman.sysusers wingman.tmpfiles crash-guard
+//go:embed *.service *.target *.network wingman.sysusers wingman.tmpfiles wingman.rules crash-guard
 var files embed.FS
 
 // A File is one file of a package.
@@ -40,6 +42,8 @@ func Files() []File {
 		{"istio-mesh-ready.target", "/usr/lib/systemd/system", "istio-mesh-ready.target", 0o644},
 		{"wingman.sysusers", "/usr/lib/sysusers.d", "wingman.conf", 0o644},
 		{"wingman.tmpfiles", "/usr/lib/tmpfiles.d", "wingman.conf", 0o644},
+		{"wingman.rules", "/usr/share/polkit-1/rules.d", "50-wingman.rules", 0o644},
+		{"wingman-dns.network", "/usr/lib/systemd/network", "00-wingman-dns.network", 0o644},
 		{"crash-guard", "/usr/lib/wingman", "crash-guard", 0o755},
 	} {
 		content, err := files.ReadFile(f.name)
