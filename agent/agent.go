@@ -51,6 +51,7 @@ type Agent struct {
 	dns      *dnsproxy.Server
 	bridges  *bridges
 	capture  *capture
+	resolved *registration // nil unless dns.mode is resolved
 	envoy    *envoySide
 	verdicts *verdicts
 	services *group
@@ -179,6 +180,7 @@ func (a *Agent) open() error {
 		TCP:            a.sockets.tcp,
 		ResolvConf:     a.cfg.Paths.ResolvConf,
 		UplinkConf:     filepath.Join(a.cfg.Root, "run/systemd/resolve/resolv.conf"),
+		BehindResolved: a.cfg.DNS.Mode == bootstrap.DNSResolved,
 		Forward:        a.cfg.DNS.Forward,
 		ForwardTimeout: a.cfg.DNS.ForwardTimeout,
 		CacheBytes:     zeroMeansNone(a.cfg.DNS.CacheSize),
@@ -194,7 +196,8 @@ func (a *Agent) open() error {
 	a.tables.configure(tableConfig(a.cfg))
 	a.tables.restore()
 	a.verdicts = newVerdicts(a.cfg.Paths.StateDir, a.logs.part("health"))
-	return nil
+	a.resolved, err = newRegistration(a.cfg, a.logs.part("dns"), a.metrics, a.captureWish, a.dns.Table, a.poke)
+	return err
 }
 
 // live runs everything until ctx ends or something essential fails.
@@ -226,10 +229,17 @@ func (a *Agent) live(ctx context.Context) error {
 	a.services.start(task{name: "envoy's configuration", run: a.envoy.serveADS})
 	a.services.start(task{name: "envoy", run: a.envoy.watch})
 	a.services.start(task{name: "capture", run: a.capture.run})
+	if a.resolved != nil {
+		a.services.start(task{name: "systemd-resolved", run: a.resolved.run})
+	}
 	if a.joined != nil {
 		// Rules first: a machine that joined before must have no moment of plaintext, nor of names that do not resolve.
 		a.capture.look(ctx)
 		a.capture.ready(ctx)
+		a.resolved.look(ctx)
+	}
+	if a.resolved == nil { // now that the rules are in
+		takeNamesBack(a.logs.part("dns"))
 	}
 
 	if a.loop.said() {
@@ -291,6 +301,7 @@ func (a *Agent) shutDown(members, supervisors *group, failed bool) error {
 			a.envoy.drain(context.Background(), shed)
 		}
 		a.capture.look(context.Background())
+		a.resolved.look(context.Background())
 	} else {
 		a.log.Info("making way for the next process; rules and sockets stay")
 	}
@@ -359,6 +370,7 @@ func (a *Agent) reload() {
 		m.replace(errReloaded)
 	}
 	a.capture.look(context.Background())
+	a.resolved.poke()
 }
 
 // takeNames takes a NameTable in; see xds.Subscription.
@@ -367,6 +379,7 @@ func (a *Agent) takeNames(p xds.Push) error {
 		return err
 	}
 	a.noteJoined()
+	a.resolved.poke()
 	a.poke()
 	return nil
 }

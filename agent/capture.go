@@ -38,6 +38,8 @@ type decision struct {
 	level  iptables.Level // what may be in place now
 	why    string         // what keeps level from wanted; empty when nothing does, or when a join is all that is missing
 	hands  bool           // false: the operator keeps the rules, ours touch nothing
+	// names says that systemd-resolved is to know the mesh's names.
+	names bool
 	// Traffic of that direction goes past an Envoy that is down, by the settings.
 	openInbound, openOutbound bool
 }
@@ -47,7 +49,7 @@ type decision struct {
 // Never what was never joined, never more than what somebody serves: TCP without Envoy would be refused, so it is DNS alone then, and
 // nothing at all when this process's own queries would come back to itself.
 func decideCapture(c bootstrap.Capture, f captureFacts) decision {
-	d := decision{hands: !c.CustomTables}
+	d := decision{hands: !c.CustomTables, names: c.DNSByResolved && c.Level != "none" && f.joined && !f.leaving}
 	switch level, explicit := captureLevels[c.Level]; {
 	case c.CustomTables:
 		return d
@@ -71,7 +73,10 @@ func decideCapture(c bootstrap.Capture, f captureFacts) decision {
 		d.why = fmt.Sprintf("this process does not run as %s, the user whose traffic the rules leave alone: its own DNS queries would come back to it", f.user)
 	case d.wanted == iptables.LevelAll && !f.envoy:
 		d.level, d.why = iptables.LevelDNS, "there is no Envoy here to take traffic: only DNS is captured"
-		if !c.DNS {
+		switch {
+		case c.DNSByResolved:
+			d.level = iptables.LevelNone
+		case !c.DNS:
 			d.level, d.why = iptables.LevelNone, "there is no Envoy here to take traffic, and DNS capture is off: nothing is captured"
 		}
 	case d.wanted == iptables.LevelAll && f.down:

@@ -40,6 +40,29 @@ func TestDecideCapture(t *testing.T) {
 			t.Errorf("%s: decideCapture = %+v, want wanted %v, level %v, why %q", tc.name, got, tc.wanted, tc.level, tc.why)
 		}
 	}
+	byResolved := func(level string) bootstrap.Capture { return bootstrap.Capture{Level: level, DNSByResolved: true} }
+	for _, tc := range []struct {
+		name    string
+		capture bootstrap.Capture
+		facts   captureFacts
+		level   iptables.Level
+		names   bool
+	}{
+		{"systemd-resolved takes no rules", byResolved("auto"), joined, none, true},
+		{"beside Envoy it takes none for DNS", byResolved("auto"), with(func(f *captureFacts) { f.envoy = true }), all, true},
+		{"all without Envoy still has names", byResolved("all"), joined, none, true}, // and says that traffic is not captured
+		{"DNS alone is names alone", byResolved("dns"), joined, none, true},
+		{"before the first join there are no names", byResolved("auto"), with(func(f *captureFacts) { f.joined = false }), none, false},
+		{"what leaves takes its names back", byResolved("auto"), with(func(f *captureFacts) { f.leaving = true }), none, false},
+		{"none is none", byResolved("none"), joined, none, false},
+		{"rules that the operator keeps are rules, not names", bootstrap.Capture{Level: "auto", DNSByResolved: true, CustomTables: true}, joined, none, true},
+		{"a process that rules would capture is none's that there are", byResolved("auto"), with(func(f *captureFacts) { f.exempt = false }), none, true},
+		{"redirected names are not registered", dns("auto"), joined, dnsOnly, false},
+	} {
+		if got := decideCapture(tc.capture, tc.facts); got.level != tc.level || got.names != tc.names || (got.why != "") != (tc.capture.Level == "all") {
+			t.Errorf("%s: decideCapture = %+v, want level %v, names %t", tc.name, got, tc.level, tc.names)
+		}
+	}
 	open := dns("all")
 	open.OpenInbound, open.OpenOutbound = true, true
 	outbound := dns("auto")

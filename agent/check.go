@@ -34,6 +34,7 @@ func CheckAhead(root string, put map[string][]byte) (cfg *bootstrap.Config, prob
 	if raw, ok := put[cfg.Paths.Token]; ok {
 		read = func() ([]byte, error) { return raw, nil }
 	}
+	problems = append(problems, checkResolved(cfg)...)
 	return usable, append(problems, checkToken(cfg, read, member, time.Now())...)
 }
 

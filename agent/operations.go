@@ -12,10 +12,17 @@ import (
 
 	"wingman/agent/status"
 	"wingman/bootstrap"
+	"wingman/dnsproxy"
 )
 
 // errNoMember means that nothing of the membership stands yet.
 var errNoMember = errors.New("the daemon is still starting: ask again in a second")
+
+// explanation is the DNS proxy's, and how programs' questions come to it where no rule sends all of them.
+type explanation struct {
+	dnsproxy.Explanation
+	Resolved string `json:"systemdResolved,omitempty"`
+}
 
 // operations are what the admin socket can be asked.
 func (a *Agent) operations() status.Operations {
@@ -27,9 +34,14 @@ func (a *Agent) operations() status.Operations {
 			if err != nil || !explain {
 				return answer, err
 			}
-			if answer.Explain, err = a.dns.Explain(ctx, name, dns.StringToType[strings.ToUpper(qtype)]); err != nil {
+			why := explanation{}
+			if why.Explanation, err = a.dns.Explain(ctx, name, dns.StringToType[strings.ToUpper(qtype)]); err != nil {
 				return answer, fmt.Errorf("explain: %w", err)
 			}
+			if a.resolved != nil {
+				why.Resolved = a.resolved.covered(name)
+			}
+			answer.Explain = why
 			return answer, nil
 		},
 		Renew:   a.renew,

@@ -51,6 +51,7 @@ func (a *Agent) report() status.Report {
 	if a.loop.said() && r.Time.Sub(a.started) < guardNews {
 		degraded = append(degraded, a.loop.over(a.started))
 	}
+	degraded = append(degraded, a.resolved.report(cfg, &r.DNS)...)
 	if broken {
 		degraded = append(degraded, "the settings as they are now cannot be used (wingman config check); "+r.Config.Source+" settings are in force")
 	}

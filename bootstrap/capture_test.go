@@ -96,6 +96,27 @@ func TestCaptureOfRealEnvironments(t *testing.T) {
 	}
 }
 
+// What systemd-resolved is told needs no rules.
+func TestNamesComeByOneWayAlone(t *testing.T) {
+	for _, tc := range []struct {
+		yaml                  string
+		rules, all, registers bool
+	}{
+		{"dns: {capture: true, captureAll: true}", true, true, false},
+		{"dns: {capture: true, mode: redirect}", true, false, false},
+		{"dns: {capture: true, captureAll: true, mode: resolved}", false, false, true},
+		{"dns: {capture: false, mode: resolved}", false, false, false},
+	} {
+		c, problems := newMachine(t, map[string]string{wingmanYAML: tc.yaml + "\n"}).load()
+		if c == nil {
+			t.Fatalf("%s: %v", tc.yaml, problems)
+		}
+		if x := c.Capture; x.DNS != tc.rules || x.DNSAll != tc.all || x.DNSByResolved != tc.registers {
+			t.Errorf("%s: DNS %t, DNSAll %t, DNSByResolved %t; want %t, %t, %t", tc.yaml, x.DNS, x.DNSAll, x.DNSByResolved, tc.rules, tc.all, tc.registers)
+		}
+	}
+}
+
 // Istio's tool takes an empty list of groups for nobody's.
 func TestNoGroupsMeansNobody(t *testing.T) {
 	for _, files := range []map[string]string{

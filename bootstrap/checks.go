@@ -21,7 +21,8 @@ func (l *loader) addresses() {
 // capture completes the rules' part from other settings and refuses what Istio's tool would take and misapply.
 func (l *loader) capture() {
 	c := &l.c.Capture
-	c.DNS, c.DNSAll, c.DualStack, c.DNSPort = l.c.DNS.Capture, l.c.DNS.CaptureAll, l.c.DualStack, l.c.DNS.Listen.Port()
+	l.c.placeDNS()
+	c.DualStack, c.DNSPort = l.c.DualStack, l.c.DNS.Listen.Port()
 	if len(c.OwnerGroups) > 64 {
 		l.refuse(Error, "rules.groups", fmt.Sprintf("%d groups", len(c.OwnerGroups)), "at most 64", "a rule cannot hold more")
 	}
@@ -73,8 +74,19 @@ func (l *loader) captureWithoutEffect() {
 	if c.Mode == "NONE" && (c.Level == "ports" || c.Level == "all") {
 		void("capture", c.Level+" with rules.mode NONE", "REDIRECT or TPROXY", "NONE captures no TCP at all")
 	}
-	if c.Level == "dns" && !c.DNS {
+	if c.Level == "dns" && !l.c.DNS.Capture {
 		void("capture", "dns while dns.capture is false", "dns.capture: true", "nothing is captured")
+	}
+	if l.c.DNS.Mode == DNSResolved {
+		switch {
+		case !l.c.DNS.Capture:
+			void("dns.mode", "resolved while dns.capture is false", "dns.capture: true", "mesh names are not registered")
+		case c.Level == "none":
+			void("dns.mode", "resolved while capture is none", "another level of capture", "mesh names are not registered")
+		}
+		if l.c.DNS.CaptureAll {
+			void("dns.captureAll", "true with dns.mode resolved", "false", "no query is redirected then")
+		}
 	}
 	for key, cidrs := range map[string][]netip.Prefix{"rules.outboundCIDRs": c.OutboundCIDRs} {
 		if len(cidrs) > 0 && !l.c.DualStack && !slices.ContainsFunc(cidrs, func(p netip.Prefix) bool { return p.Addr().Is4() }) {

@@ -143,7 +143,8 @@ type GRPC struct {
 
 // DNS is the name proxy.
 type DNS struct {
-	Capture        bool                        // applications' queries are redirected to Listen
+	Capture        bool                        // applications' queries come to Listen
+	Mode           string                      // in which way: DNSRedirect or DNSResolved
 	CaptureAll     bool                        // every query to port 53, not only those to the servers of resolv.conf
 	Listen         netip.AddrPort              // UDP and TCP
 	ForwardTimeout time.Duration               // of one exchange with an upstream server
@@ -151,6 +152,19 @@ type DNS struct {
 	CacheSize      int                         // bytes of upstream answers to remember; 0: none
 	MaxStale       time.Duration               // how long after its time an answer may still be given; 0: never
 	IPv6           bool                        // mesh names have IPv6 addresses on this machine
+}
+
+// Ways in which DNS queries come to the agent.
+const (
+	DNSRedirect = "redirect" // capture rules for port 53
+	DNSResolved = "resolved" // systemd-resolved sends those for the mesh's names
+)
+
+// placeDNS says in Capture by what way DNS comes.
+func (c *Config) placeDNS() {
+	redirect := c.DNS.Mode != DNSResolved
+	c.Capture.DNS, c.Capture.DNSAll = c.DNS.Capture && redirect, c.DNS.CaptureAll && redirect
+	c.Capture.DNSByResolved = c.DNS.Capture && !redirect
 }
 
 // PortRange is the ports First to Last, both included; First <= Last.
@@ -182,7 +196,8 @@ type Capture struct {
 	OwnerGroupsExclude   []string // gids or names
 	ExcludeInterfaces    []string
 	VirtualInterfaces    []string // bridges whose inbound traffic counts as outbound
-	DNS, DNSAll          bool     // as DNS.Capture and DNS.CaptureAll
+	DNS, DNSAll          bool     // as DNS.Capture and DNS.CaptureAll, where rules do it
+	DNSByResolved        bool     // DNS.Capture, where systemd-resolved does it
 	DropInvalid          bool
 	DualStack            bool
 	LoopbackCIDR         netip.Prefix // IPv4; outbound to it on lo is meant for the application

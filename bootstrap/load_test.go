@@ -159,6 +159,12 @@ func TestLoadTellsEveryProblem(t *testing.T) {
 			"warning: /etc/wingman/wingman.yaml:2: rules.outboundCIDRs: found CIDRs of IPv6 alone without dualStack, expected dualStack: true (on a machine that has IPv4 too no outbound connection is captured)"}},
 		{"DNS alone without DNS", map[string]string{wingmanYAML: "capture: dns\ndns: {capture: false}\n"}, []string{
 			"warning: /etc/wingman/wingman.yaml:1: capture: found dns while dns.capture is false, expected dns.capture: true (nothing is captured)"}},
+		{"systemd-resolved and nothing to tell it", map[string]string{wingmanYAML: "dns: {mode: resolved, capture: false}\n"}, []string{
+			"warning: /etc/wingman/wingman.yaml:1: dns.mode: found resolved while dns.capture is false, expected dns.capture: true (mesh names are not registered)"}},
+		{"systemd-resolved beside no capture at all", map[string]string{wingmanYAML: "dns: {mode: resolved, capture: true, captureAll: true}\ncapture: none\n"}, []string{
+			"warning: /etc/wingman/wingman.yaml:1: dns.captureAll: found true with dns.mode resolved, expected false (no query is redirected then)",
+			"warning: /etc/wingman/wingman.yaml:1: dns.mode: found resolved while capture is none, expected another level of capture (mesh names are not registered)"}},
+		{"capture of DNS by systemd-resolved is capture of DNS", map[string]string{wingmanYAML: "dns: {mode: resolved, capture: true}\ncapture: dns\n"}, nil},
 		{"ports 0 and 70000, and no port, in probes", map[string]string{meshConfig: "defaultConfig:\n  readinessProbe:\n    httpGet:\n      port: 70000\n",
 			wingmanYAML: "probe:\n  tcpSocket: {port: 0}\n"}, []string{ // wingman.yaml's counts: the other is not read
 			`error: /etc/wingman/wingman.yaml:2: probe.tcpSocket.port: found "0", expected a port from 1 to 65535`}},
@@ -242,12 +248,12 @@ func TestLoadTellsEveryProblem(t *testing.T) {
 		{"an annotation of a path that is none", map[string]string{sidecarEnv: "ISTIO_PROMETHEUS_ANNOTATIONS='{\"path\":\"metrics\"}'\n"}, []string{
 			`error: /var/lib/istio/envoy/sidecar.env:1: ISTIO_PROMETHEUS_ANNOTATIONS: found "80:metrics", expected targets, each a port, with a path if that is not /metrics, as 8080 or 8080:/stats`}},
 		{"unknown keys of wingman.yaml", map[string]string{wingmanYAML: "dns:\n  listn: 127.0.0.1:53\n  frobnicate: 1\ninboundPorts: [80]\nISTIO_SVC_IP: 10.0.0.1\n"}, []string{
-			"error: /etc/wingman/wingman.yaml:2: dns.listn: found an unknown key, expected one of capture, captureAll, listen, forwardTimeout, forward, cacheSize, maxStale, ipv6 (did you mean listen?)",
-			"error: /etc/wingman/wingman.yaml:3: dns.frobnicate: found an unknown key, expected one of capture, captureAll, listen, forwardTimeout, forward, cacheSize, maxStale, ipv6",
+			"error: /etc/wingman/wingman.yaml:2: dns.listn: found an unknown key, expected one of capture, mode, captureAll, listen, forwardTimeout, forward, cacheSize, maxStale, ipv6 (did you mean listen?)",
+			"error: /etc/wingman/wingman.yaml:3: dns.frobnicate: found an unknown key, expected one of capture, mode, captureAll, listen, forwardTimeout, forward, cacheSize, maxStale, ipv6",
 			"error: /etc/wingman/wingman.yaml:4: inboundPorts: found an unknown key, expected one of istiod, workload, dualStack, user, identity, drain, xds, probe, probeLocalhost, dns, capture, rules, envoy, status, metrics, log (did you mean rules.inboundPorts?)",
 			"error: /etc/wingman/wingman.yaml:5: ISTIO_SVC_IP: found an unknown key, expected one of istiod, workload, dualStack, user, identity, drain, xds, probe, probeLocalhost, dns, capture, rules, envoy, status, metrics, log (Istio's ISTIO_SVC_IP is workload.addresses here)"}},
 		{"values of wingman.yaml of another type", map[string]string{wingmanYAML: "dns: true\ncapture: [all]\nstatus: {port: {a: 1}}\nrules: {inboundPorts: [80, [81]]}\nxds: {delta: perhaps}\nworkload: {labels: [a]}\n"}, []string{
-			`error: /etc/wingman/wingman.yaml:1: dns: found "true", expected a mapping with capture, captureAll, listen, forwardTimeout, forward, cacheSize, maxStale, ipv6`,
+			`error: /etc/wingman/wingman.yaml:1: dns: found "true", expected a mapping with capture, mode, captureAll, listen, forwardTimeout, forward, cacheSize, maxStale, ipv6`,
 			"error: /etc/wingman/wingman.yaml:2: capture: found a list, expected one of auto, none, dns, all, ports:[…] with ports from 1 to 65535",
 			"error: /etc/wingman/wingman.yaml:3: status.port: found a mapping, expected a port from 1 to 65535",
 			`error: /etc/wingman/wingman.yaml:4: rules.inboundPorts: found a list, expected "*" or ports, each a port from 1 to 65535`,

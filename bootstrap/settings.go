@@ -230,8 +230,11 @@ var settings = []setting{
 
 	// DNS.
 	{key: "dns.capture", when: OnReload, istio: []string{"REDIRECT_DNS", "ISTIO_META_DNS_CAPTURE"}, def: "false",
-		doc:    "Redirect applications' DNS queries to the agent.",
+		doc:    "Applications' DNS queries come to the agent, in the way that dns.mode says.",
 		reader: one(boolean, func(c *Config) *bool { return &c.DNS.Capture })},
+	{key: "dns.mode", when: OnRestart, def: DNSRedirect,
+		doc:    "How queries come to the agent: redirect (rules for port 53), or resolved (no rules: systemd-resolved is told which names are the mesh's, and asks the agent for those alone).",
+		reader: one(oneOf(DNSRedirect, DNSResolved), func(c *Config) *string { return &c.DNS.Mode })},
 	{key: "dns.captureAll", when: OnReload, istio: []string{"CAPTURE_ALL_DNS"}, def: "false",
 		doc:    "Redirect every query to port 53, not only those to the servers of resolv.conf.",
 		reader: one(boolean, func(c *Config) *bool { return &c.DNS.CaptureAll })},

@@ -21,7 +21,7 @@ var samples = map[string]string{
 	"identity.ttl": "12h", "identity.graceRatio": "0.25", "identity.graceJitter": "0.1", "identity.algorithm": "ECDSA", "identity.rsaBits": "4096", "identity.curve": "P384", "identity.pkcs8": "true",
 	"identity.certSigner": "example.org/signer", "identity.tokenFile": "/run/token", "identity.credentials": "file,gce", "identity.audience": "mesh-ca", "identity.azureClient": "7f1c", "identity.provisionedDir": "/prov", "identity.workloadSocket": "/run/spire.sock", "identity.outputDir": "/out",
 	"xds.delta": "false", "probeLocalhost": "true",
-	"dns.capture": "true", "dns.captureAll": "true", "dns.listen": "127.0.0.1:5353", "dns.forwardTimeout": "2s", "dns.cacheSize": "0", "dns.maxStale": "10m", "dns.ipv6": "false",
+	"dns.capture": "true", "dns.mode": "resolved", "dns.captureAll": "true", "dns.listen": "127.0.0.1:5353", "dns.forwardTimeout": "2s", "dns.cacheSize": "0", "dns.maxStale": "10m", "dns.ipv6": "false",
 	"capture": "dns", "rules.inboundWhenDown": "open", "rules.outboundWhenDown": "open", "rules.captureMetadata": "true", "rules.custom": "true", "rules.mode": "TPROXY", "rules.tproxyMark": "1400", "rules.tproxyTable": "140", "rules.inboundPorts": "8080,9090", "rules.inboundExcludePorts": "22",
 	"rules.outboundCIDRs": "10.96.0.0/16,240.240.0.0/16", "rules.outboundExcludeCIDRs": "192.168.0.0/16", "rules.outboundPorts": "443,8443", "rules.outboundExcludePorts": "3306,9000:9100",
 	"rules.groups": "101,staff", "rules.excludeGroups": "101,202", "rules.excludeInterfaces": "docker0,tun0", "rules.virtualInterfaces": "virbr0", "rules.dropInvalid": "true", "rules.loopbackCIDR": "127.0.0.0/8",

@@ -51,6 +51,7 @@ func KeepUntilRestart(old, now *Config) (kept *Config, waiting []string) {
 	}
 	// What follows from them.
 	c.Capture.DNSPort, c.Capture.DualStack = c.DNS.Listen.Port(), c.DualStack
+	c.placeDNS()
 	if old.Capture.User != now.Capture.User {
 		o := old.Capture
 		c.Capture.UserKnown, c.Capture.ProxyUID, c.Capture.ProxyGID = o.UserKnown, o.ProxyUID, o.ProxyGID

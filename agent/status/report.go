@@ -5,6 +5,7 @@ import (
 
 	"wingman/agent/xds"
 	"wingman/bootstrap/identity"
+	"wingman/systemd/resolved"
 )
 
 // Report is everything the daemon knows about itself: what `wingman status -o json` prints. Fields are added, never renamed.
@@ -62,6 +63,9 @@ type DNSReport struct {
 	Received  *time.Time `json:"received,omitempty"` // when istiod sent the table in use
 	Upstreams []string   `json:"upstreams"`
 	Inherited bool       `json:"inherited"` // the sockets were kept by systemd or handed in
+	// Mode is how queries come to the agent: "redirect" or "resolved"; of the latter Resolved tells how it is.
+	Mode     string          `json:"mode"`
+	Resolved *resolved.State `json:"resolved,omitempty"`
 }
 
 // HealthReport is the verdict on the workload.

@@ -92,6 +92,13 @@ func printStatus(w io.Writer, r status.Report) error {
 		line("health", "unhealthy since %s: %s", r.Health.Since.Format(time.RFC3339), r.Health.Reason)
 	}
 	line("dns", "%d names from %s at %s, upstream %s", r.DNS.Names, r.DNS.Source, strings.Join(r.DNS.Listen, " "), strings.Join(r.DNS.Upstreams, " "))
+	if x := r.DNS.Resolved; x != nil {
+		if x.Registered {
+			line("resolved", "%d domains registered by %s since %s", x.Domains, x.Link, x.Since.Format(time.RFC3339))
+		} else {
+			line("resolved", "not registered %s", x.Error)
+		}
+	}
 	line("capture", "%s", r.Capture.Level)
 	switch e := r.Envoy; {
 	case e.Live:
