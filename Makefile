@@ -74,6 +74,7 @@ fuzz:
 
 bench: setup build
 	$(GO) run -tags $(TAGS) ./test/bench -wingman bin/wingman
+	$(GO) test -count=1 -tags $(TAGS) -run Fleet -v ./bootstrap/identity -args -fleet 2000
 
 # What DNS costs next to other servers, as root: those of knot, unbound and dnsmasq that are installed, CoreDNS and pilot-agent, which are built once
 # (that takes a while), and dnsperf.

@@ -26,6 +26,9 @@ type caClient struct {
 	dial                                       func(ctx context.Context, addr string) (net.Conn, error)
 }
 
+// A createFunc asks a CA for a certificate: see caClient.create.
+type createFunc func(ctx context.Context, cred proof, csr []byte, verify func([]*x509.Certificate) error) ([]string, error)
+
 // A proof is one way to prove who we are.
 type proof struct {
 	name   string           // "certificate" or "token"; a metric label

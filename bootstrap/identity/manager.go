@@ -22,7 +22,6 @@ type Manager struct {
 	who     workload
 	sources []credential.Source
 	policy  policy
-	ca      caClient
 
 	live  atomic.Pointer[live]
 	state atomic.Pointer[State]
@@ -34,6 +33,7 @@ type Manager struct {
 	metrics   *metrics
 
 	// Tests put other ones here before Run.
+	create   createFunc
 	now      func() time.Time
 	disk     disk
 	newWatch func(*slog.Logger) watch
@@ -62,10 +62,10 @@ func New(cfg Config) (*Manager, error) {
 	m := &Manager{
 		cfg: cfg, who: who,
 		policy: policy{ratio: cfg.GraceRatio, jitter: cfg.GraceJitter},
-		ca: caClient{
+		create: (&caClient{
 			address: cfg.CAAddress, serverName: cfg.ServerName, clusterID: cfg.ClusterID,
 			certSigner: cfg.CertSigner, ttl: cfg.TTL, dial: cfg.Dial,
-		},
+		}).create,
 		ready: make(chan struct{}), renewals: make(chan renewal), bundles: make(chan []*x509.Certificate, 1), metrics: metrics,
 		now: wallClock, disk: systemDisk, newWatch: newWatch,
 	}

@@ -119,7 +119,7 @@ func (m *Manager) askWith(ctx context.Context, cred proof, csr []byte, r request
 	timeout := timeoutFor(r.left)
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	elements, err := m.ca.create(ctx, cred, csr, func(peers []*x509.Certificate) error {
+	elements, err := m.create(ctx, cred, csr, func(peers []*x509.Certificate) error {
 		return verifyServer(peers, m.cfg.ServerName, r.roots, m.cfg.RootFile, m.who.namespace, m.now())
 	})
 	if err != nil {

@@ -174,15 +174,16 @@ func (p policy) expiringAt(l life) time.Time {
 	return l.notAfter.Add(-time.Duration(min(0.25, p.ratio/2) * float64(l.length())))
 }
 
-// pause is the back-off after the failure ev: doubled each time, spread over half to one and a half of itself. The less life is
-// left, the shorter it gets (a quarter of what is left), so that the last minute is used too; a CA that asked for patience gets it.
+// pause is the back-off after the failure ev: doubled each time, spread over half to one and a half of itself, and the shortest over one to
+// two, so that a fleet that was refused at once does not come back at once. The less life is left, the shorter it gets (a quarter of what is
+// left), so that the last minute is used too; a CA that asked for patience gets it.
 func (p policy) pause(m machine, now time.Time, ev event) time.Duration {
 	first, longest := backoffs[ev.failure][0], backoffs[ev.failure][1]
 	d := longest
 	if n := m.failures - 1; n < 16 {
 		d = min(first<<n, longest)
 	}
-	d = time.Duration((0.5 + ev.random) * float64(d))
+	d = max(time.Duration((0.5+ev.random)*float64(d)), time.Duration((1+ev.random)*float64(shortestPause)))
 	if left := m.life.notAfter.Sub(now); left > 0 && m.life != (life{}) {
 		d = min(d, max(left/4, first, shortestPause))
 	}

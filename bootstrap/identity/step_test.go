@@ -127,7 +127,7 @@ func TestPauses(t *testing.T) {
 		failures int
 		min, max time.Duration // over all jitter
 	}{
-		{"fast at first", noLife, failedUnreachable, 1, 250 * time.Millisecond, 750 * time.Millisecond},
+		{"fast at first", noLife, failedUnreachable, 1, time.Second, 2 * time.Second},
 		{"then doubled", noLife, failedUnreachable, 4, 2 * time.Second, 6 * time.Second},
 		{"at most a minute, spread", noLife, failedUnreachable, 12, 30 * time.Second, 90 * time.Second},
 		{"after a year of failures too", noLife, failedUnreachable, 1 << 20, 30 * time.Second, 90 * time.Second},
