@@ -39,7 +39,7 @@ func (f *forwarder) advanceLocked(fl *flight) *flight {
 			server.failedLocked(f, reasonUnreachable, err)
 			continue
 		}
-		f.timeLocked(fl, min(server.patience(fl.sends, len(fl.order)), time.Until(fl.deadline)))
+		f.timeLocked(fl, nextQuery(server.patience(), fl.sends, len(fl.order), limit, time.Until(fl.deadline)))
 		return nil
 	}
 	if left := time.Until(fl.deadline); left > 0 && len(fl.attempts) > 0 {
@@ -62,11 +62,28 @@ func (fl *flight) attemptLocked(server *server, sock *upSocket) *attempt {
 
 // sendLimit bounds the queries that one question causes.
 func (f *forwarder) sendLimit(fl *flight) int {
-	const attempts = 3 // glibc makes 2; ours are sooner
-	if fl.probe {
+	const (
+		datagrams = 5 // to each server, as Unbound sends (outbound-msg-retry)
+		streams   = 3 // which send again by themselves what is lost
+	)
+	switch {
+	case fl.probe:
 		return 1
+	case f.conf.useTCP:
+		return len(fl.order) * max(streams, f.conf.attempts)
 	}
-	return len(fl.order) * max(attempts, f.conf.attempts)
+	return len(fl.order) * max(datagrams, f.conf.attempts)
+}
+
+// nextQuery is how long after a flight's query number sends the next one goes out, if no answer comes: to another server soon after the answer
+// is late, to the same one with doubling intervals. But all that the limit allows are to fit into the time that is left: where every fiftieth
+// answer is lost and one of two servers is dead, two tries of the other one are too few.
+func nextQuery(late time.Duration, sends, servers, limit int, left time.Duration) time.Duration {
+	interval := min(late<<((sends-1)/max(servers, 1)), 2*maxPatience)
+	if fits := left / time.Duration(limit-sends+1); interval > fits {
+		interval = max(fits, min(late, firstPatience))
+	}
+	return min(interval, left)
 }
 
 // timeLocked sets the time of the flight's next step; the clients' patience with a stale answer at hand may end before.
@@ -188,7 +205,7 @@ func (f *forwarder) finishLocked(fl *flight, answer []byte) *flight {
 		fl.timer.Stop()
 	}
 	for _, a := range fl.attempts {
-		if late := time.Since(a.sent); late >= a.server.patience(1, 1) {
+		if late := time.Since(a.sent); late >= a.server.patience() {
 			a.server.failedLocked(f, reasonTimeout, fmt.Errorf("no answer within %v", late.Round(time.Millisecond)))
 		}
 		if a.sock != nil {

@@ -342,3 +342,35 @@ func TestSourcePortsAndIDsVary(t *testing.T) {
 		t.Errorf("%d questions went out by %d ports with %d ids, want 3 ports and nearly as many ids as questions", questions, len(ports), len(ids))
 	}
 }
+
+// TestAllQueriesFitIntoTheTime: whatever is known of the servers, each is asked often enough that some loss does not cost an answer, and never sooner
+// than its answer is late or a client would find reasonable.
+func TestAllQueriesFitIntoTheTime(t *testing.T) {
+	const budget = 4500 * time.Millisecond
+	tests := []struct {
+		name    string
+		late    time.Duration
+		servers int
+		want    []string // of each query, when it goes out
+	}{
+		{"near servers: doubling intervals", 50 * time.Millisecond, 2, []string{"0s", "50ms", "100ms", "200ms", "300ms", "500ms", "700ms", "1.1s", "1.5s", "2.3s"}},
+		{"300 ms away", 320 * time.Millisecond, 2, []string{"0s", "320ms", "640ms", "1.122s", "1.605s", "2.087s", "2.57s", "3.052s", "3.535s", "4.017s"}},
+		{"slow ones", time.Second, 2, []string{"0s", "450ms", "900ms", "1.35s", "1.8s", "2.25s", "2.7s", "3.15s", "3.6s", "4.05s"}},
+		{"one alone", 400 * time.Millisecond, 1, []string{"0s", "400ms", "1.2s", "2.3s", "3.4s"}},
+		{"one alone, slow", time.Second, 1, []string{"0s", "900ms", "1.8s", "2.7s", "3.6s"}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			var got []string
+			limit := 5 * tt.servers
+			at := time.Duration(0)
+			for sends := 1; sends <= limit; sends++ {
+				got = append(got, at.Truncate(time.Millisecond).String())
+				at += nextQuery(tt.late, sends, tt.servers, limit, budget-at)
+			}
+			if at > budget || !slices.Equal(got, tt.want) {
+				t.Errorf("queries at %v and an end at %v, want %v and at most %v", got, at, tt.want, budget)
+			}
+		})
+	}
+}

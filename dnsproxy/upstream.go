@@ -195,14 +195,12 @@ const (
 // down reports a server that has failed so often that it is asked last.
 func (s *server) down() bool { return s.fails >= downAfter }
 
-// patience is the time to wait for an answer before another query goes out: to another server soon after the answer is
-// late, to the same one with doubling intervals.
-func (s *server) patience(sends, servers int) time.Duration {
-	wait := firstPatience
-	if s.srtt > 0 {
-		wait = min(max(s.srtt+4*s.rttvar, minPatience), maxPatience)
+// patience is the time after which an answer is late.
+func (s *server) patience() time.Duration {
+	if s.srtt == 0 {
+		return firstPatience
 	}
-	return min(wait<<((sends-1)/max(servers, 1)), 2*maxPatience)
+	return min(max(s.srtt+4*s.rttvar, minPatience), maxPatience)
 }
 
 func (s *server) answeredLocked(f *forwarder, took time.Duration) {
