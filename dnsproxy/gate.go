@@ -49,7 +49,7 @@ func newGate(fd int) (*gate, error) {
 func (g *gate) read(serve func() bool) error {
 	return g.raw.Read(func(epoll uintptr) bool {
 		var event [1]unix.EpollEvent
-		_, _ = unix.EpollWait(int(epoll), event[:], 0) // takes note of the event, which thereby is disarmed
+		ready(int(epoll), event[:]) // takes note of the event, which thereby is disarmed
 		if !serve() {
 			return true
 		}
