@@ -113,6 +113,7 @@ func newMember(cfg *bootstrap.Config, mc memberConfig) (*member, error) {
 		m.leaving = "this machine joins again, with other labels"
 	}
 	ic := identityConfig(cfg, mc.getenv)
+	ic.Machine = identity.ReadMachine(cfg.Root)
 	ic.Dial = m.dialer.Dial
 	ic.Log = mc.logs.part("identity")
 	ic.Metrics = m.metrics

@@ -129,6 +129,9 @@ func (m *member) report(r *status.Report) (degraded []string) {
 	if id.LastError != "" {
 		degraded = append(degraded, "identity: "+id.LastError)
 	}
+	if id.Copied != "" {
+		degraded = append(degraded, "identity: "+id.Copied)
+	}
 	m.mu.Lock()
 	r.Instance.NodeID = m.nodeID
 	for _, addr := range m.addrs {

@@ -27,6 +27,8 @@ type Config struct {
 	Key         KeyOptions
 
 	TokenFile string // JWT; may appear, change and vanish at any time. "" means none
+	// Machine is where this runs; the zero value means that copies of the store are not noticed.
+	Machine Machine
 	// Credentials says where else tokens come from; the zero value means TokenFile alone.
 	Credentials Credentials
 	// WorkloadSocket is a SPIFFE Workload API to take certificates from instead of asking the CA; no token is used then. "" means none. Istio:

@@ -40,8 +40,8 @@
 //	    key.pem -> …/identity/current/key.pem                 and the other two, relative: one rename changes all three
 //	    root-cert.pem.before-wingman                          what stood there before the link
 //
-// cert-chain.pem holds the leaf and its intermediates; roots are in root-cert.pem only. meta.json holds the time of receipt and
-// where each root comes from. A generation counts only if its key belongs to its leaf, the leaf is our SPIFFE id's, and the chain
+// cert-chain.pem holds the leaf and its intermediates; roots are in root-cert.pem only. meta.json holds the time of receipt,
+// where each root comes from, and which machine the identity was given to (origin.go): a copied disk is noticed. A generation counts only if its key belongs to its leaf, the leaf is our SPIFFE id's, and the chain
 // leads to its roots. A disk that is full or read-only costs persistence, not the identity: what is in memory stays in use, is said,
 // and is written as soon as that works. Where the store is empty and OutputDir holds a living pair of this identity as plain
 // files, as pilot-agent leaves it, that pair is taken over.

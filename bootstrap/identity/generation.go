@@ -72,7 +72,7 @@ func parseGeneration(files map[string][]byte, id string, now time.Time) (*genera
 		return nil, fmt.Errorf("%w: %w", errCorrupt, err)
 	}
 	c := newCertificate(id, key, bytes.Clone(files[keyFile]), chain, m.ReceivedAt)
-	return &generation{cert: c.withRoots(encodeCertificates(roots.certs())), roots: roots, rootsHash: m.RootsHash}, nil
+	return &generation{cert: c.withRoots(encodeCertificates(roots.certs())), roots: roots, rootsHash: m.RootsHash, origin: m.Machine}, nil
 }
 
 func (m meta) anchors() (anchors, error) {

@@ -18,6 +18,7 @@ type request struct {
 	key    crypto.Signer // of a round that failed; nil: make one
 	inHand *Certificate  // nil: none that lives
 	offers []offer       // sources of tokens, in the order to try them
+	copied bool          // inHand may be another machine's: tokens come first
 	roots  anchors
 	left   time.Duration // life left, 0: none
 	over   time.Time     // when the certificate in hand ended; zero: it lives, or there is none
@@ -71,7 +72,7 @@ func (m *Manager) ask(ctx context.Context, r request) outcome {
 		return err.another
 	}
 	goOn := true
-	if r.inHand != nil {
+	if r.inHand != nil && !r.copied {
 		goOn = try(proof{name: "certificate", cert: r.inHand.TLS()})
 	}
 	var unfit []proof
@@ -90,6 +91,9 @@ func (m *Manager) ask(ctx context.Context, r request) outcome {
 				o.forget()
 			}
 		}
+	}
+	if goOn && r.inHand != nil && r.copied {
+		goOn = try(proof{name: "certificate", cert: r.inHand.TLS()})
 	}
 	for i := 0; goOn && i < len(unfit); i++ {
 		goOn = try(unfit[i])

@@ -40,6 +40,8 @@ type runner struct {
 	followAt  time.Time // when OutputDir must be looked at again; zero: at the next change
 
 	offers      []offer // the sources of tokens, in order, and what they gave last
+	copied      bool    // the identity came with a disk from another machine
+	wantOwn     bool    // and has that one's key
 	copyProblem string  // why the copy of the token file does not follow
 	root        rootInput
 	said        State // what is told of it and cannot be derived
@@ -128,6 +130,10 @@ func (r *runner) turn(ctx context.Context, now time.Time, ev event) {
 		r.step(ctx, now, wake)
 	}
 	r.step(ctx, now, ev)
+	if r.copied && (newToken || r.wantOwn) {
+		r.wantOwn = false
+		r.step(ctx, now, event{kind: evRenew})
+	}
 	r.publishState(now)
 	r.tell(now)
 }
@@ -169,7 +175,7 @@ func (r *runner) step(ctx context.Context, now time.Time, ev event) {
 	if !ask || r.cfg.WorkloadSocket != "" { // there the answer comes by itself
 		return
 	}
-	req := request{key: r.key, offers: slices.Clone(r.offers), roots: r.live.Load().roots}
+	req := request{key: r.key, offers: slices.Clone(r.offers), roots: r.live.Load().roots, copied: r.copied}
 	if c := r.Current(); c.usable(now) {
 		req.inHand, req.left = c, c.NotAfter.Sub(now)
 	} else if c != nil {
@@ -197,6 +203,9 @@ func (r *runner) settle(out outcome, now time.Time) event {
 	if out.behind > 0 {
 		r.said.Clock = "the clock is " + span(out.behind) + " behind istiod"
 		r.cfg.Log.Warn("clock is behind istiod's: set it", "behind", span(out.behind))
+	}
+	if out.credential == "token" {
+		r.origin(r.cfg.Machine)
 	}
 	before := r.said.LifeProblem
 	if r.said.LifeProblem = shortLife(out.cert.lifeAt(now).length(), r.cfg.TTL); r.said.LifeProblem != "" && !sameCause(r.said.LifeProblem, before) {
@@ -226,8 +235,10 @@ func (r *runner) load(now time.Time) event {
 		r.storeFailed(err)
 	}
 	r.followAt = now
+	r.store.origin = r.cfg.Machine
 	if g != nil {
 		r.cfg.Log.Info("certificate loaded", "certificate", g.cert, "generation", g.number)
+		r.checkOrigin(g)
 		roots := g.roots
 		if r.cfg.WorkloadSocket == "" { // it was the source once: its bundles go with the last certificate that it gave
 			roots = roots.retire(fromSPIFFE, g.cert.NotAfter).retire(fromFederated, g.cert.NotAfter)

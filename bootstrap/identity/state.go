@@ -24,6 +24,7 @@ type State struct {
 	Issuer        string       `json:"issuer,omitempty"`      // where certificates come from, when not from istiod's CA
 	Clock         string       `json:"clock,omitempty"`       // what is wrong with the clock
 	LifeProblem   string       `json:"lifeProblem,omitempty"` // the CA gives far less life than it was asked for
+	Copied        string       `json:"copied,omitempty"`      // the identity came with a disk from another machine
 	Token         TokenState   `json:"token"`                 // of the token file
 	Tokens        []TokenState `json:"tokens"`                // of every source of tokens, in the order they are tried
 	Roots         []RootState  `json:"roots"`

@@ -38,8 +38,9 @@ type store struct {
 	disk disk
 	log  *slog.Logger
 
-	current   int    // the generation that currentLink names; 0: none
-	rootsHash string // SHA-256 of its root-cert.pem as it was written: other content there is somebody else's
+	origin    Machine // where the identity was given to a machine; written with each generation
+	current   int     // the generation that currentLink names; 0: none
+	rootsHash string  // SHA-256 of its root-cert.pem as it was written: other content there is somebody else's
 }
 
 // A generation is what one folder of the store holds.
@@ -48,6 +49,7 @@ type generation struct {
 	cert      *Certificate
 	roots     anchors
 	rootsHash string
+	origin    Machine // zero: not known
 }
 
 // A meta is what a generation knows that is not in its PEM files.
@@ -55,6 +57,7 @@ type meta struct {
 	SPIFFEID   string     `json:"spiffeId"`
 	ReceivedAt time.Time  `json:"receivedAt"`
 	RootsHash  string     `json:"rootCertSha256"`
+	Machine    Machine    `json:"machine,omitzero"`
 	Roots      []metaRoot `json:"roots"`
 }
 
@@ -132,7 +135,7 @@ func (s *store) save(c *Certificate, roots anchors) error {
 }
 
 func (s *store) write(n int, c *Certificate, roots anchors) error {
-	m := meta{SPIFFEID: c.SPIFFEID, ReceivedAt: c.ReceivedAt.UTC(), RootsHash: hash(c.RootsPEM())}
+	m := meta{SPIFFEID: c.SPIFFEID, ReceivedAt: c.ReceivedAt.UTC(), RootsHash: hash(c.RootsPEM()), Machine: s.origin}
 	for _, x := range roots {
 		m.Roots = append(m.Roots, metaRoot{Source: x.source, Until: x.until, PEM: string(encodeCertificates([]*x509.Certificate{x.cert}))})
 	}

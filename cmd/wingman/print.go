@@ -66,7 +66,7 @@ func printIdentity(w io.Writer, id identity.State, now time.Time) error {
 	for _, r := range id.Roots {
 		line("root", "%s (%s) until %s", r.Subject, r.Source, at(r.NotAfter))
 	}
-	for _, problem := range []string{id.LastError, id.Clock, id.LifeProblem, id.RootProblem, id.StoreProblem, id.OutputProblem} {
+	for _, problem := range []string{id.LastError, id.Copied, id.Clock, id.LifeProblem, id.RootProblem, id.StoreProblem, id.OutputProblem} {
 		if problem != "" {
 			line("PROBLEM", "%s", problem)
 		}

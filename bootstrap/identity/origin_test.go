@@ -1,0 +1,129 @@
+package identity
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestOtherMachine(t *testing.T) {
+	tests := []struct {
+		name        string
+		before, now Machine
+		want        bool
+	}{
+		{"nothing known", Machine{}, Machine{}, false},
+		{"a store of before origins were kept", Machine{}, Machine{ID: "a"}, false},
+		{"the same", Machine{ID: "a"}, Machine{ID: "a"}, false},
+		{"another machine id", Machine{ID: "a"}, Machine{ID: "b"}, true},
+		{"a new machine id on the same instance", Machine{ID: "a", Instance: "i"}, Machine{ID: "b", Instance: "i"}, false},
+		{"a copy that kept its machine id is another instance", Machine{ID: "a", Instance: "i"}, Machine{ID: "a", Instance: "j"}, true},
+		{"a copy that kept both has another product UUID", Machine{ID: "a", Instance: "i", Product: "p"}, Machine{ID: "a", Instance: "i", Product: "q"}, true},
+		{"the same product UUID", Machine{ID: "a", Instance: "i", Product: "p"}, Machine{ID: "b", Instance: "j", Product: "p"}, false},
+		{"root wrote the UUID, who asks cannot read it", Machine{ID: "a", Product: "p"}, Machine{ID: "a"}, false},
+	}
+	for _, tt := range tests {
+		if got := tt.before.isOther(tt.now); got != tt.want {
+			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
+		}
+	}
+}
+
+func TestReadMachine(t *testing.T) {
+	root := t.TempDir()
+	if m := ReadMachine(root); m != (Machine{}) {
+		t.Errorf("of an empty disk: %+v", m)
+	}
+	const id = "4c6e3a1d1f5b4a0e8d2f7b9c0a1e2d3f"
+	putFile(t, filepath.Join(root, "etc/machine-id"), id+"\n")
+	putFile(t, filepath.Join(root, "var/lib/cloud/data/instance-id"), "i-0abc\n")
+	m := ReadMachine(root)
+	if len(m.ID) != 32 || len(m.Instance) != 32 || m.Product != "" || m.ID == id || strings.Contains(m.ID, id[:8]) {
+		t.Errorf("machine %+v: expected hashes", m)
+	}
+	if again := ReadMachine(root); again != m {
+		t.Errorf("%+v and then %+v", m, again)
+	}
+	for _, text := range []string{"", "uninitialized\n"} {
+		putFile(t, filepath.Join(root, "etc/machine-id"), text)
+		if m := ReadMachine(root); m.ID != "" {
+			t.Errorf("machine id %q gives %q", text, m.ID)
+		}
+	}
+}
+
+// TestAClonedDiskIsNoticed is an image made of a machine that had joined. Its copies work, have keys of their own at once, and say what they are until somebody gives them
+// a token.
+func TestAClonedDiskIsNoticed(t *testing.T) {
+	inLab(t, func(t *testing.T, l *lab) {
+		l.cfg.Machine = Machine{ID: "a"}
+		l.start()
+		l.mustBe(Valid)
+		first := l.m.Current()
+		if s := l.m.State(); s.Copied != "" {
+			t.Errorf("copied: %q", s.Copied)
+		}
+		l.stop()
+		os.Remove(l.vm.token)
+
+		l.cfg.Machine = Machine{ID: "b"}
+		l.start()
+		l.pass(time.Second)
+		l.mustBe(Valid)
+		own := l.m.Current()
+		if own.Serial == first.Serial || string(own.KeyPEM()) == string(first.KeyPEM()) {
+			t.Error("the copy goes on with the key of the other machine")
+		}
+		s := l.m.State()
+		const want = "this identity was made on another machine: the disk is a copy of a machine that had joined, or this one has a new machine id. "
+		if !strings.HasPrefix(s.Copied, want) || !strings.Contains(s.Copied, "kubectl create token") || s.Credential != "certificate" {
+			t.Errorf("said %q, certificate by %q", s.Copied, s.Credential)
+		}
+		if n := l.log.count("WARN", "identity is a copy of another machine's"); n != 1 {
+			t.Errorf("said %d times", n)
+		}
+		asked := len(l.ca.seen())
+		l.pass(time.Hour)
+		if n := len(l.ca.seen()); n != asked {
+			t.Errorf("%d requests while nothing changed", n-asked)
+		}
+		l.stop()
+
+		l.start() // its own renewal does not make it forget where it is from
+		l.pass(time.Second)
+		if s := l.m.State(); s.Copied == "" {
+			t.Error("a restart makes the copy an original")
+		}
+		l.putToken(time.Hour)
+		l.poke()
+		l.pass(time.Second)
+		if s := l.m.State(); s.Copied != "" || s.Credential != "token" {
+			t.Errorf("after a fresh token: %q, certificate by %q", s.Copied, s.Credential)
+		}
+		l.stop()
+		l.start()
+		l.pass(time.Second)
+		if s := l.m.State(); s.Copied != "" {
+			t.Errorf("after a restart: %q", s.Copied)
+		}
+	})
+}
+
+// A token that istiod refuses leaves a copy with the certificate it has.
+func TestACloneWithADeadTokenGoesOn(t *testing.T) {
+	inLab(t, func(t *testing.T, l *lab) {
+		l.cfg.Machine = Machine{ID: "a"}
+		l.start()
+		l.stop()
+		l.putToken(-time.Hour)
+		l.cfg.Machine = Machine{ID: "b"}
+		l.start()
+		l.pass(time.Minute)
+		l.mustBe(Valid)
+		if s := l.m.State(); s.Copied == "" || s.LastError != "" || s.Credential != "certificate" {
+			t.Errorf("%q, last error %q, by %q", s.Copied, s.LastError, s.Credential)
+		}
+	})
+}
