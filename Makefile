@@ -10,7 +10,7 @@ FUZZTIME ?= 60s
 MESH_P   ?= 5
 SOURCES  := $(shell find . -name '*.go' -not -path './test/*' -not -path './tmpdeps/*') go.mod go.sum
 
-.PHONY: all build demo test lint fuzz bench bench-dns bench-xds test-netns test-envoy test-mesh test-vm packages lint-packages setup clean
+.PHONY: all build demo test lint fuzz bench bench-dns bench-xds test-netns test-dns test-envoy test-mesh test-vm packages lint-packages setup clean
 
 all: build
 
@@ -33,6 +33,11 @@ test: setup
 # Only the tests that need a kernel; skipping is a failure.
 test-netns: setup
 	REQUIRE_NETNS=1 $(GO) test -race -tags $(TAGS) -timeout 8m ./iptables/... ./test/netns/...
+
+# The DNS proxy with real clients and resolvers, and half a minute of load while the table changes; skipping is a failure.
+test-dns: setup
+	@sh test/setup/setup.sh dns
+	REQUIRE_NETNS=1 DNS_LOAD_SECONDS=30 $(GO) test -count=1 -tags $(TAGS) -timeout 8m ./dnsproxy
 
 # The suites below run programs that Go's test cache knows nothing of: -count=1.
 

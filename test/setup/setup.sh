@@ -2,6 +2,7 @@
 # Installs what a suite needs beside Go, where that is possible, else says what to install. Changes nothing when all is there.
 #
 #   setup.sh        what demo and `make test` need
+#   setup.sh dns    and what the DNS proxy is tested with: resolvers, and clients to compile
 #   setup.sh vm     and what the suite with real systemd machines needs
 #   setup.sh envoy  and what the suite with the real Envoy needs
 #   setup.sh packages  and what checks the packages
@@ -17,6 +18,14 @@ need ip6tables iptables
 need nft nftables
 need ip iproute2
 case ${1:-} in
+dns)
+	need dig bind9-dnsutils
+	need unbound unbound
+	need dnsmasq dnsmasq-base
+	need gcc gcc
+	need musl-gcc musl-tools
+	[ -e /usr/include/ares.h ] || missing="$missing libc-ares-dev"
+	;;
 vm)
 	need debootstrap debootstrap
 	need systemd-nspawn systemd-container
@@ -41,7 +50,7 @@ if command -v apt-get >/dev/null 2>&1; then
 	install="apt-get install -y --no-install-recommends $missing"
 	update="apt-get update"
 elif command -v dnf >/dev/null 2>&1; then
-	install="dnf install -y $(echo "$missing" | sed 's/iproute2/iproute/')"
+	install="dnf install -y $(echo "$missing" | sed 's/iproute2/iproute/; s/bind9-dnsutils/bind-utils/; s/dnsmasq-base/dnsmasq/; s/musl-tools/musl-gcc/; s/libc-ares-dev/c-ares-devel/')"
 	update=true
 else
 	echo "missing: $missing; install them with this system's package manager" >&2
