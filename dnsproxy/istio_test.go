@@ -29,7 +29,7 @@ func TestAnswersOfTheMesh(t *testing.T) {
 		{"HTTPS of a mesh name is answered here", "webapp.istioinaction", dns.TypeHTTPS, "NOERROR aa,ra [] SOA"},
 		{"TXT of a mesh name is answered here", "webapp.istioinaction", dns.TypeTXT, "NOERROR aa,ra [] SOA"},
 		{"MX of a mesh name is answered here", "webapp.istioinaction", dns.TypeMX, "NOERROR aa,ra [] SOA"},
-		{"ANY of a mesh name is answered here", "webapp.istioinaction", dns.TypeANY, "NOERROR aa,ra [] SOA"},
+		{"ANY of a mesh name is answered here", "webapp.istioinaction", dns.TypeANY, "NOERROR aa,ra [webapp.istioinaction. 30 IN A 10.96.97.98]"},
 		{"SRV of a mesh name is answered here", "webapp.istioinaction", dns.TypeSRV, "NOERROR aa,ra [] SOA"},
 		{"PTR of a mesh address is the service's name", "98.97.96.10.in-addr.arpa", dns.TypePTR, "NOERROR aa,ra [98.97.96.10.in-addr.arpa. 30 IN PTR webapp.istioinaction.svc.cluster.local.]"},
 		{"PTR of any other address is not the mesh's", "1.2.0.192.in-addr.arpa", dns.TypePTR, "NXDOMAIN ra []"},

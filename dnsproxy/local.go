@@ -87,13 +87,19 @@ func isLocalhost(key []byte) bool { return isBelow(key, []byte("\x09localhost"))
 
 func answerLocalhost(req *dns.Msg) *dns.Msg {
 	question := &req.Question[0]
-	header := dns.RR_Header{Name: question.Name, Rrtype: question.Qtype, Class: dns.ClassINET, Ttl: tableTTL}
+	qtype := question.Qtype
+	if qtype == dns.TypeANY {
+		qtype = dns.TypeA // one of the sets there are (RFC 8482 section 4.1)
+	}
+	header := dns.RR_Header{Name: question.Name, Rrtype: qtype, Class: dns.ClassINET, Ttl: tableTTL}
 	reply := newReply(req, dns.RcodeSuccess)
-	switch question.Qtype {
+	switch qtype {
 	case dns.TypeA:
 		reply.Answer = []dns.RR{&dns.A{Hdr: header, A: net.IPv4(127, 0, 0, 1)}}
 	case dns.TypeAAAA:
 		reply.Answer = []dns.RR{&dns.AAAA{Hdr: header, AAAA: net.IPv6loopback}}
+	case dns.TypeSOA: // what empty answers have must be there
+		reply.Answer = []dns.RR{soaOf(question.Name)}
 	default:
 		reply.Ns = []dns.RR{soaOf(question.Name)}
 	}

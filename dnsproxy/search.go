@@ -77,8 +77,8 @@ func (t *Table) answerCompleted(req *dns.Msg, s *service, target []byte) *dns.Ms
 		Hdr:    dns.RR_Header{Name: question.Name, Rrtype: dns.TypeCNAME, Class: dns.ClassINET, Ttl: tableTTL},
 		Target: name,
 	}}
-	if question.Qtype == dns.TypeCNAME {
-		return reply
+	if question.Qtype == dns.TypeCNAME || question.Qtype == dns.TypeANY {
+		return reply // which has what was asked for (RFC 1034 section 3.6.2)
 	}
 	records := t.records(s, ruleExact, name, question.Qtype)
 	if len(records) == 0 {

@@ -200,7 +200,7 @@ func (t *Table) find(key []byte) (*service, rule) {
 // name is in presentation format, the final dot optional, in any letter case (RFC 4343); records carry it as given, a TTL
 // of 30 s, and keep the table's order. found reports whether the mesh knows the name at all, for any qtype: found with no
 // records means NODATA (RFC 2308 section 2.2), and the caller must not ask upstream. Of the types, A, AAAA and, for names
-// under in-addr.arpa and ip6.arpa, PTR have records. Never blocks, never fails, safe for concurrent use.
+// under in-addr.arpa and ip6.arpa, PTR have records, and ANY those of one of them. Never blocks, never fails, safe for concurrent use.
 func (t *Table) Lookup(name string, qtype uint16) (records []dns.RR, found bool) {
 	key, err := keyOf(name)
 	if err != nil {
@@ -231,6 +231,9 @@ func (t *Table) resolve(key []byte) (*service, rule) {
 
 // records are the answers that s has for a question of type qtype under the given owner name.
 func (t *Table) records(s *service, by rule, owner string, qtype uint16) []dns.RR {
+	if qtype == dns.TypeANY {
+		qtype = s.anyType(by)
+	}
 	header := dns.RR_Header{Name: owner, Rrtype: qtype, Class: dns.ClassINET, Ttl: tableTTL}
 	if by == rulePTR {
 		if qtype != dns.TypePTR {
@@ -249,6 +252,17 @@ func (t *Table) records(s *service, by rule, owner string, qtype uint16) []dns.R
 		}
 	}
 	return rrs
+}
+
+// anyType is the type that a question for any is answered with: one of those there are (RFC 8482 section 4.1).
+func (s *service) anyType(by rule) uint16 {
+	switch {
+	case by == rulePTR:
+		return dns.TypePTR
+	case len(s.a) > 0:
+		return dns.TypeA
+	}
+	return dns.TypeAAAA
 }
 
 // Version is the TableConfig's.

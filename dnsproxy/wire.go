@@ -192,6 +192,10 @@ func (t *Table) write(buf []byte, q *query, s *service, limit int, rotate uint32
 		if size = aaaaSize; !t.cfg.NoIPv6 {
 			rrs = s.aaaa
 		}
+	case dns.TypeANY: // one of the sets there are (RFC 8482 section 4.1)
+		if rrs = s.a; len(rrs) == 0 && !t.cfg.NoIPv6 {
+			rrs, size = s.aaaa, aaaaSize
+		}
 	case dns.TypeSOA:
 		rrs, size = negativeSOA, len(negativeSOA)
 	}
