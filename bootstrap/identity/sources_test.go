@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,9 +21,11 @@ import (
 // A fakeSource is a program or a cloud that says what a test wants.
 type fakeSource struct {
 	name  string
-	say   func() (string, error)
 	asked int
 	forgo int // how often it was told to forget
+
+	mu  sync.Mutex // guards say: synctest orders reads after Wait, not writes before the next turn
+	say func() (string, error)
 }
 
 func (f *fakeSource) Name() string  { return f.name }
@@ -31,6 +34,8 @@ func (*fakeSource) Local() bool     { return false }
 func (f *fakeSource) Forget()       { f.forgo++ }
 
 func (f *fakeSource) Token(context.Context) (credential.Token, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	f.asked++
 	text, err := f.say()
 	return credential.Token{JWT: credential.Hide(text)}, err
@@ -142,7 +147,9 @@ func TestASourceThatIsAskedOnlyWhenNeeded(t *testing.T) {
 		if n := l.log.count("WARN", "source gives no token"); n != 1 {
 			t.Errorf("one cause has %d lines", n)
 		}
+		exec.mu.Lock()
 		exec.say = gives(token(time.Now().Add(time.Hour), nil))
+		exec.mu.Unlock()
 		l.pass(3 * time.Minute)
 		l.mustBe(Valid)
 		s = l.m.State()
