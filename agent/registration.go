@@ -131,8 +131,8 @@ func (r *registration) report(cfg *bootstrap.Config, d *status.DNSReport) (degra
 		degraded = append(degraded, "dns.mode resolved: programs do not find mesh names: "+s.Error)
 	}
 	if s.LeftOut > 0 {
-		degraded = append(degraded, fmt.Sprintf("dns.mode resolved: systemd-resolved takes %d domains, and %d suffixes of the mesh have no place there (such as %s): "+
-			"programs do not find these names; dns.mode: redirect knows no such limit", resolved.MaxDomains, s.LeftOut, strings.Join(s.Missing, ", ")))
+		degraded = append(degraded, fmt.Sprintf("dns.mode resolved: %d suffixes of the mesh are not registered, such as %s (systemd-resolved takes %d, of letters, digits, - and _): "+
+			"programs do not find these names; dns.mode: redirect knows no such limit", s.LeftOut, strings.Join(s.Missing, ", "), resolved.MaxDomains))
 	}
 	if why := unasked(cfg); why != "" {
 		degraded = append(degraded, "dns.mode resolved: "+why)
@@ -143,16 +143,21 @@ func (r *registration) report(cfg *bootstrap.Config, d *status.DNSReport) (degra
 // covered says how systemd-resolved treats a question of programs for a name: for `dns query --explain`.
 func (r *registration) covered(name string) string {
 	w := r.wanted()
-	if !w.Registered || !r.keeper.State().Registered {
+	return coveredBy(w.Domains, w.Registered && r.keeper.State().Registered, name)
+}
+
+// coveredBy is covered for what is registered. It is pure.
+func coveredBy(d resolved.Domains, registered bool, name string) string {
+	if !registered {
 		return "systemd-resolved sends no name here"
 	}
-	if d, ok := w.Domains.Covers(name); ok {
-		return "systemd-resolved sends it here by domain " + d.String()
+	if x, ok := d.Covers(name); ok {
+		return "systemd-resolved sends it here by domain " + x.String()
 	}
 	if label := strings.TrimSuffix(name, "."); !strings.Contains(label, ".") {
-		for _, d := range w.Domains.List {
-			if d.Search {
-				return "systemd-resolved sends it here only as " + label + "." + d.Name + ", completed by a search domain"
+		for _, x := range d.List {
+			if x.Search {
+				return "systemd-resolved sends it here only as " + label + "." + x.Name + ", completed by a search domain"
 			}
 		}
 	}

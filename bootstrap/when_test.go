@@ -77,3 +77,22 @@ func TestEachSettingWaitsForWhatTheTableSays(t *testing.T) {
 		}
 	}
 }
+
+// The way by which DNS comes is opened at a start: what follows from it waits as it does.
+func TestRulesForDNSWaitWithItsMode(t *testing.T) {
+	load := func(yaml string) *Config {
+		t.Helper()
+		c, problems := newMachine(t, map[string]string{wingmanYAML: yaml}).load()
+		if c == nil {
+			t.Fatal(problems)
+		}
+		return c
+	}
+	redirect, resolved := load("dns: {capture: true}\n"), load("dns: {capture: true, mode: resolved}\n")
+	for _, tc := range []struct{ old, now *Config }{{redirect, resolved}, {resolved, redirect}} {
+		kept, waiting := KeepUntilRestart(tc.old, tc.now)
+		if kept.DNS.Mode != tc.old.DNS.Mode || kept.Capture.DNS != tc.old.Capture.DNS || kept.Capture.DNSByResolved != tc.old.Capture.DNSByResolved || !slices.Equal(waiting, []string{"dns.mode"}) {
+			t.Errorf("from %s to %s: mode %s, rules %t, names %t, waiting %v; want all as before", tc.old.DNS.Mode, tc.now.DNS.Mode, kept.DNS.Mode, kept.Capture.DNS, kept.Capture.DNSByResolved, waiting)
+		}
+	}
+}
