@@ -18,7 +18,8 @@ const (
 	checkEvery = 10 * time.Second       // a look without a reason: systemd-resolved tells nobody when somebody else changes a link
 	atMostEach = 500 * time.Millisecond // between two looks, whatever the news: a table in motion, or somebody who takes the link away
 	firstRetry = time.Second            // after a failure, and twice as long after the next …
-	lastRetry  = 30 * time.Second       // … up to this
+	lastRetry  = 30 * time.Second       // … up to this, and so does the time between two looks while somebody else keeps changing the link
+	calmAfter  = time.Minute            // without such a change the pace is the first again
 	stepLimit  = 10 * time.Second       // for one look with its changes: polkit may have to be started for it
 )
 
@@ -57,8 +58,11 @@ type Registration struct {
 	news  chan struct{}      // buffered 1
 	asked chan chan struct{} // a look at once; the channel is closed after it
 
-	bus  *bus // Run's alone; nil: not connected
-	last Wish // what was set last; Run's alone
+	// Run's alone.
+	bus      *bus // nil: not connected
+	last     Wish // what was set last
+	pace     time.Duration
+	repaired time.Time // when somebody else's change was undone last
 
 	mu    sync.Mutex // guards everything below
 	state State
@@ -66,7 +70,7 @@ type Registration struct {
 
 // New checks and allocates; it asks nobody.
 func New(c Config) (*Registration, error) {
-	r := &Registration{cfg: c, log: c.Log, news: make(chan struct{}, 1), asked: make(chan chan struct{}), state: State{Link: LinkName}}
+	r := &Registration{cfg: c, log: c.Log, news: make(chan struct{}, 1), asked: make(chan chan struct{}), pace: atMostEach, state: State{Link: LinkName}}
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
 	}
@@ -160,7 +164,7 @@ func (r *Registration) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case done = <-r.asked:
-		case <-time.After(time.Until(began.Add(atMostEach))):
+		case <-time.After(time.Until(began.Add(r.pace))):
 		}
 	}
 }
@@ -231,6 +235,9 @@ func (r *Registration) fulfil(ctx context.Context, w Wish) (d done, err error) {
 
 // tell logs what was done, and counts what others had undone.
 func (r *Registration) tell(d done, w Wish) {
+	if time.Since(r.repaired) > calmAfter {
+		r.pace = atMostEach
+	}
 	switch again := reflect.DeepEqual(r.last, w); {
 	case !r.last.Registered:
 		r.log.Info("mesh names are registered with systemd-resolved", "link", LinkName, "server", w.Server, "domains", len(w.Domains.List),
@@ -240,7 +247,8 @@ func (r *Registration) tell(d done, w Wish) {
 		r.mu.Lock()
 		r.state.Repairs++
 		r.mu.Unlock()
-		r.log.Warn("somebody changed what systemd-resolved knows of the mesh; it is set again", "link", LinkName, "link_was_gone", d.made)
+		r.pace, r.repaired = min(2*r.pace, lastRetry), time.Now()
+		r.log.Warn("somebody changed what systemd-resolved knows of the mesh; it is set again", "link", LinkName, "link_was_gone", d.made, "next_look_seconds", r.pace.Seconds())
 	default:
 		r.log.Info("mesh names changed at systemd-resolved", "link", LinkName, "domains", len(w.Domains.List), "left_out", w.Domains.LeftOut)
 	}
