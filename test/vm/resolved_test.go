@@ -175,6 +175,22 @@ func TestSystemdResolvedSendsMeshNamesAlone(t *testing.T) {
 	if out := m.Run("networkctl", "--no-legend", "list", "wingman-dns", "wingman-dns-far"); strings.Count(out, "unmanaged") != 2 {
 		t.Errorf("networkd took the link:\n%s", out)
 	}
+	// polkit lets the agent's user do what the agent does, and nothing else, nor anybody else.
+	index := m.Run("cat", "/sys/class/net/wingman-dns/ifindex")
+	for _, tc := range []struct {
+		user, call string
+		ok         bool
+	}{
+		{"istio-proxy", "SetLinkLLMNR is " + index + " no", true},
+		{"istio-proxy", "RevertLink i " + index, false},
+		{"istio-proxy", "SetLinkDNSSECNegativeTrustAnchors ias " + index + " 0", false},
+		{"nobody", "SetLinkLLMNR is " + index + " no", false},
+	} {
+		as := []string{"setpriv", "--reuid=" + tc.user, "--clear-groups", "busctl", "call", "org.freedesktop.resolve1", "/org/freedesktop/resolve1", "org.freedesktop.resolve1.Manager"}
+		if out, err := m.Try(append(as, strings.Fields(tc.call)...)...); (err == nil) != tc.ok {
+			t.Errorf("%s as %s: %s, %v; want it allowed: %t", tc.call, tc.user, out, err, tc.ok)
+		}
+	}
 
 	for _, nss := range []string{"dns", "resolve [!UNAVAIL=return] dns"} {
 		m.Sh("sed -i 's/^hosts:.*/hosts: files " + nss + "/' /etc/nsswitch.conf")
