@@ -317,3 +317,25 @@ func headerLine(m *dns.Msg) string {
 	}
 	return line
 }
+
+// TestAnswersAreCompressed: what miekg/dns packs is no longer than what the hot path writes (RFC 1035 section 4.1.4).
+func TestAnswersAreCompressed(t *testing.T) {
+	table := forum(t)
+	for _, qclass := range []uint16{dns.ClassINET, dns.ClassANY} { // the hot path leaves class ANY
+		for _, qtype := range []uint16{dns.TypeA, dns.TypeTXT} {
+			req := question("webapp.istioinaction", qtype)
+			req.Question[0].Qclass = qclass
+			msg, err := req.Pack()
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := len(msg) + aSize
+			if qtype == dns.TypeTXT {
+				want = len(msg) + len(negativeSOA)
+			}
+			if reply, _, _, _ := table.answerLocally(msg, overUDP); len(reply) != want {
+				t.Errorf("type %v, class %v: %d octets, want %d: %x", dns.Type(qtype), dns.Class(qclass), len(reply), want, reply)
+			}
+		}
+	}
+}

@@ -195,8 +195,8 @@ func withExtendedError(msg []byte, code uint16, limit int) []byte {
 
 // pack is the wire form of a reply of ours within limit octets, truncated with TC if it must be.
 func pack(reply *dns.Msg, limit int) []byte {
-	reply.Compress = true
 	reply.Truncate(limit)
+	reply.Compress = true // Truncate leaves it out where all fits without
 	msg, err := reply.Pack()
 	if err != nil {
 		// only records of others can be unpackable; none of ours are
