@@ -58,10 +58,12 @@ test-mesh: build
 test-spire: setup
 	WINGMAN_SPIRE=1 $(GO) test -count=1 -tags $(TAGS) -timeout 30m ./test/spire/...
 
-# Real systemd machines, with the real Envoy on some.
+# Real systemd machines, with the real Envoy on some and the real istiod for two. What each event in their life cost stands at the end.
 test-vm: build
 	@sh test/setup/setup.sh vm
-	WINGMAN_VM=1 WINGMAN_BIN=$(CURDIR)/bin/wingman $(GO) test -count=1 -tags $(TAGS) -timeout 20m ./test/vm/...
+	@table=$$(mktemp) && trap 'rm -f "$$table"' EXIT && status=0; \
+	  WINGMAN_VM=1 WINGMAN_BIN=$(CURDIR)/bin/wingman WINGMAN_VM_TABLE=$$table $(GO) test -count=1 -tags $(TAGS) -timeout 20m ./test/vm/... || status=$$?; \
+	  cat "$$table"; exit $$status
 
 lint:
 	@files=$$(git ls-files '*.go' | xargs gofmt -l); if [ -n "$$files" ]; then echo "gofmt would change:"; echo "$$files"; exit 1; fi

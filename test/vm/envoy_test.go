@@ -94,7 +94,7 @@ func serveOther(t *testing.T, s *Segment) {
 }
 
 // status is what the agent says of itself; an error while it does not answer.
-func (m *mesh) status() (r status.Report, err error) {
+func (m *Machine) status() (r status.Report, err error) {
 	out, err := m.Try("wingman", "status", "-o", "json")
 	if out == "" {
 		return r, err
@@ -103,7 +103,7 @@ func (m *mesh) status() (r status.Report, err error) {
 }
 
 // awaitEnvoy waits until the agent says that Envoy serves, and that all traffic is captured for it.
-func (m *mesh) awaitEnvoy() status.EnvoyReport {
+func (m *Machine) awaitEnvoy() status.EnvoyReport {
 	m.t.Helper()
 	var r status.Report
 	m.await("Envoy", func() bool {

@@ -12,11 +12,19 @@ import (
 )
 
 // Build compiles a command of this repository for machines, as a release is, and returns the program's path.
-func Build(t testing.TB, pkg string) string {
+func Build(t testing.TB, pkg string) string { t.Helper(); return build(t, pkg, "") }
+
+// BuildRelease is Wingman from this checkout under another version: another file, as an upgrade brings.
+func BuildRelease(t testing.TB, version string) string {
+	t.Helper()
+	return build(t, "wingman/cmd/wingman", " -X main.release="+version)
+}
+
+func build(t testing.TB, pkg, ldflags string) string {
 	t.Helper()
 	Require(t)
 	to := filepath.Join(t.TempDir(), filepath.Base(pkg))
-	cmd := exec.Command("go", "build", "-tags=grpcnotrace", "-trimpath", "-ldflags=-s -w", "-o", to, pkg)
+	cmd := exec.Command("go", "build", "-tags=grpcnotrace", "-trimpath", "-ldflags=-s -w"+ldflags, "-o", to, pkg)
 	cmd.Env = append(cmd.Environ(), "CGO_ENABLED=0")
 	must(t, cmd)
 	return to

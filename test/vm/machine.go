@@ -20,7 +20,8 @@ const bootTimeout = 2 * time.Minute
 // A Machine is off until Boot. It belongs to one test and one goroutine; Run, Try and Do may be called from several.
 // Its methods end the test when the machine does not do what it should.
 type Machine struct {
-	t       testing.TB
+	t       testing.TB // is told what goes wrong
+	owner   testing.TB // its end is the machine's
 	name    string
 	segment *Segment
 	root    string // its files, as this machine sees them
@@ -38,6 +39,12 @@ type power struct {
 	status  error         // of nspawn; valid once off is closed
 }
 
+// Tell makes t, of a part of the test that the machine belongs to, the one that is told what goes wrong, until it ends.
+func (m *Machine) Tell(t testing.TB) {
+	m.t = t
+	t.Cleanup(func() { m.t = m.owner })
+}
+
 // rebooting is the exit status by which nspawn tells its caller to start the machine again.
 const rebooting = 133
 
@@ -47,16 +54,16 @@ func (m *Machine) Boot() {
 	if m.power != nil {
 		m.t.Fatalf("machine %s is on already", m.name)
 	}
-	notify, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(m.t.TempDir(), "notify"), Net: "unixgram"})
+	notify, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(m.owner.TempDir(), "notify"), Net: "unixgram"})
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	m.power = &power{console: filepath.Join(m.t.TempDir(), "console"), booted: watchBoot(notify), off: make(chan struct{})}
+	m.power = &power{console: filepath.Join(m.owner.TempDir(), "console"), booted: watchBoot(notify), off: make(chan struct{})}
 	if err := m.start(notify); err != nil {
 		m.power = nil
 		m.t.Fatalf("machine %s: %v", m.name, err)
 	}
-	m.t.Cleanup(m.PowerCut)
+	m.owner.Cleanup(m.PowerCut)
 	select {
 	case m.power.leader = <-m.power.booted:
 		if m.power.leader == 0 {
@@ -100,7 +107,7 @@ func (m *Machine) start(notify *net.UnixConn) error {
 		console.Close()
 		notify.Close()
 		if err := undertaker.finish(); err != nil {
-			m.t.Errorf("machine %s: %v", m.name, err)
+			m.owner.Errorf("machine %s: %v", m.name, err)
 		}
 		close(power.off)
 	}()

@@ -135,7 +135,7 @@ func (m *mesh) join() {
 }
 
 // mustResolve asks as a program on the machine does: by resolv.conf.
-func (m *mesh) mustResolve(name, want string) {
+func (m *Machine) mustResolve(name, want string) {
 	m.t.Helper()
 	m.await("an answer for "+name, func() bool {
 		out, err := m.Try("dig", "+short", "+timeout=2", "+tries=1", name)
@@ -143,7 +143,7 @@ func (m *mesh) mustResolve(name, want string) {
 	})
 }
 
-func (m *mesh) rules() string { return m.Sh("iptables-save; ip6tables-save; nft list ruleset") }
+func (m *Machine) rules() string { return m.Sh("iptables-save; ip6tables-save; nft list ruleset") }
 
 func TestRestartsAndCrashesAreNotSeenByTheMesh(t *testing.T) {
 	m := newMesh(t)
@@ -151,7 +151,7 @@ func TestRestartsAndCrashesAreNotSeenByTheMesh(t *testing.T) {
 	before := m.istiod.Entries()
 	events := len(m.istiod.Events())
 	load := startQueries(t, m.Machine, "127.0.0.53:53", lookUp("webapp.istioinaction.svc.cluster.local."))
-	for range 20 {
+	for range 5 {
 		m.Run("systemctl", "restart", "wingman")
 		m.entry("joined again", serving)
 		if !strings.Contains(m.rules(), "--to-ports 15053") {
@@ -209,7 +209,7 @@ func TestAStopLeavesNothingBehind(t *testing.T) {
 func TestReboots(t *testing.T) {
 	m := newMesh(t)
 	m.join()
-	for range 3 {
+	for range 2 {
 		events := len(m.istiod.Events())
 		m.Reboot() // /run is empty then: the token is gone
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)

@@ -31,11 +31,11 @@ func TestTheAgentRestartsAndEnvoyGoesOn(t *testing.T) {
 			t.Fatalf("a connection of before: closed %v, error %v", last, err)
 		}
 	}
-	for range 16 {
+	for range 3 {
 		m.Run("systemctl", "restart", "wingman")
 		again()
 	}
-	for range 4 { // the fifth within 30 s is a crash loop
+	for range 2 {
 		m.kill("wingman", "KILL")
 		again()
 	}
@@ -63,7 +63,7 @@ func TestAKilledEnvoyIsBackWithinASecond(t *testing.T) {
 		{"its supervisor alone", func(int) { m.Run("systemctl", "kill", "--kill-who=main", "--signal=KILL", "wingman-proxy") }},
 		{"the unit", func(int) { m.Run("systemctl", "kill", "--signal=KILL", "wingman-proxy") }},
 	} {
-		for range 3 {
+		for range 2 {
 			before := m.awaitEnvoy()
 			in, out := m.inbound(), m.outbound()
 			m.await("traffic", func() bool { return in.answered() > 10 && out.answered() > 10 })
@@ -216,42 +216,45 @@ func (s *steps) without(some ...string) string {
 
 func TestAMachineWithEnvoyReboots(t *testing.T) {
 	m := withEnvoy(t)
-	for range 2 {
-		events := len(m.istiod.Events())
-		m.Reboot()
-		m.awaitEnvoy()
-		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-		_, err := m.istiod.WaitEventAfter(ctx, events, func(e controlplane.Event) bool { return e.Kind == controlplane.HealthReported && e.Healthy })
-		cancel()
-		if err != nil {
-			t.Fatalf("not healthy after a reboot: %v\n%s", err, m.lastWords())
+	events := len(m.istiod.Events())
+	m.Reboot()
+	m.awaitEnvoy()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	_, err := m.istiod.WaitEventAfter(ctx, events, func(e controlplane.Event) bool { return e.Kind == controlplane.HealthReported && e.Healthy })
+	cancel()
+	if err != nil {
+		t.Fatalf("not healthy after a reboot: %v\n%s", err, m.lastWords())
+	}
+	m.rulesFirst()
+	var first string // what is captured when systemd hears that the agent is ready
+	for _, e := range m.Journal("wingman") {
+		if strings.HasPrefix(e.Message, "ready ") {
+			break
 		}
-		// No moment of network without rules: those of the last run are in before anything configures it.
-		rules, network := m.monotonic("wingman-rules.service", "ExecMainExitTimestampMonotonic"), m.monotonic("systemd-networkd.service", "ExecMainStartTimestampMonotonic")
-		if said := m.Journal("wingman-rules"); rules == 0 || rules > network || !strings.Contains(fmt.Sprint(said), "the traffic rules of the last run are in") {
-			t.Errorf("rules were in at %d µs, the network was begun at %d µs; the unit said %v", rules, network, said)
+		if strings.HasPrefix(e.Message, "capture rules applied ") {
+			first += e.Message
 		}
-		var first string // what is captured when systemd hears that the agent is ready
-		for _, e := range m.Journal("wingman") {
-			if strings.HasPrefix(e.Message, "ready ") {
-				break
-			}
-			if strings.HasPrefix(e.Message, "capture rules applied ") {
-				first += e.Message
-			}
-		}
-		if !strings.Contains(first, "capture=all") {
-			t.Errorf("before the agent was ready it said of rules %q, want that all is captured\n%s", first, m.lastWords())
-		}
-		in, out := m.inbound(), m.outbound()
-		m.await("traffic", func() bool { return in.answered() > 100 && out.answered() > 100 })
-		in.mustBeWhole("inbound")
-		out.mustBeWhole("outbound")
+	}
+	if !strings.Contains(first, "capture=all") {
+		t.Errorf("before the agent was ready it said of rules %q, want that all is captured\n%s", first, m.lastWords())
+	}
+	in, out := m.inbound(), m.outbound()
+	m.await("traffic", func() bool { return in.answered() > 100 && out.answered() > 100 })
+	in.mustBeWhole("inbound")
+	out.mustBeWhole("outbound")
+}
+
+// rulesFirst fails the test unless the rules of the last run were in before anything configured this boot's network.
+func (m *Machine) rulesFirst() {
+	m.t.Helper()
+	rules, network := m.monotonic("wingman-rules.service", "ExecMainExitTimestampMonotonic"), m.monotonic("systemd-networkd.service", "ExecMainStartTimestampMonotonic")
+	if said := fmt.Sprint(m.Journal("wingman-rules")); rules == 0 || rules > network || !strings.Contains(said, "the traffic rules of the last run are in") {
+		m.t.Errorf("rules were in at %d µs, the network was begun at %d µs; the unit said %v", rules, network, said)
 	}
 }
 
 // monotonic reads a time of a unit, in microseconds after the boot; 0: it has not come.
-func (m *mesh) monotonic(unit, property string) int64 {
+func (m *Machine) monotonic(unit, property string) int64 {
 	m.t.Helper()
 	n, err := strconv.ParseInt(m.Run("systemctl", "show", "--value", "--property="+property, unit), 10, 64)
 	if err != nil {

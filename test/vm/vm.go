@@ -99,7 +99,7 @@ func (s *Segment) Machine(t testing.TB, name, prefix string, resolvers ...string
 	if err != nil {
 		t.Fatalf("machine %s: %v", name, err)
 	}
-	m := &Machine{t: t, name: name, segment: s, root: filepath.Join(t.TempDir(), name)}
+	m := &Machine{t: t, owner: t, name: name, segment: s, root: filepath.Join(t.TempDir(), name)}
 	unpack(t, image(t), m.root)
 	m.Write("/etc/hostname", name+"\n", 0o644)
 	m.Write("/etc/hosts", fmt.Sprintf("127.0.0.1 localhost\n::1 localhost\n%s %s\n", address.Addr(), name), 0o644)

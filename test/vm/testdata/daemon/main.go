@@ -4,8 +4,8 @@
 //	run     echoes UDP packets on 127.0.0.1:15053, on sockets that systemd keeps
 //	proxy   sleeps, like Envoy's supervisor
 //	status  says that it is ready once /var/lib/wingman/joined is there
-//	app     is the workload: it answers every HTTP request on port 8080, those for /held when /run/app-release is there; /run/app-holds says
-//	        that one waits
+//	app     is the workload: it answers every HTTP request on port 8080 (or the address that its argument names), those for /held when
+//	        /run/app-release is there; /run/app-holds says that one waits
 //	watch   prints each verdict on the systemd unit named by its argument
 //
 // While /var/lib/wingman/crash is there, run ends with status 1 at once. SIGUSR1 makes it hang, SIGUSR2 log what an exec
@@ -49,7 +49,11 @@ func main() {
 		_, missing := os.Stat(state + "joined")
 		fmt.Printf("{\n  \"ready\": %v\n}\n", missing == nil)
 	case "app":
-		err = http.ListenAndServe(":8080", http.HandlerFunc(answer))
+		address := ":8080"
+		if len(os.Args) > 2 {
+			address = os.Args[2]
+		}
+		err = http.ListenAndServe(address, http.HandlerFunc(answer))
 	case "watch":
 		err = watch(os.Args[2], log)
 	}
@@ -178,6 +182,12 @@ func end(log *slog.Logger, notifier *systemd.Notifier) error {
 // answer takes its time where it is told to.
 func answer(w http.ResponseWriter, r *http.Request) {
 	if r.URL.Path != "/held" {
+		name, err := os.Hostname()
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		fmt.Fprintln(w, "this is", name)
 		return
 	}
 	if err := os.WriteFile("/run/app-holds", []byte("one\n"), 0o644); err != nil {

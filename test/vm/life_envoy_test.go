@@ -1,0 +1,108 @@
+package vm
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"wingman/agent/envoy/proxy"
+)
+
+// supervised is what the supervisor of forum's Envoy wrote down last.
+func (r *row) supervised() (s proxy.State) {
+	r.Helper()
+	if err := json.Unmarshal([]byte(r.forum.Sh("cat /run/wingman-proxy/state.json")), &s); err != nil {
+		r.Fatal(err)
+	}
+	return s
+}
+
+// awaitNextEnvoy waits until another Envoy than before serves.
+func (r *row) awaitNextEnvoy(before proxy.State) (now proxy.State) {
+	r.Helper()
+	r.forum.await("another Envoy", func() bool {
+		now = r.supervised()
+		return now.Phase == proxy.PhaseLive && now.PID != before.PID
+	})
+	return now
+}
+
+func envoyKills(r *row) {
+	before, began, agent := r.plane.now(forumEntry), time.Now(), r.forum.mainPID("wingman")
+	l := r.usual()
+	type kill struct{ at, back time.Time }
+	var kills []kill
+	var away []time.Duration
+	for n := range 10 {
+		if n%3 == 0 { // three in a row, then one that served for a while: else each waits longer than the one before, as in a crash loop
+			r.forum.await("an Envoy that served for ten seconds", func() bool {
+				s := r.supervised()
+				return s.Phase == proxy.PhaseLive && time.Since(s.Since) > 10*time.Second
+			})
+		}
+		s, at := r.supervised(), time.Now()
+		r.forum.Run("kill", "-KILL", fmt.Sprint(s.PID))
+		back := r.awaitNextEnvoy(s).Since
+		kills, away = append(kills, kill{at, back}), append(away, back.Sub(at))
+	}
+	dns, requests := l.end()
+	r.whole("queries", dns)
+	inFlight := 0
+	for _, f := range requests.Failed {
+		explained := false
+		for _, k := range kills {
+			if f.Began.Before(k.back) && f.Began.Add(f.Took).After(k.at) {
+				explained = true
+				if f.Began.Before(k.at) {
+					inFlight++
+				}
+			}
+		}
+		if !explained {
+			r.Errorf("a request failed that began when Envoy served: at %s, for %s: %s", f.Began.Format("15:04:05.000"), f.Took, f.Err)
+		}
+	}
+	half := median(away)
+	if half > time.Second {
+		r.Errorf("half of the times Envoy was back after more than %s, want a second: %s", half, away)
+	}
+	if now := r.forum.mainPID("wingman"); now != agent {
+		r.Errorf("the agent is process %d, want %d: it has nothing to do with Envoy's end", now, agent)
+	}
+	if away[len(away)-1] < 2*time.Second { // the agent bears with three
+		r.sameEntry(before, began)
+	}
+	r.requests = fmt.Sprintf("%d of %d: %d in flight, the others begun before it was back", len(requests.Failed), requests.Sent, inFlight)
+	r.note("back after %s (median; %s to %s)", ms(half), ms(away[0]), ms(away[len(away)-1]))
+}
+
+// frozenFor is how long the event of a frozen Envoy takes.
+const frozenFor = 20 * time.Second
+
+func frozenEnvoy(r *row) {
+	agent, s := r.forum.mainPID("wingman"), r.supervised()
+	l := r.usual()
+	peers := startClient(r, r.catalog, "requests of catalog to forum", "http", r.forumVIP+":80", forumHost)
+	at := time.Now()
+	r.forum.Run("kill", "-STOP", fmt.Sprint(s.PID))
+	told := r.await(r, r.forum, forumEntry, "unhealthy", frozenFor, func(p planeState) bool { return p.Healthy == "False" })
+	next := r.awaitNextEnvoy(s)
+	r.forum.await("the end of the 20 s", func() bool { return time.Since(at) > frozenFor })
+	r.settle(r.T)
+	dns, requests := l.end()
+	followers := peers.end()
+	r.whole("queries", dns)
+	for what, o := range map[string]outcome{"a request of forum": requests, "a request to forum": followers} {
+		if last := o.lastBegan(); last.After(next.Since) {
+			r.Errorf("%s that began %s after the freeze failed; another Envoy served after %s: %s", what, last.Sub(at), next.Since.Sub(at), o)
+		}
+	}
+	if last := followers.lastBegan(); last.After(told.At.Add(time.Second)) {
+		r.Errorf("a request to forum that began %s after the freeze failed; peers were told after %s: %s", last.Sub(at), told.At.Sub(at), followers)
+	}
+	if now := r.forum.mainPID("wingman"); now != agent {
+		r.Errorf("the agent is process %d, want %d", now, agent)
+	}
+	r.requests = fmt.Sprintf("%d of %d, until Envoy was back; of peers %d of %d, until it was noticed", len(requests.Failed), requests.Sent, len(followers.Failed), followers.Sent)
+	r.note("noticed by the hang check: unhealthy in the cluster after %.1f s, killed, another Envoy serves after %.1f s", told.At.Sub(at).Seconds(), next.Since.Sub(at).Seconds())
+}

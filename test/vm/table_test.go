@@ -1,0 +1,159 @@
+package vm
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// table holds a line for each event that was shown, for people: TestMain writes it where WINGMAN_VM_TABLE says, or prints it.
+var table [][4]string
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if len(table) > 0 {
+		rows := append([][4]string{{"event", "DNS lost", "requests lost", "else"}, {"---", "---", "---", "---"}}, table...)
+		var text strings.Builder
+		for _, r := range rows {
+			fmt.Fprintln(&text, "| "+strings.Join(r[:], " | ")+" |")
+		}
+		if file := os.Getenv("WINGMAN_VM_TABLE"); file == "" {
+			fmt.Print(text.String())
+		} else if err := os.WriteFile(file, []byte(text.String()), 0o644); err != nil {
+			fmt.Fprintln(os.Stderr, "write the table:", err)
+			code = max(code, 1)
+		}
+	}
+	os.Exit(code)
+}
+
+// row is one line of the table while it is made.
+type row struct {
+	*testing.T
+	*stage
+	dns, requests string   // what was lost of how many; empty: nobody asked
+	notes         []string // what else there is to say
+}
+
+func (r *row) note(format string, args ...any) {
+	r.notes = append(r.notes, fmt.Sprintf(format, args...))
+}
+
+// show makes one line of the table: a part of the test for one event in the machines' life.
+func (s *stage) show(t *testing.T, name, event string, happen func(*row)) {
+	t.Run(name, func(t *testing.T) {
+		s.tell(t)
+		s.settle(t)
+		r := &row{T: t, stage: s}
+		defer func() {
+			if t.Failed() {
+				r.note("FAILED")
+			}
+			for _, cell := range []*string{&r.dns, &r.requests} {
+				if *cell == "" {
+					*cell = "–"
+				}
+			}
+			table = append(table, [4]string{event, r.dns, r.requests, strings.Join(r.notes, "; ")})
+			t.Logf("%s | %s | %s | %s", event, r.dns, r.requests, strings.Join(r.notes, "; "))
+		}()
+		happen(r)
+	})
+}
+
+// load is both clients of a row at work.
+type load struct {
+	r             *row
+	dns, requests *client
+}
+
+// Whom the loads ask.
+const (
+	stub       = "127.0.0.53:53" // as resolv.conf says
+	publicName = "www.example.com."
+	publicAddr = "192.0.2.80"
+)
+
+// begin has forum ask for a name, and send requests to catalog through both machines' Envoys.
+func (r *row) begin(name, address string) *load {
+	r.Helper()
+	return &load{r,
+		startClient(r, r.forum, "queries of forum", "dns", stub, name, address),
+		startClient(r, r.forum, "requests of forum to catalog", "http", r.catalogVIP+":80", strings.TrimSuffix(catalogName, ".")),
+	}
+}
+
+// usual is begin with a name of the mesh.
+func (r *row) usual() *load { r.Helper(); return r.begin(catalogName, r.catalogVIP) }
+
+// end ends both and notes what they lost.
+func (l *load) end() (dns, requests outcome) {
+	l.r.Helper()
+	dns, requests = l.dns.end(), l.requests.end()
+	l.r.dns, l.r.requests = dns.String(), requests.String()
+	if dns.Again > 0 {
+		l.r.dns += fmt.Sprintf(" (%d at the second attempt)", dns.Again)
+	}
+	return dns, requests
+}
+
+// mustBeWhole is end for an event that nobody may notice.
+func (l *load) mustBeWhole() {
+	l.r.Helper()
+	dns, requests := l.end()
+	l.r.whole("queries", dns)
+	l.r.whole("requests", requests)
+	if dns.Again > 0 {
+		l.r.Errorf("%d queries were answered at the second attempt only", dns.Again)
+	}
+}
+
+// whole fails the row when something was lost.
+func (r *row) whole(what string, o outcome) {
+	r.Helper()
+	if o.Sent < 100 {
+		r.Errorf("only %d %s were sent", o.Sent, what)
+	}
+	if len(o.Failed) > 0 {
+		r.Errorf("%s lost: %s, want none\n%s", what, o, r.forum.lastWords())
+	}
+}
+
+// sameEntry fails the row when forum's WorkloadEntry was at any moment since then another one, gone or unhealthy.
+func (r *row) sameEntry(before planeState, since time.Time) {
+	r.Helper()
+	if now := r.plane.now(forumEntry); now.Gone || now.UID != before.UID {
+		r.Errorf("the WorkloadEntry is %+v, want the one from before, %s", now, before.UID)
+	}
+	for _, s := range r.plane.states(forumEntry, since) {
+		if s.Gone || s.UID != before.UID || s.Healthy != "True" {
+			r.Errorf("the WorkloadEntry was %+v for a time", s)
+		}
+	}
+}
+
+// median of some times; it sorts them.
+func median(times []time.Duration) time.Duration {
+	slices.Sort(times)
+	return times[len(times)/2]
+}
+
+// busy reports whether this computer has more to do than it has processors for.
+func busy(t testing.TB) bool {
+	t.Helper()
+	text, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var load float64 // of the last minute
+	if _, err := fmt.Sscan(string(text), &load); err != nil {
+		t.Fatal(err)
+	}
+	return load > 1.5*float64(runtime.NumCPU())
+}
+
+func ms(d time.Duration) string { return fmt.Sprintf("%d ms", d.Milliseconds()) }
