@@ -15,6 +15,7 @@ import (
 	"wingman/agent/status"
 	"wingman/bootstrap"
 	"wingman/bootstrap/identity"
+	"wingman/systemd/resolved"
 )
 
 // stopLimit bounds the daemon's stop: its unit has 90 s for it.
@@ -54,7 +55,7 @@ func Leave(ctx context.Context, o Options) error {
 
 	var problems []error
 	if member { // else no rules are ours: those of somebody else are not to be touched
-		problems = append(problems, takeRulesOut(ctx, o))
+		problems = append(problems, takeRulesOut(ctx, o), takeLinkOut(o))
 	}
 	links, err := identity.RemoveOutput(cfg.Paths.OutputCerts)
 	problems = append(problems, err)
@@ -138,6 +139,18 @@ func takeRulesOut(ctx context.Context, o Options) error {
 	}
 	o.Say("rules: none of ours are left")
 	return nil
+}
+
+// takeLinkOut removes the interface by which systemd-resolved is told of mesh names (dns.mode), which a daemon that stopped has done already.
+func takeLinkOut(o Options) error {
+	if os.Geteuid() != 0 {
+		return nil // who may not make one has none
+	}
+	removed, err := resolved.Remove()
+	if removed {
+		o.Say("systemd-resolved: asks nobody for mesh names any more")
+	}
+	return err
 }
 
 // removeState removes the state folder, what join noted last: until then a leave that was killed can be run again.
