@@ -114,6 +114,9 @@ func decodeTable(file []byte) (savedTable, error) {
 
 // names decodes the table itself.
 func (t savedTable) names() ([]dnsproxy.Name, error) {
+	if names, ok := readNames(t.raw); ok {
+		return names, nil
+	}
 	var m nds.NameTable
 	if err := proto.Unmarshal(t.raw, &m); err != nil {
 		return nil, fmt.Errorf("name table: %w", err)
