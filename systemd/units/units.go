@@ -5,6 +5,7 @@
 //	wingman-proxy.service       wingman proxy; wanted by wingman.service alone, and gone when that is stopped
 //	istio-mesh-ready.target     applications that need the mesh order themselves after it …
 //	wingman-mesh-ready.service  … and this waits for it
+//	tproxy.conf                 for wingman-proxy.service, where an operator wants TPROXY
 //	crash-guard                 ExecStopPost of wingman.service
 //	wingman.rules               for polkit: the agent may tell systemd-resolved of the mesh's names (dns.mode: resolved) …
 //	wingman-dns.network         … and systemd-networkd leaves the interface alone that it uses for that
@@ -18,7 +19,7 @@ import (
 	"io/fs"
 )
 
-//go:embed *.service *.target *.network wingman.sysusers wingman.tmpfiles wingman.rules crash-guard
+//go:embed *.service *.target *.network tproxy.conf wingman.sysusers wingman.tmpfiles wingman.rules crash-guard
 var files embed.FS
 
 // A File is one file of a package.
@@ -44,6 +45,7 @@ func Files() []File {
 		{"wingman.tmpfiles", "/usr/lib/tmpfiles.d", "wingman.conf", 0o644},
 		{"wingman.rules", "/usr/share/polkit-1/rules.d", "50-wingman.rules", 0o644},
 		{"wingman-dns.network", "/usr/lib/systemd/network", "00-wingman-dns.network", 0o644},
+		{"tproxy.conf", "/usr/lib/wingman", "tproxy.conf", 0o644},
 		{"crash-guard", "/usr/lib/wingman", "crash-guard", 0o755},
 	} {
 		content, err := files.ReadFile(f.name)

@@ -85,6 +85,35 @@ func TestServicesAreHardened(t *testing.T) {
 	}
 }
 
+// What TPROXY needs beside is still hardened, and is all that a drop-in changes.
+func TestTheProxyWithTPROXYIsHardened(t *testing.T) {
+	analyze := netns.Tool(t, "systemd-analyze")
+	root := install(t)
+	unit := filepath.Join(root, "/usr/lib/systemd/system/wingman-proxy.service")
+	dropIn, err := files.ReadFile("tproxy.conf")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(unit+".d", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(unit+".d/tproxy.conf", dropIn, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command(analyze, "verify", "--man=no", "--root="+root, unit).CombinedOutput(); err != nil || len(out) > 0 {
+		t.Errorf("%v\n%s", err, out)
+	}
+	out, err := exec.Command(analyze, "security", "--no-pager", "--offline=yes", "--threshold=20", "--root="+root, "wingman-proxy.service").CombinedOutput()
+	if err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+	if !strings.Contains(string(out), "CAP_NET_ADMIN") || !strings.Contains(string(out), "✗ PrivateUsers=") {
+		t.Errorf("the drop-in was not read:\n%s", out)
+	}
+	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+	t.Log(lines[len(lines)-1])
+}
+
 // A file that is not in the list would be in no package.
 func TestEachFileIsInstalled(t *testing.T) {
 	entries, err := files.ReadDir(".")

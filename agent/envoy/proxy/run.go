@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"wingman/agent/memory"
 	"wingman/bootstrap"
 	"wingman/systemd"
@@ -66,6 +68,9 @@ func Run(ctx context.Context, o Options) error {
 	}
 	log = slog.New(handler)
 	helpers.Go(func() { reopen(ctx, handler, log, o.Reopen) })
+	if cfg.Capture.Mode == "TPROXY" && !mayTakeForeign() {
+		log.Error("Envoy cannot take the connections that TPROXY brings: put /usr/lib/wingman/tproxy.conf into /etc/systemd/system/wingman-proxy.service.d, or use rules.mode REDIRECT")
+	}
 	c := ConfigOf(cfg, hostname, log.With(systemd.ScopeKey, "proxy"))
 	c.EnvoyLog = log.With(systemd.ScopeKey, "envoy")
 	c.Stdout = o.Stdout
@@ -90,6 +95,16 @@ func Run(ctx context.Context, o Options) error {
 		}
 	})
 	return s.Run(ctx)
+}
+
+// mayTakeForeign reports whether a program started by this process may listen for connections to addresses that are not the machine's (ip(7), IP_TRANSPARENT).
+func mayTakeForeign() bool {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	return unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_TRANSPARENT, 1) == nil
 }
 
 // waitSettings returns settings once there are some that can be used, nil when ctx ends before.
