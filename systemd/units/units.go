@@ -8,7 +8,8 @@
 //	tproxy.conf                 for wingman-proxy.service, where an operator wants TPROXY
 //	crash-guard                 ExecStopPost of wingman.service
 //	wingman.rules               for polkit: the agent may tell systemd-resolved of the mesh's names (dns.mode: resolved) …
-//	wingman-dns.network         … and systemd-networkd leaves the interface alone that it uses for that
+//	wingman-dns.network         … and systemd-networkd leaves the interface alone that it uses for that …
+//	wingman-dns.conf            … as does NetworkManager
 //
 // It owns their text and where each belongs; installing is packaging's. What the directives really do on systemd 252 was
 // tried on booted machines, and test/vm tries it again.
@@ -19,7 +20,7 @@ import (
 	"io/fs"
 )
 
-//go:embed *.service *.target *.network tproxy.conf wingman.sysusers wingman.tmpfiles wingman.rules crash-guard
+//go:embed *.service *.target *.network *.conf wingman.sysusers wingman.tmpfiles wingman.rules crash-guard
 var files embed.FS
 
 // A File is one file of a package.
@@ -45,6 +46,7 @@ func Files() []File {
 		{"wingman.tmpfiles", "/usr/lib/tmpfiles.d", "wingman.conf", 0o644},
 		{"wingman.rules", "/usr/share/polkit-1/rules.d", "50-wingman.rules", 0o644},
 		{"wingman-dns.network", "/usr/lib/systemd/network", "00-wingman-dns.network", 0o644},
+		{"wingman-dns.conf", "/usr/lib/NetworkManager/conf.d", "wingman-dns.conf", 0o644},
 		{"tproxy.conf", "/usr/lib/wingman", "tproxy.conf", 0o644},
 		{"crash-guard", "/usr/lib/wingman", "crash-guard", 0o755},
 	} {
