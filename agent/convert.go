@@ -25,8 +25,10 @@ func identityConfig(c *bootstrap.Config, getenv func(string) string) identity.Co
 		AWSSTS:      getenv("AWS_ENDPOINT_URL_STS"),
 		AzureHost:   getenv("AZURE_POD_IDENTITY_AUTHORITY_HOST"),
 	}
+	sealKey := ""
 	if dir := getenv("CREDENTIALS_DIRECTORY"); filepath.IsAbs(dir) {
 		credentials.Systemd = filepath.Join(dir, systemdToken)
+		sealKey = filepath.Join(dir, identity.SealKey)
 	}
 	return identity.Config{
 		CAAddress:   c.CA.Address,
@@ -47,6 +49,9 @@ func identityConfig(c *bootstrap.Config, getenv func(string) string) identity.Co
 		TokenFile:   c.Paths.Token,
 		Credentials: credentials,
 		RootFile:    c.Paths.RootCert,
+		Seal:        c.Identity.Seal,
+		SealKey:     sealKey,
+		RunDir:      c.Paths.RunDir,
 		StateDir:    c.Paths.StateDir,
 		OutputDir:   c.Paths.OutputCerts,
 	}

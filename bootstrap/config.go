@@ -77,6 +77,7 @@ type Identity struct {
 	Audience    string   // of tokens
 	Exec        CredentialExec
 	AzureClient string // managed identity; empty: the machine's own
+	Seal        bool   // key and token at rest are sealed
 }
 
 // CredentialExec is a program that prints a token. Command begins with an absolute path, or is empty: there is none.

@@ -19,7 +19,7 @@ var samples = map[string]string{
 	"workload.service": "a.b", "workload.entryGrace": "30s", "drain.propagation": "1s", "workload.instance": "vm-7", "workload.addresses": "10.1.2.3", "workload.cluster": "east", "workload.mesh": "m", "workload.network": "n", "workload.domain": "svc.example.org",
 	"dualStack": "true", "user": "root",
 	"identity.ttl": "12h", "identity.graceRatio": "0.25", "identity.graceJitter": "0.1", "identity.algorithm": "ECDSA", "identity.rsaBits": "4096", "identity.curve": "P384", "identity.pkcs8": "true",
-	"identity.certSigner": "example.org/signer", "identity.tokenFile": "/run/token", "identity.credentials": "file,gce", "identity.audience": "mesh-ca", "identity.azureClient": "7f1c", "identity.provisionedDir": "/prov", "identity.workloadSocket": "/run/spire.sock", "identity.outputDir": "/out",
+	"identity.certSigner": "example.org/signer", "identity.tokenFile": "/run/token", "identity.credentials": "file,gce", "identity.audience": "mesh-ca", "identity.azureClient": "7f1c", "identity.seal": "true", "identity.provisionedDir": "/prov", "identity.workloadSocket": "/run/spire.sock", "identity.outputDir": "/out",
 	"xds.delta": "false", "probeLocalhost": "true",
 	"dns.capture": "true", "dns.mode": "resolved", "dns.captureAll": "true", "dns.listen": "127.0.0.1:5353", "dns.forwardTimeout": "2s", "dns.cacheSize": "0", "dns.maxStale": "10m", "dns.ipv6": "false",
 	"capture": "dns", "rules.inboundWhenDown": "open", "rules.outboundWhenDown": "open", "rules.captureMetadata": "true", "rules.custom": "true", "rules.mode": "TPROXY", "rules.tproxyMark": "1400", "rules.tproxyTable": "140", "rules.inboundPorts": "8080,9090", "rules.inboundExcludePorts": "22",

@@ -36,6 +36,9 @@ type Config struct {
 	WorkloadSocket string
 	RootFile       string // PEM, what istiod's certificate chains to; may be OutputDir/root-cert.pem
 	StateDir       string // the store lies in its folder "identity"
+	Seal           bool   // key and token at rest are sealed
+	SealKey        string // file of the key that seals; "" means none: what is sealed cannot be read
+	RunDir         string // on a tmpfs: with Seal, what OutputDir's links lead to lies in its folder "identity"
 	OutputDir      string // where applications and pilot-agent look for the three PEM files; "" means nowhere. Istio: OUTPUT_CERTS
 
 	// Dial connects to the CA; nil means a plain TCP dial by the system's resolver.
@@ -80,7 +83,7 @@ func (c Config) withDefaults() (Config, workload, error) {
 	for _, path := range []struct {
 		what, value string
 		must        bool
-	}{{"state folder", c.StateDir, true}, {"token file", c.TokenFile, false}, {"systemd credential", c.Credentials.Systemd, false}, {"root file", c.RootFile, true}, {"output folder", c.OutputDir, false}, {"Workload API socket", c.WorkloadSocket, false}} {
+	}{{"state folder", c.StateDir, true}, {"token file", c.TokenFile, false}, {"systemd credential", c.Credentials.Systemd, false}, {"seal key", c.SealKey, false}, {"run folder", c.RunDir, c.Seal && c.OutputDir != ""}, {"root file", c.RootFile, true}, {"output folder", c.OutputDir, false}, {"Workload API socket", c.WorkloadSocket, false}} {
 		if path.value == "" && path.must || path.value != "" && !filepath.IsAbs(path.value) {
 			refuse("%s %q: expected an absolute path", path.what, path.value)
 		}

@@ -51,6 +51,9 @@
 // way. What cannot be used stays where it is and is said; written through the link, it is replaced by our bundle. Links that lead
 // elsewhere belong to somebody else and are left alone. Nothing is replaced within two seconds of its last change.
 //
+// With Seal, key.pem and the copy of the token are sealed (seal.go). OutputDir's links then lead to RunDir/identity, a store of the same shape on a tmpfs, in the
+// clear. A generation that cannot be opened stays for the day that its key is back.
+//
 // # Trust
 //
 // The bundle is the union of the root file, the roots of the CA's answers, and the mesh's trust bundle that istiod pushes (TakeBundle).

@@ -1,8 +1,11 @@
 package identity
 
 import (
+	"bytes"
 	"encoding/pem"
 	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -57,6 +60,35 @@ func FuzzCheckRoots(f *testing.F) {
 		}
 		if again, err := parseRoots(encodeCertificates(certs)); err != nil || len(again) != len(certs) {
 			t.Errorf("written and read again: %d of %d, %v", len(again), len(certs), err)
+		}
+	})
+}
+
+// FuzzOpenSealed gives files of the store to one that has a key: what was not sealed by it is returned as it is, or refused.
+func FuzzOpenSealed(f *testing.F) {
+	path := filepath.Join(f.TempDir(), SealKey)
+	if err := os.WriteFile(path, []byte(strings.Repeat("0a", 32)), 0o600); err != nil {
+		f.Fatal(err)
+	}
+	s := &sealer{on: true, file: path}
+	good, err := s.seal(keyFile, []byte("secret"))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(good)
+	f.Add([]byte(sealMark))
+	f.Add([]byte("-----BEGIN PRIVATE KEY-----"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		got, err := s.open(keyFile, data)
+		switch {
+		case !bytes.HasPrefix(data, []byte(sealMark)):
+			if err != nil || !bytes.Equal(got, data) {
+				t.Fatalf("what is not sealed is not left alone: %v", err)
+			}
+		case err == nil && string(got) != "secret": // the one content that was ever sealed
+			t.Fatalf("a forged seal opens: %q", got)
+		case err != nil && !errors.Is(err, errSealed):
+			t.Fatal(err)
 		}
 	})
 }

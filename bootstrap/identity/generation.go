@@ -29,11 +29,17 @@ func (s *store) read(n int, id string, now time.Time) (*generation, error) {
 		}
 		files[name] = data
 	}
+	stored := files[keyFile]
+	key, err := s.sealer.open(keyFile, stored)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", s.path(generationsDir, strconv.Itoa(n), keyFile), err)
+	}
+	files[keyFile] = key
 	g, err := parseGeneration(files, id, now)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", s.path(generationsDir, strconv.Itoa(n)), err)
 	}
-	g.number = n
+	g.number, g.sealed = n, !bytes.Equal(key, stored)
 	return g, nil
 }
 

@@ -32,7 +32,7 @@ func (r *runner) readRootFile(now time.Time) (news bool) {
 		err = fmt.Errorf("root file: %w", whose(err, r.cfg.RootFile))
 	case seen == r.root.seen && r.root.taken != nil:
 		return false
-	case seen == r.store.rootsHash:
+	case seen == r.store.rootsHash || r.clear != nil && seen == r.clear.rootsHash:
 		r.root, r.said.RootProblem = rootInput{seen: seen, taken: data}, ""
 		return false
 	default:
@@ -66,7 +66,7 @@ func (r *runner) readRootFile(now time.Time) (news bool) {
 // throughOurLink reports whether the root file is our own link, so that its content was written into the store.
 func (r *runner) throughOurLink() bool {
 	link := filepath.Join(r.cfg.OutputDir, rootFile)
-	return r.cfg.OutputDir != "" && sameFile(link, r.cfg.RootFile) && resolved(link) == resolved(r.store.path(currentLink, rootFile))
+	return r.cfg.OutputDir != "" && sameFile(link, r.cfg.RootFile) && resolved(link) == resolved(filepath.Join(r.output.store, currentLink, rootFile))
 }
 
 // keepWritten keeps a root that was written through our link where a wiped store does not take it along, and lets the link lead

@@ -21,6 +21,7 @@ type Manager struct {
 	cfg     Config
 	who     workload
 	sources []credential.Source
+	sealer  *sealer
 	policy  policy
 
 	live  atomic.Pointer[live]
@@ -69,7 +70,8 @@ func New(cfg Config) (*Manager, error) {
 		ready: make(chan struct{}), renewals: make(chan renewal), bundles: make(chan []*x509.Certificate, 1), metrics: metrics,
 		now: wallClock, disk: systemDisk, newWatch: newWatch,
 	}
-	m.sources = cfg.sources()
+	m.sealer = &sealer{on: cfg.Seal, file: cfg.SealKey}
+	m.sources = cfg.sources(m.sealer)
 	m.live.Store(&live{pool: x509.NewCertPool()})
 	m.state.Store(&State{
 		Phase: None, Health: Degraded, SPIFFEID: cfg.SPIFFEID,

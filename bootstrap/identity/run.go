@@ -40,6 +40,9 @@ type runner struct {
 	followAt  time.Time // when OutputDir must be looked at again; zero: at the next change
 
 	offers      []offer // the sources of tokens, in order, and what they gave last
+	clear       *store  // for OutputDir, when the store is sealed; else nil
+	shown       string  // what it holds
+	purge       bool    // the store holds generations of the other form (sealed, or not) that must go
 	copied      bool    // the identity came with a disk from another machine
 	wantOwn     bool    // and has that one's key
 	copyProblem string  // why the copy of the token file does not follow
@@ -53,11 +56,16 @@ func (m *Manager) Run(ctx context.Context) error {
 	dir := filepath.Join(m.cfg.StateDir, storeName)
 	r := &runner{
 		Manager: m, machine: machine{phase: None}, outcomes: make(chan outcome, 1),
-		store:  store{dir: dir, disk: m.disk, log: m.cfg.Log},
+		store:  store{dir: dir, disk: m.disk, log: m.cfg.Log, sealer: m.sealer},
 		output: output{dir: m.cfg.OutputDir, store: dir, disk: m.disk},
 		watch:  m.newWatch(m.cfg.Log),
 		offers: offersOf(m.sources),
 		said:   *m.state.Load(),
+	}
+	r.said.Sealed = m.cfg.Seal
+	if m.cfg.Seal && m.cfg.OutputDir != "" {
+		r.clear = &store{dir: filepath.Join(m.cfg.RunDir, storeName), disk: m.disk, log: m.cfg.Log}
+		r.output.store = r.clear.dir
 	}
 	defer r.watch.stop()
 
@@ -239,6 +247,7 @@ func (r *runner) load(now time.Time) event {
 	if g != nil {
 		r.cfg.Log.Info("certificate loaded", "certificate", g.cert, "generation", g.number)
 		r.checkOrigin(g)
+		r.rewrite(g)
 		roots := g.roots
 		if r.cfg.WorkloadSocket == "" { // it was the source once: its bundles go with the last certificate that it gave
 			roots = roots.retire(fromSPIFFE, g.cert.NotAfter).retire(fromFederated, g.cert.NotAfter)
@@ -272,6 +281,13 @@ func (r *runner) use(c *Certificate, roots anchors, now time.Time) {
 		} else {
 			r.said.StoreProblem = ""
 		}
+		if r.purge && err == nil {
+			if err := r.store.removeOthers(); err != nil {
+				r.storeFailed(err)
+			}
+			r.purge = false
+			r.cfg.Log.Info("identity store was written anew", "generation", r.store.current, "sealed", r.sealer.on)
+		}
 	}
 	r.publish(c, roots, now)
 	r.follow(now)
@@ -294,10 +310,17 @@ func (r *runner) publish(c *Certificate, roots anchors, now time.Time) {
 // follow puts OutputDir's links in place, now or when whoever writes there is done.
 func (r *runner) follow(now time.Time) {
 	r.followAt = time.Time{}
-	if r.cfg.OutputDir == "" || r.store.current == 0 {
+	c := r.Current()
+	if r.cfg.OutputDir == "" || r.clear == nil && r.store.current == 0 || r.clear != nil && c == nil {
 		return
 	}
-	err := r.output.ensure(r.cfg.RootFile, r.root.taken, now)
+	err := r.show(c, r.roots)
+	if err == nil {
+		err = r.output.ensure(r.cfg.RootFile, r.root.taken, now)
+	}
+	if err == nil {
+		err = r.unshow()
+	}
 	if errors.Is(err, errUnsettled) {
 		r.followAt = now.Add(settleTime)
 		return

@@ -58,7 +58,7 @@ func (c Credentials) validate() (problems []error) {
 }
 
 // sources are those of c that there are, in order. A Workload API needs none.
-func (c Config) sources() (list []credential.Source) {
+func (c Config) sources(box *sealer) (list []credential.Source) {
 	if c.WorkloadSocket != "" {
 		return nil
 	}
@@ -74,7 +74,7 @@ func (c Config) sources() (list []credential.Source) {
 			}
 		case SourceFile:
 			if c.TokenFile != "" {
-				list = append(list, fileSource{name, c.TokenFile}, copySource{filepath.Join(c.StateDir, storeName, copyFile)})
+				list = append(list, fileSource{name, c.TokenFile}, copySource{filepath.Join(c.StateDir, storeName, copyFile), box})
 			}
 		case SourceExec:
 			list = append(list, credential.NewExec(x.Exec))

@@ -30,6 +30,7 @@ type State struct {
 	Roots         []RootState  `json:"roots"`
 	RootProblem   string       `json:"rootProblem,omitempty"` // the root file cannot be used
 	StoreDir      string       `json:"storeDir"`
+	Sealed        bool         `json:"sealed,omitempty"`       // key and token at rest are
 	StoreProblem  string       `json:"storeProblem,omitempty"` // the certificate in use is not on disk
 	OutputDir     string       `json:"outputDir,omitempty"`
 	OutputProblem string       `json:"outputProblem,omitempty"` // OutputDir does not follow

@@ -38,6 +38,7 @@ type store struct {
 	disk disk
 	log  *slog.Logger
 
+	sealer    *sealer
 	origin    Machine // where the identity was given to a machine; written with each generation
 	current   int     // the generation that currentLink names; 0: none
 	rootsHash string  // SHA-256 of its root-cert.pem as it was written: other content there is somebody else's
@@ -50,6 +51,7 @@ type generation struct {
 	roots     anchors
 	rootsHash string
 	origin    Machine // zero: not known
+	sealed    bool
 }
 
 // A meta is what a generation knows that is not in its PEM files.
@@ -100,6 +102,10 @@ func (s *store) load(id string, now time.Time) (*generation, error) {
 			s.log.Warn("generation put aside", "generation", n, "error", err)
 			problems = append(problems, s.putAside(n))
 			continue
+		case errors.Is(err, errSealed): // whole, and of use where its key is
+			s.log.Warn("generation cannot be opened", "generation", n, "error", err)
+			problems = append(problems, err)
+			continue
 		case errors.Is(err, errOtherOne):
 			s.log.Info("generation passed over", "generation", n, "error", err)
 			continue
@@ -135,6 +141,10 @@ func (s *store) save(c *Certificate, roots anchors) error {
 }
 
 func (s *store) write(n int, c *Certificate, roots anchors) error {
+	key, err := s.sealer.seal(keyFile, c.KeyPEM())
+	if err != nil {
+		return err
+	}
 	m := meta{SPIFFEID: c.SPIFFEID, ReceivedAt: c.ReceivedAt.UTC(), RootsHash: hash(c.RootsPEM()), Machine: s.origin}
 	for _, x := range roots {
 		m.Roots = append(m.Roots, metaRoot{Source: x.source, Until: x.until, PEM: string(encodeCertificates([]*x509.Certificate{x.cert}))})
@@ -153,7 +163,7 @@ func (s *store) write(n int, c *Certificate, roots anchors) error {
 	for _, f := range []struct {
 		name string
 		data []byte
-	}{{keyFile, c.KeyPEM()}, {chainFile, c.ChainPEM()}, {rootFile, c.RootsPEM()}, {metaFile, text}} {
+	}{{keyFile, key}, {chainFile, c.ChainPEM()}, {rootFile, c.RootsPEM()}, {metaFile, text}} {
 		path := filepath.Join(folder, f.name)
 		if err := s.disk.create(path, f.data); err != nil {
 			return err
@@ -257,6 +267,9 @@ func (s *store) tidy() error {
 		return err
 	}
 	if err := s.disk.sync(filepath.Dir(s.dir)); err != nil {
+		return err
+	}
+	if err := s.disk.removeAll(s.path(copyFile + ".new")); err != nil {
 		return err
 	}
 	entries, err := os.ReadDir(s.path(generationsDir))

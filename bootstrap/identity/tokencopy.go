@@ -1,8 +1,11 @@
 package identity
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"io/fs"
 	"path/filepath"
 	"time"
 
@@ -16,15 +19,33 @@ import (
 const copyFile = "token"
 
 // A copySource is the copy.
-type copySource struct{ path string }
+type copySource struct {
+	path   string
+	sealer *sealer
+}
 
 func (copySource) Name() string    { return SourceCopy }
 func (c copySource) Where() string { return c.path }
 func (copySource) Local() bool     { return true }
 
 func (c copySource) Token(context.Context) (credential.Token, error) {
-	token, _, err := readToken(c.path)
-	return credential.Token{JWT: credential.Secret(token)}, err
+	raw, _, err := readRegular(c.path, 2*maxTokenSize)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return credential.Token{}, fmt.Errorf("%w at %s", ErrNoToken, c.path)
+	case err != nil:
+		return credential.Token{}, fmt.Errorf("read the copy of the token: %w", err)
+	}
+	if raw, err = c.sealer.open(copyFile, raw); err == nil {
+		raw, err = unwrap(raw)
+	}
+	if err == nil {
+		_, err = decodeClaims(raw)
+	}
+	if err != nil {
+		return credential.Token{}, fmt.Errorf("%s: %w", c.path, err)
+	}
+	return credential.Token{JWT: credential.Hide(string(raw))}, nil
 }
 
 // A copyStep is what becomes of the copy.
@@ -51,7 +72,7 @@ func planCopy(file, kept offer, volatile bool, want TokenWant, now time.Time) co
 	switch {
 	case fit(file) && volatile && !same:
 		return copyWritten
-	case kept.token == nil && errors.Is(kept.err, ErrNoToken):
+	case kept.token == nil && (errors.Is(kept.err, ErrNoToken) || errors.Is(kept.err, errSealed)):
 		return copyStays
 	case kept.token == nil && kept.err == nil, !fit(kept), fit(file) && !volatile:
 		return copyDropped
@@ -68,7 +89,10 @@ func (r *runner) keepToken(now time.Time) {
 	var err error
 	switch planCopy(*file, *kept, r.disk.volatile(file.source.Where()), r.wantToken(), now) {
 	case copyStays:
-		return
+		if kept.token == nil || r.store.copySealed() == r.sealer.on {
+			return
+		}
+		err = r.store.writeCopy([]byte(kept.token.reveal() + "\n")) // the setting has changed
 	case copyWritten:
 		err = r.store.writeCopy([]byte(file.token.reveal() + "\n"))
 	case copyDropped:
@@ -95,6 +119,10 @@ func (r *runner) offerOf(name string) *offer {
 
 // writeCopy replaces the copy in one step.
 func (s *store) writeCopy(content []byte) error {
+	content, err := s.sealer.seal(copyFile, content)
+	if err != nil {
+		return err
+	}
 	next := s.path(copyFile + ".new")
 	if err := s.disk.removeAll(next); err != nil {
 		return err
@@ -109,6 +137,12 @@ func (s *store) writeCopy(content []byte) error {
 		return err
 	}
 	return s.disk.sync(s.dir)
+}
+
+// copySealed reports whether the copy that is there is sealed.
+func (s *store) copySealed() bool {
+	data, _, err := readRegular(s.path(copyFile), 2*maxTokenSize)
+	return err == nil && bytes.HasPrefix(data, []byte(sealMark))
 }
 
 func (s *store) dropCopy() error {

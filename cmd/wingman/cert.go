@@ -6,6 +6,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"wingman/agent"
+	"wingman/agent/sealing"
 	"wingman/agent/status"
 )
 
@@ -35,6 +36,22 @@ func newCert(o *options) *cobra.Command {
 				return showIdentity(cmd, o, r)
 			},
 		}, o),
+		&cobra.Command{
+			Use:   "seal",
+			Short: "Make the key that seals the identity at rest, encrypted to this machine (root); identity.seal turns it on",
+			Args:  cobra.NoArgs,
+			RunE: func(cmd *cobra.Command, _ []string) error {
+				return sealing.Seal(cmd.Context(), o.root, sealing.System, say(cmd))
+			},
+		},
+		&cobra.Command{
+			Use:   "unseal",
+			Short: "Remove that key again, once nothing is sealed with it (root)",
+			Args:  cobra.NoArgs,
+			RunE: func(cmd *cobra.Command, _ []string) error {
+				return sealing.Unseal(cmd.Context(), o.root, sealing.System, say(cmd))
+			},
+		},
 	)
 }
 

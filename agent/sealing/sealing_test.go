@@ -1,0 +1,103 @@
+package sealing
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"wingman/bootstrap/identity"
+)
+
+// fake is systemd-creds and systemctl: it remembers what it was asked, and encrypts by a prefix.
+type fake struct {
+	asked  []string
+	inputs []string
+	fails  bool
+}
+
+func (f *fake) run(_ context.Context, input []byte, argv ...string) ([]byte, error) {
+	f.asked, f.inputs = append(f.asked, strings.Join(argv, " ")), append(f.inputs, string(input))
+	if f.fails {
+		return nil, errors.New("systemd-creds: exit status 1: no host key")
+	}
+	return []byte("encrypted"), nil
+}
+
+func TestSealAndUnseal(t *testing.T) {
+	root := t.TempDir()
+	f, said := &fake{}, []string{}
+	say := func(s string) { said = append(said, s) }
+	if err := Seal(t.Context(), root, f.run, say); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(filepath.Join(root, keyFile)); string(got) != "encrypted" {
+		t.Errorf("key file: %q, %v", got, err)
+	}
+	for path, mode := range map[string]os.FileMode{keyFile: 0o600, dropIn: 0o644} {
+		if info, err := os.Stat(filepath.Join(root, path)); err != nil || info.Mode().Perm() != mode {
+			t.Errorf("%s: %v, %v", path, info, err)
+		}
+	}
+	if text, _ := os.ReadFile(filepath.Join(root, dropIn)); !strings.Contains(string(text), "LoadCredentialEncrypted=wingman-seal-key:/etc/credstore.encrypted/wingman-seal-key\n") {
+		t.Errorf("drop-in:\n%s", text)
+	}
+	if len(f.asked) != 2 || f.asked[0] != "systemd-creds encrypt --name=wingman-seal-key - -" || f.asked[1] != "systemctl daemon-reload" || len(strings.TrimSpace(f.inputs[0])) != 64 {
+		t.Errorf("asked %q", f.asked)
+	}
+	first := f.inputs[0]
+
+	// Again: the key stays, or what it sealed were lost.
+	if err := Seal(t.Context(), root, f.run, say); err != nil || len(f.asked) != 3 {
+		t.Errorf("again: %v, asked %q", err, f.asked)
+	}
+	if strings.Contains(strings.Join(said, "\n"), strings.TrimSpace(first)) {
+		t.Error("the key is said")
+	}
+
+	sealed := filepath.Join(root, "var/lib/wingman/identity/generations/7/key.pem")
+	if err := os.MkdirAll(filepath.Dir(sealed), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(sealed, []byte("wingman-sealed-1\nx"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := Unseal(t.Context(), root, f.run, say); err == nil || !strings.HasPrefix(err.Error(), "1 files are sealed with the key, "+sealed+" for one: set identity.seal: false") {
+		t.Errorf("unseal of a sealed store: %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(root, keyFile)); err != nil {
+		t.Errorf("the key is gone: %v", err)
+	}
+	if err := os.WriteFile(sealed, []byte("-----BEGIN PRIVATE KEY-----"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := Unseal(t.Context(), root, f.run, say); err != nil {
+		t.Error(err)
+	}
+	if list, err := identity.Sealed(filepath.Join(root, "var/lib/wingman")); err != nil || len(list) != 0 {
+		t.Errorf("sealed: %v, %v", list, err)
+	}
+	for _, path := range []string{keyFile, dropIn} {
+		if _, err := os.Stat(filepath.Join(root, path)); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s is left: %v", path, err)
+		}
+	}
+	if err := Unseal(t.Context(), root, f.run, say); err != nil {
+		t.Errorf("again: %v", err)
+	}
+}
+
+func TestAMachineThatCannotSeal(t *testing.T) {
+	root := t.TempDir()
+	f := &fake{fails: true}
+	if err := Seal(t.Context(), root, f.run, func(string) {}); err == nil || !strings.Contains(err.Error(), "encrypt a key to this machine: systemd-creds: exit status 1: no host key") {
+		t.Errorf("%v", err)
+	}
+	for _, path := range []string{keyFile, dropIn} {
+		if _, err := os.Stat(filepath.Join(root, path)); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s is left: %v", path, err)
+		}
+	}
+}

@@ -1,0 +1,173 @@
+package identity
+
+import (
+	"bytes"
+	"crypto/aes"
+	"crypto/cipher"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+)
+
+// SealKey is the name of the key among the unit's credentials: 32 bytes in hexadecimal.
+const SealKey = "wingman-seal-key"
+
+// sealMark begins a sealed file. What follows is a nonce and the content under AES-256-GCM, bound to the file's name.
+const sealMark = "wingman-sealed-1\n"
+
+// errSealed means that a file is sealed and cannot be opened here. It is whole, and stays where it is.
+var errSealed = errors.New("sealed")
+
+// A sealer seals the private key and the copy of the token at rest. The key comes from systemd, which has it sealed by the TPM or by a key of this host: a store that is
+// copied elsewhere is of no use there. nil seals nothing and opens nothing.
+type sealer struct {
+	on   bool   // what is written is sealed
+	file string // of the key, "" means none
+
+	once sync.Once
+	aead cipher.AEAD // nil: why says why there is none
+	why  error
+}
+
+// ready reads the key, once.
+func (s *sealer) ready() (cipher.AEAD, error) {
+	s.once.Do(func() {
+		if s.file == "" {
+			s.why = fmt.Errorf("the unit has no key (credential %s)", SealKey)
+			return
+		}
+		text, _, err := readRegular(s.file, 4<<10)
+		if errors.Is(err, fs.ErrNotExist) {
+			s.why = fmt.Errorf("the unit has no key (credential %s)", SealKey)
+			return
+		}
+		key := make([]byte, 32)
+		if n, bad := hex.Decode(key, bytes.TrimSpace(text)); err == nil && (bad != nil || n != len(key)) || len(bytes.TrimSpace(text)) != 64 {
+			err = errors.Join(err, errors.New("it is no key: expected 64 hexadecimal digits"))
+		}
+		if err != nil {
+			s.why = fmt.Errorf("credential %s: %w", SealKey, err)
+			return
+		}
+		block, err := aes.NewCipher(key)
+		if err == nil {
+			s.aead, err = cipher.NewGCMWithRandomNonce(block)
+		}
+		s.why = err
+	})
+	return s.aead, s.why
+}
+
+// seal is content as it is written under that name.
+func (s *sealer) seal(name string, content []byte) ([]byte, error) {
+	if s == nil || !s.on {
+		return content, nil
+	}
+	aead, err := s.ready()
+	if err != nil {
+		return nil, fmt.Errorf("identity.seal is on and %w, so nothing is written: `wingman cert seal` as root makes one", err)
+	}
+	return aead.Seal([]byte(sealMark), nil, content, []byte(name)), nil
+}
+
+// open is the content of a file of that name, sealed or not. The error wraps errSealed.
+func (s *sealer) open(name string, data []byte) ([]byte, error) {
+	sealed, ok := bytes.CutPrefix(data, []byte(sealMark))
+	if !ok {
+		return data, nil
+	}
+	if s == nil {
+		s = &sealer{}
+	}
+	aead, err := s.ready()
+	if err != nil {
+		return nil, fmt.Errorf("it is %w and %w: bring back /etc/credstore.encrypted/%s and the unit's drop-in, or a fresh token", errSealed, err, SealKey)
+	}
+	content, err := aead.Open(nil, nil, sealed, []byte(name))
+	if err != nil {
+		return nil, fmt.Errorf("it is %w with another key: the store is a copy of another machine's, or the key was made anew; a fresh token is needed", errSealed)
+	}
+	return content, nil
+}
+
+// Sealed lists the files below stateDir that are sealed. It is for root: the key that opens them may go when there are none.
+func Sealed(stateDir string) (list []string, err error) {
+	for _, pattern := range []string{generationsDir + "/*/" + keyFile, corruptDir + "/*/" + keyFile, copyFile} {
+		files, err := filepath.Glob(filepath.Join(stateDir, storeName, pattern))
+		if err != nil {
+			return nil, err
+		}
+		for _, f := range files {
+			data, _, err := readRegular(f, maxPEMSize)
+			if err != nil {
+				return nil, err
+			}
+			if bytes.HasPrefix(data, []byte(sealMark)) {
+				list = append(list, f)
+			}
+		}
+	}
+	return list, nil
+}
+
+// rewrite has the store that was read written anew when its form is not the settings'. Then what has the other form goes: nothing stays behind in the clear,
+// and nothing that needs a key which is to go.
+func (r *runner) rewrite(g *generation) {
+	if g.sealed != r.sealer.on {
+		r.unsaved, r.purge = true, true
+	}
+}
+
+// removeOthers removes every generation but the current one, and keys that were put aside.
+func (s *store) removeOthers() error {
+	numbers, err := s.numbers()
+	if err != nil {
+		return err
+	}
+	for _, n := range numbers {
+		if n != s.current {
+			if err := s.disk.removeAll(s.path(generationsDir, fmt.Sprint(n))); err != nil {
+				return err
+			}
+		}
+	}
+	keys, err := filepath.Glob(s.path(corruptDir, "*", keyFile))
+	for _, k := range keys {
+		err = errors.Join(err, s.disk.removeAll(k))
+	}
+	return errors.Join(err, s.disk.sync(s.path(generationsDir)))
+}
+
+// show makes a generation in the clear for OutputDir's links, in the folder of sockets, which a reboot empties: applications cannot read sealed ones.
+func (r *runner) show(c *Certificate, roots anchors) error {
+	if r.clear == nil || c == nil || r.clear.current != 0 && r.shown == c.Serial+hash(c.RootsPEM()) {
+		return nil
+	}
+	if dir := filepath.Dir(r.clear.dir); !r.disk.volatile(dir) {
+		return fmt.Errorf("certificates do not appear in %s: identity.seal is on, and %s, where they would lie in the clear, is no tmpfs", r.cfg.OutputDir, dir)
+	}
+	if err := r.clear.tidy(); err != nil {
+		return err
+	}
+	if err := r.clear.save(c, roots); err != nil {
+		return err
+	}
+	r.shown = c.Serial + hash(c.RootsPEM())
+	return nil
+}
+
+// unshow removes what show made, when sealing is off again and the links lead elsewhere.
+func (r *runner) unshow() error {
+	if r.sealer.on || r.cfg.RunDir == "" {
+		return nil
+	}
+	dir := filepath.Join(r.cfg.RunDir, storeName)
+	if _, err := os.Lstat(dir); err != nil {
+		return nil
+	}
+	return r.disk.removeAll(dir)
+}
