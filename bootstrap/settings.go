@@ -366,7 +366,7 @@ var settings = []setting{
 		doc:    "Time that connections have to end when Envoy is stopped.",
 		reader: one(duration(0, time.Hour), func(c *Config) *time.Duration { return &c.Envoy.TerminationDrain })},
 	{key: "envoy.hangTimeout", when: OnProxyRestart, def: "1m",
-		doc:    "An Envoy whose admin port does not answer for so long is ended and started again; one whose readiness port is silent too, within ten seconds. A large push keeps the admin port busy for seconds, the other one not.",
+		doc:    "An Envoy whose admin port does not answer for so long is ended and started again; one whose readiness port is silent too, after about ten seconds. A large push keeps the admin port busy for seconds, the other one not.",
 		reader: one(duration(time.Second, time.Hour), func(c *Config) *time.Duration { return &c.Envoy.HangTimeout })},
 	{key: "envoy.hbone", when: OnReload, istio: []string{"ENABLE_HBONE", "ISTIO_META_ENABLE_HBONE"}, def: "false",
 		doc:    "Announce and serve HBONE.",

@@ -153,6 +153,7 @@ func reboots(r *row) {
 		joined := r.await(r, r.forum, forumEntry, "healthy again", time.Minute, func(p planeState) bool { return p.serving() && r.left(at) })
 		took = append(took, joined.At.Sub(booted))
 		r.settle(r.T)
+		r.forum.rulesFirst()
 	}
 	r.note("joined each time without the token, healthy in the cluster %.1f s after the boot (median)", median(took).Seconds())
 }
