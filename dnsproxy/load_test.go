@@ -34,7 +34,7 @@ func loadTable(from *Table, v uint32) (*Table, error) {
 	return from.Update(TableConfig{Namespace: "load", Domain: "svc.cluster.local", Version: strconv.Itoa(int(v))}, names)
 }
 
-// TestMixedLoadWhileTheTableChanges asks for names of the mesh, of the cache and of upstream while the table changes ten times a
+// TestMixedLoadWhileTheTableChanges asks for names of the mesh, of the cache and of upstream, by UDP and TCP, while the table changes ten times a
 // second. Every question is answered, and by a table that was valid between its sending and its answer. It runs for 3 s, or
 // for as many as DNS_LOAD_SECONDS says.
 func TestMixedLoadWhileTheTableChanges(t *testing.T) {
@@ -82,9 +82,9 @@ func TestMixedLoadWhileTheTableChanges(t *testing.T) {
 		}
 	})
 	var asked, wrong atomic.Uint64
-	for range 4 {
+	for _, via := range []transport{overUDP, overUDP, overUDP, overTCP} {
 		wg.Go(func() {
-			if err := loadClient(s.addr, stop, &current, &next, &asked, &wrong, t.Logf); err != nil {
+			if err := loadClient(s.addr, via, stop, &current, &next, &asked, &wrong, t.Logf); err != nil {
 				t.Errorf("after %d questions: %v", asked.Load(), err)
 			}
 		})
@@ -98,18 +98,24 @@ func TestMixedLoadWhileTheTableChanges(t *testing.T) {
 }
 
 // loadClient asks in windows of questions, each with an id of its own, until stop is closed.
-func loadClient(addr netip.AddrPort, stop chan struct{}, current, next *atomic.Uint32, asked, wrong *atomic.Uint64, logf func(string, ...any)) error {
-	conn, err := net.Dial("udp", addr.String())
+func loadClient(addr netip.AddrPort, via transport, stop chan struct{}, current, next *atomic.Uint32, asked, wrong *atomic.Uint64, logf func(string, ...any)) error {
+	conn, err := net.Dial(via.String(), addr.String())
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
+	buf := make([]byte, 1500)
+	write := func(msg []byte) error { _, err := conn.Write(msg); return err }
+	read := func() ([]byte, error) { n, err := conn.Read(buf); return buf[:n], err }
+	if via == overTCP {
+		write = func(msg []byte) error { return writeFrame(conn, msg) }
+		read = func() ([]byte, error) { return readFrame(conn) }
+	}
 	const window = 50
 	type sent struct {
 		service int // -1 for a name of others
 		version uint32
 	}
-	buf := make([]byte, 1500)
 	for serial := uint16(0); ; {
 		select {
 		case <-stop:
@@ -136,7 +142,7 @@ func loadClient(addr netip.AddrPort, stop chan struct{}, current, next *atomic.U
 				return err
 			}
 			waiting[serial] = q
-			if _, err := conn.Write(msg); err != nil {
+			if err := write(msg); err != nil {
 				return err
 			}
 		}
@@ -144,18 +150,18 @@ func loadClient(addr netip.AddrPort, stop chan struct{}, current, next *atomic.U
 			if err := conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
 				return err
 			}
-			n, err := conn.Read(buf)
+			msg, err := read()
 			if err != nil {
 				return fmt.Errorf("%d answers are missing: %w", len(waiting), err)
 			}
 			until := next.Load()
-			id := binary.BigEndian.Uint16(buf)
+			id := binary.BigEndian.Uint16(msg)
 			q, ok := waiting[id]
 			delete(waiting, id)
 			asked.Add(1)
-			if !ok || !valid(buf[:n], q.service, q.version, until) {
+			if !ok || !valid(msg, q.service, q.version, until) {
 				wrong.Add(1)
-				logf("question about service %d at versions %d to %d: wrong answer %x", q.service, q.version, until, buf[:n])
+				logf("question about service %d at versions %d to %d: wrong answer %x", q.service, q.version, until, msg)
 			}
 		}
 	}

@@ -32,6 +32,11 @@ func (b *bench) compareLatency(ctx context.Context, servers []server) error {
 		}
 		defer some[i].stop()
 	}
+	for i := range some { // agents have a push to hand on first
+		if _, err := some[i].settle(ctx); err != nil {
+			return err
+		}
+	}
 	file, err := b.meshQuestions()(0)
 	if err != nil {
 		return err

@@ -103,7 +103,7 @@ func (r *report) print(w io.Writer) {
 			}
 			theirs, _, ok := r.find(in, g.to)
 			if !ok {
-				fmt.Fprintf(w, "%s %s is not there | | %.2f | |\n", line, g.to, g.most)
+				fmt.Fprintf(w, "%s %s is not there | | | |\n", line, g.to)
 				continue
 			}
 			value = ours / theirs
