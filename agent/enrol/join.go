@@ -69,7 +69,7 @@ func Join(ctx context.Context, from string, o Options) (status.Report, error) {
 		did = "enabled; they start at the next boot, or with systemctl start wingman"
 	case systemd != nil:
 		if did, err = systemd.start(ctx); err != nil {
-			return status.Report{}, fmt.Errorf("%w\n%s", err, cmp.Or(systemd.lastWords(ctx), "see journalctl -u wingman"))
+			return status.Report{}, fmt.Errorf("%w\n%s", err, cmp.Or(systemd.lastWords(ctx, began), "see journalctl -u wingman"))
 		}
 	case o.Offline:
 		return status.Report{}, nil
@@ -177,7 +177,7 @@ func wait(ctx context.Context, o Options, systemd *manager, since time.Time) (st
 		if err != nil {
 			why = err.Error()
 			if systemd != nil {
-				why = cmp.Or(systemd.lastWords(ctx), why)
+				why = cmp.Or(systemd.lastWords(ctx, since), why)
 			}
 		} else {
 			var done bool

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"time"
 )
 
 // Units of the package, as systemd/units has them. The agent's is wanted at boot; it brings the others.
@@ -68,9 +69,9 @@ func (m *manager) stop(ctx context.Context) error {
 	return err
 }
 
-// lastWords is why the agent does not run, as far as systemd and the journal know; it may be empty.
-func (m *manager) lastWords(ctx context.Context) string {
-	cmd := exec.CommandContext(ctx, "journalctl", "--quiet", "--no-pager", "--output=cat", "--lines=1", "--priority=err", "--boot", "--unit="+agentUnit)
+// lastWords is the last error that the journal has of the agent's unit since then; it may be empty.
+func (m *manager) lastWords(ctx context.Context, since time.Time) string {
+	cmd := exec.CommandContext(ctx, "journalctl", "--quiet", "--no-pager", "--output=cat", "--lines=1", "--priority=err", fmt.Sprintf("--since=@%d", since.Unix()), "--unit="+agentUnit)
 	out, _ := cmd.Output() // without a journal there are none
 	return strings.TrimSpace(string(out))
 }
