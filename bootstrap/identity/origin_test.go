@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"strings"
@@ -126,4 +127,29 @@ func TestACloneWithADeadTokenGoesOn(t *testing.T) {
 			t.Errorf("%q, last error %q, by %q", s.Copied, s.LastError, s.Credential)
 		}
 	})
+}
+
+// What a SPIRE agent gives is this machine's: that agent has attested it.
+func TestACopyIsOwnedOnceASPIREAgentGivesItsIdentity(t *testing.T) {
+	cfg, a := socketMachine(t)
+	a.start()
+	ctx, cancel := context.WithCancel(t.Context())
+	cfg.Machine = Machine{ID: "a"}
+	m, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- m.Run(ctx) }()
+	within(t, 10*time.Second, m.Ready(), "ready")
+	cancel()
+	if err := within(t, 5*time.Second, done, "the end"); err != nil {
+		t.Fatal(err)
+	}
+	a.stop()
+	cfg.Machine = Machine{ID: "b"}
+	m = start(t, cfg)
+	until(t, m, "a copy", func(s State) bool { return s.Copied != "" })
+	a.start()
+	until(t, m, "its own", func(s State) bool { return s.Copied == "" && s.Credential == viaSocket })
 }

@@ -158,7 +158,9 @@ func (r *runner) deliver(d delivery, now time.Time) event {
 		return event{kind: evFailed, failure: d.failure}
 	}
 	r.metrics.requests.WithLabelValues(viaSocket, "ok").Inc()
+	r.origin(r.cfg.Machine) // the agent there has attested this machine
 	r.said.LastError, r.said.LastErrorAt, r.said.Credential, r.said.Clock = "", time.Time{}, viaSocket, ""
+	r.said.Source = ""
 	if old := r.Current(); old == nil || old.Serial != c.Serial || !sameKey(old.chain[0], d.key) {
 		r.cfg.Log.Info("certificate received", "certificate", c, "credential", viaSocket)
 	} else {
