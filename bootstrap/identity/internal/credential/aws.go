@@ -48,9 +48,9 @@ func (s *awsSource) Token(ctx context.Context) (Token, error) {
 	case err != nil:
 		return Token{}, fmt.Errorf("%w (from a container, IMDSv2 needs a hop limit of 2)", err)
 	case a.status == http.StatusForbidden:
-		return Token{}, fmt.Errorf("AWS's IMDS refuses a session (403): instance metadata is turned off for this VM")
+		return Token{}, fmt.Errorf("IMDS of AWS refuses a session (403): instance metadata is turned off for this VM")
 	case a.status != http.StatusOK || len(a.body) == 0 || strings.Contains(a.header.Get("Content-Type"), "html"):
-		return Token{}, fmt.Errorf("AWS's IMDS gives no session (IMDSv2): %s", a.unexpected())
+		return Token{}, fmt.Errorf("IMDS of AWS gives no session (IMDSv2): %s", a.unexpected())
 	}
 	session := map[string]string{"X-aws-ec2-metadata-token": strings.TrimSpace(string(a.body))}
 	role, err := s.text(ctx, imdsRoles, session, "give this VM an instance profile with a role")
@@ -84,9 +84,9 @@ func (s *awsSource) text(ctx context.Context, path string, session map[string]st
 	case err != nil:
 		return "", err
 	case a.status == http.StatusNotFound && missing != "":
-		return "", fmt.Errorf("AWS's IMDS says 404: %s", missing)
+		return "", fmt.Errorf("IMDS of AWS says 404: %s", missing)
 	case a.status != http.StatusOK || text == "" || strings.ContainsAny(text, " <>{}?#"):
-		return "", fmt.Errorf("AWS's IMDS answers %s: %s", path, a.unexpected())
+		return "", fmt.Errorf("IMDS of AWS answers %s: %s", path, a.unexpected())
 	}
 	return text, nil
 }
@@ -100,11 +100,11 @@ func (s *awsSource) keys(ctx context.Context, role string, session map[string]st
 	var said struct{ Code, AccessKeyId, SecretAccessKey, Token string }
 	switch {
 	case a.status != http.StatusOK || !decode(a.body, &said):
-		return awsKeys{}, fmt.Errorf("AWS's IMDS answers for role %.100q: %s", role, a.unexpected())
+		return awsKeys{}, fmt.Errorf("IMDS of AWS answers for role %.100q: %s", role, a.unexpected())
 	case said.Code != "Success" && said.Code != "":
-		return awsKeys{}, fmt.Errorf("AWS's IMDS has no keys for role %.100q: %s", role, quoted(said.Code))
+		return awsKeys{}, fmt.Errorf("IMDS of AWS has no keys for role %.100q: %s", role, quoted(said.Code))
 	case said.AccessKeyId == "" || said.SecretAccessKey == "":
-		return awsKeys{}, fmt.Errorf("AWS's IMDS has no keys for role %.100q", role)
+		return awsKeys{}, fmt.Errorf("IMDS of AWS has no keys for role %.100q", role)
 	}
 	return awsKeys{id: said.AccessKeyId, secret: Hide(said.SecretAccessKey), session: Hide(said.Token)}, nil
 }

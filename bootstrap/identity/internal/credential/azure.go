@@ -50,10 +50,10 @@ func (s *azureSource) Token(ctx context.Context) (Token, error) {
 	token, ok := tokenOf(said.Token)
 	switch {
 	case a.status != http.StatusOK && readable && said.Error != "":
-		return Token{}, fmt.Errorf("Azure's IMDS refuses (%d %s): %s; has this VM a managed identity, and is %q an application of its tenant?",
+		return Token{}, fmt.Errorf("IMDS of Azure refuses (%d %s): %s; has this VM a managed identity, and is %q an application of its tenant?",
 			a.status, quoted(said.Error), quoted(said.Detail), s.resource)
 	case a.status != http.StatusOK || !ok:
-		return Token{}, fmt.Errorf("Azure's IMDS answers %s", a.unexpected())
+		return Token{}, fmt.Errorf("IMDS of Azure answers %s", a.unexpected())
 	}
 	return token, nil
 }
