@@ -61,6 +61,7 @@ type Options struct {
 	MeshNetworks string            // YAML of meshNetworks; empty: none
 	IstiodEnv    map[string]string // over the settings in istiodEnv
 	IstiodArgs   []string          // more arguments, such as --keepaliveMaxServerConnectionAge=10s
+	CACerts      CACerts           // the CA that istiod signs with; none: istiod makes one of its own
 	// APIServerArgs are more arguments of kube-apiserver, such as --authentication-config=FILE.
 	APIServerArgs []string
 
@@ -87,7 +88,7 @@ func Start(ctx context.Context, o Options) (*Mesh, error) {
 		return nil, err
 	}
 	m := &Mesh{opts: o, launcher: launcher}
-	for _, step := range []func(context.Context) error{m.writeKeys, m.startAPIServer, m.installCRDs, m.applyBase, m.applyObjects, m.StartIstiod} {
+	for _, step := range []func(context.Context) error{m.writeKeys, m.startAPIServer, m.installCRDs, m.applyBase, m.applyObjects, m.mountCACerts, m.StartIstiod} {
 		if err := step(ctx); err != nil {
 			return nil, errors.Join(fmt.Errorf("start the mesh: %w", err), m.Close())
 		}

@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -36,6 +37,22 @@ func (m *Mesh) Token(ctx context.Context, namespace, account, audience string, t
 		return token, nil
 	}
 	return resign(token, time.Now().Add(ttl), m.keys.accounts)
+}
+
+// TokenAccepted reports whether the API server takes a token for istiod, as istiod asks it for each token that a machine shows.
+func (m *Mesh) TokenAccepted(ctx context.Context, token string) (bool, error) {
+	reviews := kube.Ref{APIVersion: "authentication.k8s.io/v1", Kind: "TokenReview"}
+	review := fmt.Sprintf(`{"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {"token": %q, "audiences": [%q]}}`, token, Audience)
+	said, err := m.Kube.Create(ctx, reviews, "", review)
+	if err != nil {
+		return false, fmt.Errorf("review a token: %w", err)
+	}
+	status, ok := said["status"].(map[string]any)
+	if !ok {
+		return false, errors.New("review a token: the answer has no status")
+	}
+	accepted, _ := status["authenticated"].(bool) // left out when it is false
+	return accepted, nil
 }
 
 // resign gives a JWT (ES256) another end of life.

@@ -27,28 +27,17 @@ type pair struct {
 
 const (
 	forumID = "spiffe://cluster.local/ns/forum-services/sa/forum-sa"
-	service = "catalog.istioinaction"
+	service = testbed.PairHost
 )
 
 // newPair starts the machines and waits until the client reaches the server by mutual TLS.
 func newPair(t *testing.T, o mesh.Options) *pair {
-	o.MeshConfig += mesh.DefaultMeshConfig + testbed.AccessLog
-	bed := testbed.New(t, o)
-	forum, catalog := testbed.Forum, testbed.Catalog
-	forum.Envoy, catalog.Envoy = true, true
-	p := &pair{bed: bed, client: bed.VM(t, forum), server: bed.VM(t, catalog)}
-	p.client.App(t, 8080)
-	p.serverApp = p.server.App(t, 3000)
-	p.clientUnit, p.serverUnit = p.client.Unit(t), p.server.Unit(t)
-	for _, vm := range []*testbed.VM{p.client, p.server} {
-		vm.StartAgent(t)
+	made := testbed.NewPair(t, o, "")
+	p := &pair{
+		bed: made.Bed, client: made.Client, server: made.Server, clientUnit: made.ClientUnit, serverUnit: made.ServerUnit,
+		clientEnvoy: made.ClientEnvoy, serverEnvoy: made.ServerEnvoy, serverApp: made.ServerApp,
 	}
-	p.clientEnvoy, p.serverEnvoy = p.client.StartProxy(t), p.server.StartProxy(t)
 	p.wellAgain(t)
-	p.reaches(t, "/first")
-	if id := p.serverEnvoy.Peer(t, "/first"); id != forumID {
-		t.Fatalf("the first request was sent by %q, want %q", id, forumID)
-	}
 	return p
 }
 

@@ -136,7 +136,13 @@ func (v *VM) WriteRoot(t testing.TB) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	v.write(t, classic["root-cert.pem"], string(root))
+	v.WriteRootFile(t, string(root))
+}
+
+// WriteRootFile replaces the root certificate by PEM of the operator's own.
+func (v *VM) WriteRootFile(t testing.TB, roots string) {
+	t.Helper()
+	v.write(t, classic["root-cert.pem"], roots)
 }
 
 // WriteToken replaces the join token.
@@ -227,6 +233,7 @@ type Status struct {
 		Credential string // what got the certificate: "token", "certificate", or "" when it was on disk
 		Source     string // of that token
 		LastError  string
+		Roots      []struct{ Subject, Source string }
 	}
 	XDS struct {
 		Phase      string
