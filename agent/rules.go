@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"time"
@@ -126,7 +127,20 @@ func (r *Rules) Try(ctx context.Context, d time.Duration) error {
 	if err != nil {
 		return fmt.Errorf("find this program: %w", err)
 	}
-	return r.applier.Try(ctx, r.plan, []string{self, "rules", "guardian", "--for", d.String()})
+	return r.applier.Try(ctx, r.plan, append(ownScope(), self, "rules", "guardian", "--for", d.String()))
+}
+
+// ownScope is the command that runs another in a cgroup of its own, where systemd can make one: it may end a session's, or a unit's, with everything in it.
+// The process stays the caller's child, with its files and its network namespace.
+func ownScope() []string {
+	if _, err := os.Stat("/run/systemd/private"); err != nil || os.Geteuid() != 0 {
+		return nil
+	}
+	program, err := exec.LookPath("systemd-run")
+	if err != nil {
+		return nil
+	}
+	return []string{program, "--scope", "--quiet", "--collect", fmt.Sprintf("--unit=wingman-trial-%d", os.Getpid()), "--"}
 }
 
 // GuardRules is the process that Try starts.

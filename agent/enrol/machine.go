@@ -201,8 +201,9 @@ func (m *machine) undo() (removed, restored, changed []string, err error) {
 		}
 		problems = append(problems, err)
 	}
+	ways := append(slices.Clone(m.places), placesOf(m.cfg)...) // by links and without: a folder was noted before its file was there to follow
 	for _, dir := range slices.Backward(r.Dirs) {
-		if slices.ContainsFunc(m.places, func(p place) bool { return inside(p.path, dir) }) {
+		if slices.ContainsFunc(ways, func(p place) bool { return inside(p.path, dir) }) {
 			_ = os.Remove(dir) // only if it is empty
 		}
 	}
