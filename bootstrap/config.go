@@ -73,6 +73,7 @@ type Identity struct {
 	PKCS8       bool          // keys as PKCS#8 instead of PKCS#1 or SEC 1
 	CertSigner  string        // Kubernetes signer that istiod forwards to; empty: istiod signs
 
+	Groups      []string // names or gids: their members may read copies of key and certificates
 	Credentials []string // where tokens come from, in order: "systemd", "file", "exec", "gce", "aws", "azure"; at least one
 	Audience    string   // of tokens
 	Exec        CredentialExec

@@ -216,6 +216,9 @@ var settings = []setting{
 	{key: "identity.outputDir", when: OnReload, istio: []string{"OUTPUT_CERTS"}, def: "/etc/certs", empty: true,
 		doc:    "Folder where applications find key.pem, cert-chain.pem and root-cert.pem; empty: nowhere.",
 		reader: one(optionalPath, func(c *Config) *string { return &c.Paths.OutputCerts })},
+	{key: "identity.groups", when: OnReload, empty: true,
+		doc:    "Groups whose members may read key and certificates: each has copies of its own in the folder groups/GROUP of identity.outputDir.",
+		reader: many(fileGroup, "groups", func(c *Config) *[]string { return &c.Identity.Groups })},
 
 	// Configuration stream and health.
 	{key: "drain.propagation", when: OnReload, def: "5s",

@@ -101,6 +101,7 @@ var (
 	dnsLabel     = kind[string]{expected: "a name of lower-case letters, digits and -", parse: parseDNSLabel}
 	dnsName      = kind[string]{expected: "a DNS name", parse: parseDNSName}
 	groupName    = kind[string]{expected: "a group's name or gid", parse: parseWord}
+	fileGroup    = kind[string]{expected: "a group's name or gid", parse: parseFileGroup} // that a folder is named for
 	userName     = kind[string]{expected: "a user's name or uid", parse: parseWord}
 	oneWord      = kind[string]{expected: "a word without spaces", parse: func(s string) (string, bool) {
 		s = strings.TrimSpace(s)
@@ -292,6 +293,11 @@ func parseDNSName(s string) (string, bool) {
 func parseWord(s string) (string, bool) {
 	s = strings.TrimSpace(s)
 	return s, s != "" && !strings.ContainsAny(s, " \t\n:,")
+}
+
+func parseFileGroup(s string) (string, bool) {
+	s, ok := parseWord(s)
+	return s, ok && s != "." && s != ".." && !strings.ContainsAny(s, "/\x00")
 }
 
 func parsePath(s string) (string, bool) {

@@ -40,6 +40,9 @@ type Config struct {
 	SealKey        string // file of the key that seals; "" means none: what is sealed cannot be read
 	RunDir         string // on a tmpfs: with Seal, what OutputDir's links lead to lies in its folder "identity"
 	OutputDir      string // where applications and pilot-agent look for the three PEM files; "" means nowhere. Istio: OUTPUT_CERTS
+	// Groups get copies of their own below OutputDir, see the package page; LookupGroup finds a gid, and must be set where there are groups.
+	Groups      []string
+	LookupGroup func(name string) (gid uint32, err error)
 
 	// Dial connects to the CA; nil means a plain TCP dial by the system's resolver.
 	Dial func(ctx context.Context, addr string) (net.Conn, error)

@@ -20,7 +20,8 @@ type disk struct {
 	exchange  func(a, b string) error // both must exist
 	symlink   func(target, path string) error
 	removeAll func(path string) error
-	volatile  func(path string) bool // a reboot loses what lies there
+	share     func(path string, gid int, mode fs.FileMode) error // with a group: first it is given to that, then gets the mode
+	volatile  func(path string) bool                             // a reboot loses what lies there
 }
 
 var systemDisk = disk{
@@ -58,6 +59,7 @@ var systemDisk = disk{
 	},
 	symlink:   os.Symlink,
 	removeAll: os.RemoveAll,
+	share:     share,
 	volatile:  volatile,
 }
 

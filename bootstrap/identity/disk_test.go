@@ -3,6 +3,7 @@ package identity
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -96,6 +97,9 @@ func (d *faultyDisk) disk() disk {
 			return d.step("symlink "+path, func() error { return systemDisk.symlink(target, path) }, func() {
 				d.remember(filepath.Dir(path), false, path, os.Remove)
 			})
+		},
+		share: func(path string, gid int, mode fs.FileMode) error {
+			return d.step("share "+path, func() error { return systemDisk.share(path, gid, mode) }, func() {})
 		},
 		removeAll: func(path string) error {
 			return d.step("remove "+path, func() error { return systemDisk.removeAll(path) }, func() {})

@@ -39,6 +39,8 @@
 //	OutputDir/                      /etc/certs
 //	    key.pem -> …/identity/current/key.pem                 and the other two, relative: one rename changes all three
 //	    root-cert.pem.before-wingman                          what stood there before the link
+//	    groups/GROUP/                   copies for a group that Config.Groups names (share.go)
+//	        key.pem -> current/key.pem  and the other two; current -> 7, folders 0750 of the group, files 0640
 //
 // cert-chain.pem holds the leaf and its intermediates; roots are in root-cert.pem only. meta.json holds the time of receipt,
 // where each root comes from, and which machine the identity was given to (origin.go): a copied disk is noticed. A generation counts only if its key belongs to its leaf, the leaf is our SPIFFE id's, and the chain

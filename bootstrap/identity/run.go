@@ -38,6 +38,7 @@ type runner struct {
 	lastTimer time.Time // the same moment as timers see it
 	unsaved   bool      // what is in use is not what is on disk
 	followAt  time.Time // when OutputDir must be looked at again; zero: at the next change
+	shareAt   time.Time // likewise the copies of groups
 
 	offers      []offer // the sources of tokens, in order, and what they gave last
 	clear       *store  // for OutputDir, when the store is sealed; else nil
@@ -129,6 +130,9 @@ func (r *runner) turn(ctx context.Context, now time.Time, ev event) {
 	}
 	if !r.followAt.IsZero() && !now.Before(r.followAt) {
 		r.follow(now)
+	}
+	if !r.shareAt.IsZero() && !now.Before(r.shareAt) {
+		r.share(now)
 	}
 	if jumped || newToken || newRoots {
 		wake := event{kind: evWake}
@@ -242,7 +246,8 @@ func (r *runner) load(now time.Time) event {
 	if err != nil {
 		r.storeFailed(err)
 	}
-	r.followAt = now
+	r.followAt, r.shareAt = now, now
+	r.dropGroups()
 	r.store.origin = r.cfg.Machine
 	if g != nil {
 		r.cfg.Log.Info("certificate loaded", "certificate", g.cert, "generation", g.number)
@@ -291,6 +296,7 @@ func (r *runner) use(c *Certificate, roots anchors, now time.Time) {
 	}
 	r.publish(c, roots, now)
 	r.follow(now)
+	r.share(now)
 }
 
 // publish shows c and roots to the rest of the program.
@@ -359,7 +365,7 @@ func (r *runner) clockJumped(now time.Time) bool {
 // sleep is how long nothing will happen by itself.
 func (r *runner) sleep(now time.Time) time.Duration {
 	d := longestSleep
-	for _, at := range []time.Time{r.policy.wakeAt(r.machine, now), r.followAt, r.root.sayAt} {
+	for _, at := range []time.Time{r.policy.wakeAt(r.machine, now), r.followAt, r.shareAt, r.root.sayAt} {
 		if !at.IsZero() {
 			d = min(d, max(at.Sub(now), 0))
 		}

@@ -34,6 +34,7 @@ type State struct {
 	StoreProblem  string       `json:"storeProblem,omitempty"` // the certificate in use is not on disk
 	OutputDir     string       `json:"outputDir,omitempty"`
 	OutputProblem string       `json:"outputProblem,omitempty"` // OutputDir does not follow
+	Groups        []GroupState `json:"groups,omitempty"`        // who else may read copies
 }
 
 // A TokenState is what is known of a source of tokens: of a file as of now, of any other as it was last asked.

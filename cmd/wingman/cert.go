@@ -52,6 +52,14 @@ func newCert(o *options) *cobra.Command {
 				return sealing.Unseal(cmd.Context(), o.root, sealing.System, say(cmd))
 			},
 		},
+		// What the unit runs as root before the daemon.
+		&cobra.Command{
+			Use:    "folders",
+			Short:  "Make the folders that the groups of identity.groups get their copies in",
+			Hidden: true,
+			Args:   cobra.NoArgs,
+			RunE:   func(*cobra.Command, []string) error { return agent.MakeGroupFolders(o.root) },
+		},
 	)
 }
 

@@ -66,6 +66,13 @@ func printIdentity(w io.Writer, id identity.State, now time.Time) error {
 	for _, r := range id.Roots {
 		line("root", "%s (%s) until %s", r.Subject, r.Source, at(r.NotAfter))
 	}
+	for _, g := range id.Groups {
+		if g.Problem == "" {
+			line("copies", "for group %s in %s", g.Group, g.Dir)
+		} else {
+			line("PROBLEM", "%s", g.Problem)
+		}
+	}
 	for _, problem := range []string{id.LastError, id.Copied, id.Clock, id.LifeProblem, id.RootProblem, id.StoreProblem, id.OutputProblem} {
 		if problem != "" {
 			line("PROBLEM", "%s", problem)
