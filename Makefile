@@ -10,7 +10,7 @@ FUZZTIME ?= 60s
 MESH_P   ?= 5
 SOURCES  := $(shell find . -name '*.go' -not -path './test/*' -not -path './tmpdeps/*') go.mod go.sum
 
-.PHONY: all build demo test lint fuzz bench bench-dns bench-xds test-netns test-dns test-envoy test-mesh test-vm packages lint-packages setup clean
+.PHONY: all build demo test test-spire lint fuzz bench bench-dns bench-xds test-netns test-dns test-envoy test-mesh test-vm packages lint-packages setup clean
 
 all: build
 

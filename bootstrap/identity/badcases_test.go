@@ -53,6 +53,8 @@ func TestBadCases(t *testing.T) {
 		{"istiod's certificate is for another name", request("istiod's certificate is for another name")},
 		{"istiod's certificate has expired", request("istiod's certificate has expired")},
 		{"istiod's certificate begins in our future", request("istiod's certificate begins in our future")},
+		{"the clock is hours behind", func(t *testing.T) string { return saidOfTheClock(t, -2*time.Hour-3*time.Minute) }},
+		{"the clock is hours ahead", func(t *testing.T) string { return saidOfTheClock(t, 2*time.Hour+3*time.Minute) }},
 		{"our root has expired", request("our root has expired")},
 		{"CA answers garbage", request("an answer that is garbage")},
 		{"CA answers for another key", request("an answer for another key")},
@@ -114,6 +116,18 @@ func TestBadCases(t *testing.T) {
 func unchanging(said string) string {
 	said = regexp.MustCompile(`serial [0-9a-f]{8,}`).ReplaceAllString(said, "serial 4f1b29a3")
 	return regexp.MustCompile(`20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ`).ReplaceAllString(said, "2026-01-02T03:04:05Z")
+}
+
+// saidOfTheClock is what the dates of a certificate tell of a clock that is off.
+func saidOfTheClock(t *testing.T, off time.Duration) (said string) {
+	inLab(t, func(t *testing.T, l *lab) {
+		l.ca.clock = func() time.Time { return time.Now().Add(-off) }
+		putFile(t, l.vm.token, token(time.Now().Add(10*time.Hour), nil))
+		l.start()
+		l.mustBe(Valid)
+		said = l.m.State().Clock
+	})
+	return said
 }
 
 // saidOfAShortLife is what a CA is told off with that gives five seconds. It must not become a hot loop, and the certificate is used.

@@ -119,15 +119,3 @@ func uriNames(c *x509.Certificate) []string {
 	}
 	return names
 }
-
-// backdated is how far istiod sets NotBefore back (Istio: security/pkg/pki/util/generate_cert.go).
-const backdated = 2 * time.Minute
-
-// clockBehind is how far this machine's clock is behind the CA's, by a leaf received at now; zero when it cannot be told. Only a
-// NotBefore in our future is proof: other CAs backdate by other amounts, so being ahead does not show.
-func clockBehind(leaf *x509.Certificate, now time.Time) time.Duration {
-	if !now.Before(leaf.NotBefore) {
-		return 0
-	}
-	return leaf.NotBefore.Add(backdated).Sub(now)
-}

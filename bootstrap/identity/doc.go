@@ -77,9 +77,10 @@
 //
 // # Goroutines and files
 //
-// Run is one goroutine that owns all state, one more for the request under way, and one for inotify. Everything else reads atomic
-// snapshots. No connection to the CA outlives its request. Run wakes at least twice a minute, because timers do not notice
-// a suspend or a clock that was set. Secrets are kept in functions (hidden), the one kind of value that fmt cannot look into.
+// Run is one goroutine that owns all state, one more for the request under way, one for inotify, one for the clock. Everything else reads atomic
+// snapshots. No connection to the CA outlives its request. A timer of the kernel
+// wakes Run when the clock was set or the machine resumed (clock.go), which Go's timers do not notice; it looks at least twice a
+// minute anyway. Secrets are kept in functions (hidden), the one kind of value that fmt cannot look into.
 //
 // To match: Istio security/pkg/nodeagent/cache/secretcache.go (renewal), security/pkg/nodeagent/caclient/providers/citadel/client.go
 // (the call), security/pkg/server/ca/server.go and security/pkg/server/ca/authenticate (what istiod accepts).

@@ -61,6 +61,7 @@ func (f fleet) run(t *testing.T) [][]time.Duration {
 				t.Fatal(err)
 			}
 			m.disk, m.newWatch = noDisk, func(*slog.Logger) watch { return testWatch(nil) }
+			m.newClock = func(*slog.Logger) clockWatch { return testWatch(nil) }
 			m.create = func(_ context.Context, _ proof, csr []byte, _ func([]*x509.Certificate) error) ([]string, error) {
 				asked[i] = append(asked[i], time.Since(now))
 				return ca.create(csr)

@@ -36,7 +36,9 @@ type lab struct {
 	sources []credential.Source // nil: those of cfg
 	down    atomic.Bool         // the CA cannot be reached
 	ahead   atomic.Int64        // of the machine's wall clock, nanoseconds
+	slept   atomic.Int64        // that the machine was suspended for, nanoseconds
 	events  chan struct{}
+	clock   chan struct{} // what the kernel tells of the clock
 
 	mu      sync.Mutex // guards changes
 	changes []*Certificate
@@ -47,7 +49,7 @@ func inLab(t *testing.T, f func(t *testing.T, l *lab)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		lis := bufconn.Listen(1 << 20)
-		l := &lab{t: t, ca: newTestCA(t, lis), events: make(chan struct{}, 1), log: &logBook{}, disk: systemDisk}
+		l := &lab{t: t, ca: newTestCA(t, lis), events: make(chan struct{}, 1), clock: make(chan struct{}, 1), log: &logBook{}, disk: systemDisk}
 		l.vm = newMachine(t, l.ca)
 		l.cfg = l.vm.config(l.ca)
 		l.cfg.CAAddress = testServer + ":15012"
@@ -83,6 +85,8 @@ func (l *lab) start() {
 		l.m.sources = l.sources
 	}
 	l.m.newWatch = func(*slog.Logger) watch { return testWatch(l.events) }
+	l.m.newClock = func(*slog.Logger) clockWatch { return testWatch(l.clock) }
+	l.m.asleep = func() time.Duration { return time.Duration(l.slept.Load()) }
 	l.stop = run(l.t, l.m)
 	synctest.Wait()
 }

@@ -160,35 +160,83 @@ func TestNoTokenNeverBlocks(t *testing.T) {
 
 func TestSleepAndClockJumps(t *testing.T) {
 	tests := []struct {
-		name  string
-		jump  time.Duration
-		after Phase
-		logs  string
+		name       string
+		slept, set time.Duration
+		after      Phase
+		logs       []string
 	}{
-		{"a nap is no event", 3 * time.Second, Valid, ""},
-		{"asleep past the renewal", 13 * time.Hour, Valid, "direction=forward by=\"13 h\""},
-		{"asleep past the end, with a token that is dead by now", 7 * 24 * time.Hour, Expired, "direction=forward by=\"7 d\""},
-		{"the clock is set back by a day", -24 * time.Hour, Valid, "direction=back by=\"1 d\""},
+		{"a nap is no event", 3 * time.Second, 0, Valid, nil},
+		{"a second of NTP is none either", 0, -time.Second, Valid, nil},
+		{"asleep past the renewal", 13 * time.Hour, 0, Valid, []string{`machine was suspended`, `slept="13 h"`}},
+		{"asleep past the end, with a token that is dead by now", 7 * 24 * time.Hour, 0, Expired, []string{`machine was suspended`, `slept="7 d"`}},
+		{"the clock is set forward past the renewal", 0, 13 * time.Hour, Valid, []string{"clock was set", `direction=forward by="13 h"`}},
+		{"the clock is set back by a day", 0, -24 * time.Hour, Valid, []string{"clock was set", `direction=back by="1 d"`}},
+		{"asleep, and the clock was wrong when it woke", 13 * time.Hour, -time.Hour, Valid, []string{"clock was set", `direction=back by="1 h"`}},
 	}
 	for _, tt := range tests {
+		for _, told := range []bool{true, false} {
+			t.Run(tt.name+map[bool]string{true: ", and the kernel tells", false: ", and nobody tells"}[told], func(t *testing.T) {
+				inLab(t, func(t *testing.T, l *lab) {
+					l.ca.clock = func() time.Time { return time.Now().Add(time.Duration(l.ahead.Load())) }
+					l.start()
+					l.pass(10 * time.Minute)
+					l.ahead.Store(int64(tt.slept + tt.set))
+					l.slept.Store(int64(tt.slept))
+					if tt.slept+tt.set > 0 { // while we slept istiod renewed its own
+						l.ca.serve(testServer, 24*time.Hour)
+					} else { // it is our clock that is wrong
+						l.ca.with(func() { l.ca.clock = time.Now })
+					}
+					wait := longestSleep + time.Second
+					if told {
+						wait = wakePause
+						l.clock <- struct{}{}
+					}
+					l.pass(wait)
+					l.mustBe(tt.after)
+					if n := l.log.count(tt.logs...); tt.logs != nil && n != 1 {
+						t.Errorf("%d lines of %q:\n%s", n, tt.logs, l.log)
+					}
+					if n := l.log.count("suspended") + l.log.count("clock was set"); tt.logs == nil && n != 0 {
+						t.Errorf("said:\n%s", l.log)
+					}
+					if tt.slept+tt.set > time.Hour && tt.after == Valid && len(l.ca.seen()) != 2 {
+						t.Errorf("%d requests, want a renewal after the wake", len(l.ca.seen()))
+					}
+				})
+			})
+		}
+	}
+}
+
+func TestAClockFarAheadIsSaid(t *testing.T) {
+	const ahead = 2*time.Hour + 3*time.Minute
+	for _, tt := range []struct {
+		name string
+		life time.Duration // that the CA gives, of 24 h asked for
+		want string
+	}{
+		{"the dates are istiod's arithmetic", 24 * time.Hour, "the clock is 2 h 3 min ahead of istiod"},
+		{"a CA of other habits: nothing can be told", 12 * time.Hour, ""},
+	} {
 		t.Run(tt.name, func(t *testing.T) {
 			inLab(t, func(t *testing.T, l *lab) {
-				l.ca.clock = func() time.Time { return time.Now().Add(time.Duration(l.ahead.Load())) }
+				l.ca.life = tt.life
+				putFile(t, l.vm.token, token(time.Now().Add(10*time.Hour), nil))
+				l.ahead.Store(int64(ahead))
 				l.start()
-				l.pass(10 * time.Minute)
-				l.ahead.Store(int64(tt.jump))
-				if tt.jump > 0 { // while we slept istiod renewed its own
-					l.ca.serve(testServer, 24*time.Hour)
-				} else { // it is our clock that is wrong
-					l.ca.with(func() { l.ca.clock = time.Now })
+				l.mustBe(Valid)
+				if s := l.m.State(); s.Clock != tt.want {
+					t.Errorf("clock %q, want %q", s.Clock, tt.want)
 				}
-				l.pass(longestSleep + time.Second)
-				l.mustBe(tt.after)
-				if n := l.log.count("clock jumped", tt.logs); tt.logs != "" && n != 1 || tt.logs == "" && n != 0 {
-					t.Errorf("%d lines of a jump %s:\n%s", n, tt.logs, l.log)
+				if n := l.log.count("WARN", "clock is wrong"); (n == 1) != (tt.want != "") {
+					t.Errorf("said %d times", n)
 				}
-				if tt.jump > time.Hour && tt.after == Valid && len(l.ca.seen()) != 2 {
-					t.Errorf("%d requests, want a renewal after the wake", len(l.ca.seen()))
+				l.ahead.Store(0)
+				l.clock <- struct{}{}
+				l.pass(time.Second)
+				if s := l.m.State(); s.Clock != "" {
+					t.Errorf("clock %q after it was set", s.Clock)
 				}
 			})
 		})

@@ -38,6 +38,8 @@ type Manager struct {
 	now      func() time.Time
 	disk     disk
 	newWatch func(*slog.Logger) watch
+	newClock func(*slog.Logger) clockWatch
+	asleep   func() time.Duration // since the boot
 }
 
 // A live is what others read without a lock: replaced whole, never changed.
@@ -68,7 +70,7 @@ func New(cfg Config) (*Manager, error) {
 			certSigner: cfg.CertSigner, ttl: cfg.TTL, dial: cfg.Dial,
 		}).create,
 		ready: make(chan struct{}), renewals: make(chan renewal), bundles: make(chan []*x509.Certificate, 1), metrics: metrics,
-		now: wallClock, disk: systemDisk, newWatch: newWatch,
+		now: wallClock, disk: systemDisk, newWatch: newWatch, newClock: newClockWatch, asleep: suspended,
 	}
 	m.sealer = &sealer{on: cfg.Seal, file: cfg.SealKey}
 	m.sources = cfg.sources(m.sealer)

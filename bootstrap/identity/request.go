@@ -31,7 +31,6 @@ type outcome struct {
 	credential string        // that the CA accepted
 	source     string        // of the token, if it was one
 	offers     []offer       // as they are after the round
-	behind     time.Duration // this machine's clock, behind the CA's; 0: not known to be
 	key        crypto.Signer // for the next round
 	err        error
 	failure    failure
@@ -140,7 +139,7 @@ func (m *Manager) askWith(ctx context.Context, cred proof, csr []byte, r request
 	}
 	out.cert = newCertificate(m.cfg.SPIFFEID, out.key, keyPEM, ans.chain, now)
 	out.roots, out.credential, out.source = ans.roots, cred.name, cred.source
-	out.behind, out.key = clockBehind(ans.chain[0], now), nil
+	out.key = nil
 	return nil
 }
 

@@ -36,6 +36,7 @@ type runner struct {
 	untold    bool      // OnChange does not know yet what is in use
 	lastWall  time.Time // the wall clock at the last turn
 	lastTimer time.Time // the same moment as timers see it
+	lastSlept time.Duration
 	unsaved   bool      // what is in use is not what is on disk
 	followAt  time.Time // when OutputDir must be looked at again; zero: at the next change
 	shareAt   time.Time // likewise the copies of groups
@@ -88,7 +89,9 @@ func (m *Manager) Run(ctx context.Context) error {
 		}
 	}()
 
-	r.lastWall, r.lastTimer = m.now(), time.Now()
+	clock := m.newClock(m.cfg.Log)
+	defer clock.stop()
+	r.lastWall, r.lastTimer, r.lastSlept = m.now(), time.Now(), m.asleep()
 	r.watch.arm(r.inputs())
 	ev := r.load(m.now())
 	for {
@@ -101,6 +104,7 @@ func (m *Manager) Run(ctx context.Context) error {
 			return nil
 		case <-timer.C:
 		case <-r.watch.changed():
+		case <-clock.changed():
 		case w := <-m.renewals:
 			if deliveries != nil {
 				w.done <- errSourceRenews
@@ -212,9 +216,8 @@ func (r *runner) settle(out outcome, now time.Time) event {
 		return event{kind: evFailed, failure: out.failure}
 	}
 	r.said.LastError, r.said.LastErrorAt, r.said.Credential, r.said.Source, r.said.Clock = "", time.Time{}, out.credential, out.source, ""
-	if out.behind > 0 {
-		r.said.Clock = "the clock is " + span(out.behind) + " behind istiod"
-		r.cfg.Log.Warn("clock is behind istiod's: set it", "behind", span(out.behind))
+	if r.said.Clock = clockOff(out.cert.chain[0], r.cfg.TTL, out.cert.ReceivedAt); r.said.Clock != "" {
+		r.cfg.Log.Warn("clock is wrong: set it", "problem", r.said.Clock)
 	}
 	if out.credential == "token" {
 		r.origin(r.cfg.Machine)
@@ -346,19 +349,26 @@ func (r *runner) storeFailed(err error) {
 	r.said.StoreProblem = oneLine(err)
 }
 
-// clockJumped reports whether the wall clock has moved otherwise than time has passed since the last turn.
+// clockJumped reports whether the wall clock has done something else than run since the last turn, and says what.
 func (r *runner) clockJumped(now time.Time) bool {
-	by := now.Sub(r.lastWall) - time.Since(r.lastTimer)
-	r.lastWall, r.lastTimer = now, time.Now()
-	if by.Abs() < jumpSize {
+	slept := r.asleep()
+	j, jumped := jumpOf(now.Sub(r.lastWall), time.Since(r.lastTimer), slept-r.lastSlept)
+	r.lastWall, r.lastTimer, r.lastSlept = now, time.Now(), slept
+	if !jumped {
 		return false
 	}
-	direction := "forward"
-	if by < 0 {
-		direction = "back"
+	if j.slept > 0 {
+		r.cfg.Log.Info("machine was suspended; everything that was due meanwhile is looked at now", "slept", span(j.slept))
 	}
-	r.said.Clock, r.followAt = "", now // a date of before would be off by as much
-	r.cfg.Log.Warn("clock jumped: a suspend, or it was set", "direction", direction, "by", span(by))
+	if j.set != 0 {
+		direction := "forward"
+		if j.set < 0 {
+			direction = "back"
+		}
+		r.said.Clock = "" // it may be right now; the next answer tells
+		r.cfg.Log.Warn("clock was set", "direction", direction, "by", span(j.set))
+	}
+	r.followAt = now // a date of before would be off by as much
 	return true
 }
 
