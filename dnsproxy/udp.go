@@ -14,6 +14,9 @@ import (
 const (
 	udpBatch  = 32   // packets per system call
 	udpPacket = 4096 // room for a question; the answer is written into it and is smaller
+
+	// fewPackets in a batch: parking costs less than another look, and who yields for larger batches is put last on a busy processor
+	fewPackets = 8
 )
 
 // udpWorker serves one UDP socket from one goroutine: a second one would halve the batches and cost more than it brings.
@@ -89,8 +92,8 @@ func (w *udpWorker) serve(ctx context.Context, fd uintptr) (idle bool, err error
 		}
 		w.batch.send(fd)
 		w.s.forward.flush()
-		if w.batch.n == 1 {
-			return true, nil // little traffic: parking costs less than another look
+		if w.batch.n < fewPackets {
+			return true, nil
 		}
 	}
 	return false, nil
