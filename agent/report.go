@@ -122,16 +122,26 @@ func (a *Agent) dnsReport() status.DNSReport {
 	return d
 }
 
-// report adds the membership's part to r and returns what is degraded about it.
-func (m *member) report(r *status.Report) (degraded []string) {
-	id := m.identity.State()
-	r.Identity = &id
-	if id.LastError != "" {
+// identityTroubles is what of an identity somebody should look at. A certificate of which a quarter is left shows as a warning in its own state; at a tenth
+// the machine is degraded, whatever the last request said.
+func identityTroubles(id identity.State) (degraded []string) {
+	switch {
+	case id.LastError != "":
 		degraded = append(degraded, "identity: "+id.LastError)
+	case id.Serial != "" && id.Health == identity.Degraded:
+		degraded = append(degraded, "identity: the certificate is not renewed and ends at "+id.NotAfter.UTC().Format(time.RFC3339))
 	}
 	if id.Copied != "" {
 		degraded = append(degraded, "identity: "+id.Copied)
 	}
+	return degraded
+}
+
+// report adds the membership's part to r and returns what is degraded about it.
+func (m *member) report(r *status.Report) (degraded []string) {
+	id := m.identity.State()
+	r.Identity = &id
+	degraded = identityTroubles(id)
 	m.mu.Lock()
 	r.Instance.NodeID = m.nodeID
 	for _, addr := range m.addrs {

@@ -111,6 +111,7 @@ type testCA struct {
 
 	mu     sync.Mutex // guards everything below
 	signer *authority
+	extra  *authority // between signer and root; nil: none
 	life   time.Duration
 	clock  func() time.Time
 	server *tls.Certificate
@@ -275,6 +276,9 @@ func (ca *testCA) sign(ctx context.Context, md metadata.MD, in *security.IstioCe
 	chain := []string{string(encodeCertificates([]*x509.Certificate{leaf}))}
 	if ca.signer != ca.root {
 		chain = append(chain, ca.signer.pem())
+	}
+	if ca.extra != nil {
+		chain = append(chain, ca.extra.pem())
 	}
 	chain = append(chain, ca.root.pem())
 	if ca.answer != nil {

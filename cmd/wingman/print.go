@@ -78,6 +78,12 @@ func printIdentity(w io.Writer, id identity.State, now time.Time) error {
 			line("PROBLEM", "%s", problem)
 		}
 	}
+	if id.LastError != "" {
+		line("last error", "%s", at(id.LastErrorAt))
+	}
+	if !id.NextAttempt.IsZero() {
+		line("asks again", "%s", at(id.NextAttempt))
+	}
 	_, err := io.WriteString(w, b.String())
 	return err
 }

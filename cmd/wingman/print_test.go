@@ -41,3 +41,36 @@ PROBLEM      this identity was made on another machine
 		t.Errorf("printed\n%s\nwant\n%s", out.String(), want)
 	}
 }
+
+// TestCertShowIsATimeLine holds the whole of what `cert show` prints on a bad day.
+func TestCertShowIsATimeLine(t *testing.T) {
+	now := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
+	in := func(d time.Duration) time.Time { return now.Add(d) }
+	var out strings.Builder
+	err := printIdentity(&out, identity.State{
+		Phase: identity.Expiring, Health: identity.Warning, SPIFFEID: "spiffe://cluster.local/ns/forum-services/sa/forum-sa",
+		Serial: "5d01", ReceivedAt: in(-20 * time.Hour), RenewAt: in(-8 * time.Hour), NotAfter: in(4 * time.Hour),
+		Credential: "token", Source: "file", LastError: "cannot reach istiod's CA at istiod:15012: connection refused", LastErrorAt: in(-3 * time.Second), NextAttempt: in(42 * time.Second),
+		Clock:  "the clock is 2 h 3 min behind istiod",
+		Tokens: []identity.TokenState{{Source: identity.SourceFile, File: "/run/istio-token", Present: true, Expires: in(time.Hour)}},
+		Roots:  []identity.RootState{{Subject: "O=cluster.local", Source: "ca", NotAfter: in(48 * time.Hour)}, {Subject: "O=other", Source: "mesh", NotAfter: in(24 * time.Hour)}},
+		Groups: []identity.GroupState{{Group: "myapp", Dir: "/etc/certs/groups/myapp"}},
+	}, now)
+	want := `state        expiring, warning
+identity     spiffe://cluster.local/ns/forum-services/sa/forum-sa
+certificate  5d01, received 2026-11-22T16:00:00Z (20h0m0s ago), by token of file
+renews       2026-11-23T04:00:00Z (8h0m0s ago)
+valid until  2026-11-23T16:00:00Z (in 4h0m0s)
+token        file: until 2026-11-23T13:00:00Z (in 1h0m0s)
+root         O=cluster.local (ca) until 2026-11-25T12:00:00Z (in 48h0m0s)
+root         O=other (mesh) until 2026-11-24T12:00:00Z (in 24h0m0s)
+copies       for group myapp in /etc/certs/groups/myapp
+PROBLEM      cannot reach istiod's CA at istiod:15012: connection refused
+PROBLEM      the clock is 2 h 3 min behind istiod
+last error   2026-11-23T11:59:57Z (3s ago)
+asks again   2026-11-23T12:00:42Z (in 42s)
+`
+	if err != nil || out.String() != want {
+		t.Errorf("%v\n%s\nwant\n%s", err, out.String(), want)
+	}
+}
