@@ -231,3 +231,34 @@ func TestASealIsBoundToItsFile(t *testing.T) {
 		t.Errorf("the mark alone: %v", err)
 	}
 }
+
+// A group's copies are for a tmpfs, as all that is in the clear; those of before sealing go.
+func TestASealedKeyIsNotCopiedForGroupsOnADisk(t *testing.T) {
+	inLab(t, func(t *testing.T, l *lab) {
+		l.cfg.Groups = []string{"app"}
+		l.cfg.LookupGroup = func(string) (uint32, error) { return uint32(os.Getegid()), nil }
+		copied := filepath.Join(l.vm.output, groupsDir, "app", keyFile)
+		l.start()
+		l.pass(time.Second)
+		if _, err := os.Stat(copied); err != nil {
+			t.Fatal(err)
+		}
+		l.stop()
+		l.sealed()
+		l.start()
+		l.pass(time.Second)
+		l.mustBe(Valid)
+		if _, err := os.Lstat(copied); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("a copy in the clear is left: %v", err)
+		}
+		filepath.WalkDir(l.vm.output, func(path string, e os.DirEntry, err error) error {
+			if data, err := os.ReadFile(path); err == nil && e.Type().IsRegular() && bytes.Contains(data, []byte("PRIVATE KEY")) {
+				t.Errorf("%s is in the clear", path)
+			}
+			return nil
+		})
+		if s := l.m.State(); len(s.Groups) != 1 || !strings.Contains(s.Groups[0].Problem, "identity.seal is on, and "+l.vm.output+", where they would lie in the clear, is no tmpfs") {
+			t.Errorf("groups: %+v", s.Groups)
+		}
+	})
+}

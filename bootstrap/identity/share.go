@@ -251,7 +251,11 @@ func (r *runner) share(now time.Time) {
 	for _, group := range r.cfg.Groups {
 		state := GroupState{Group: group, Dir: filepath.Join(s.dir, group)}
 		gid, err := r.cfg.LookupGroup(group)
-		if err == nil {
+		switch {
+		case err != nil:
+		case r.sealer.on && !r.disk.volatile(r.cfg.OutputDir):
+			err = errors.Join(fmt.Errorf("identity.seal is on, and %s, where they would lie in the clear, is no tmpfs", r.cfg.OutputDir), s.clear(group))
+		default:
 			err = s.ensure(group, int(gid), files)
 		}
 		if err != nil {
@@ -273,4 +277,16 @@ func (r *runner) dropGroups() {
 	if err := (sharer{dir: filepath.Join(r.cfg.OutputDir, groupsDir), disk: r.disk}).drop(r.cfg.Groups); err != nil {
 		r.cfg.Log.Warn("copies of groups that are not named any more are still there", "error", oneLine(err))
 	}
+}
+
+// clear takes a group's copies away and leaves its folder, which root may have made.
+func (s sharer) clear(group string) error {
+	entries, err := os.ReadDir(filepath.Join(s.dir, group))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	for _, e := range entries {
+		err = errors.Join(err, s.disk.removeAll(filepath.Join(s.dir, group, e.Name())))
+	}
+	return err
 }
