@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -218,23 +219,27 @@ func TestRealClients(t *testing.T) {
 	}
 	// resolvers that are libraries, each asked for the same names
 	names := map[string]string{"webapp.istioinaction": "10.96.97.98", "forum": "10.96.72.87", "db.corp.internal": "2001:db8:240::10", "many.corp.internal": "240.240.1.40", "www.example.com": "2001:db8::80"}
+	// musl before 1.2.4 does not ask by TCP after truncation: it has those that fit, in an order of chance
+	part := maps.Clone(names)
+	part["many.corp.internal"] = "240.240.1."
 	for _, lib := range []struct {
 		name   string
+		names  map[string]string
 		lookup func(t *testing.T, name string) string
 	}{
-		{"Go's resolver", func(t *testing.T, name string) string {
+		{"Go's resolver", names, func(t *testing.T, name string) string {
 			addrs, err := (&net.Resolver{PreferGo: true}).LookupHost(t.Context(), name)
 			return fmt.Sprint(addrs, err)
 		}},
-		{"musl", func(t *testing.T, name string) string {
+		{"musl", part, func(t *testing.T, name string) string {
 			return run(t, compiled(t, "musl-gcc", "testdata/getaddrinfo.c"), name)
 		}},
-		{"c-ares", func(t *testing.T, name string) string {
+		{"c-ares", names, func(t *testing.T, name string) string {
 			return run(t, compiled(t, "gcc", "testdata/cares.c", "-lcares"), name)
 		}},
 	} {
 		t.Run(lib.name, func(t *testing.T) {
-			for name, want := range names {
+			for name, want := range lib.names {
 				if got := lib.lookup(t, name); !strings.Contains(got, want) {
 					t.Errorf("%s: want %s in %s", name, want, got)
 				}
