@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -194,10 +195,10 @@ func TestAStopAtAnyStepLeavesAGroupACopyThatMatches(t *testing.T) {
 
 func TestCopiesFollowTheCertificate(t *testing.T) {
 	inLab(t, func(t *testing.T, l *lab) {
-		known := false
+		var known atomic.Bool
 		l.cfg.Groups = []string{"myapp"}
 		l.cfg.LookupGroup = func(name string) (uint32, error) {
-			if !known {
+			if !known.Load() {
 				return 0, errors.New("no group " + name)
 			}
 			return uint32(os.Getegid()), nil
@@ -212,7 +213,7 @@ func TestCopiesFollowTheCertificate(t *testing.T) {
 		if n := l.log.count("copies for a group do not follow"); n != 1 {
 			t.Errorf("said %d times", n)
 		}
-		known = true // the application's package was installed
+		known.Store(true) // the application's package was installed
 		l.pass(longestSleep + time.Second)
 		if got, g := pairOnDisk(t, folder), l.m.State().Groups; got != l.m.Current().Serial || g[0].Problem != "" {
 			t.Errorf("%s is there, groups %+v", got, g)
