@@ -219,8 +219,8 @@ func TestEachChangeIsReportedOnceWithItsCause(t *testing.T) {
 		if !slices.Equal(told, want) {
 			t.Errorf("told\n%s\nwant\n%s", strings.Join(told, "\n"), strings.Join(want, "\n"))
 		}
-		if history := c.History(); len(history) != 4 || history[0].Reason != "fake: refusal 2" || history[3].Reason != "envoy lifted" {
-			t.Errorf("history %+v, want the same four", history)
+		if latest, ok := c.Latest(); !ok || latest.Reason != "envoy lifted" {
+			t.Errorf("latest %+v, want the last that was told", latest)
 		}
 		metrics := map[string]float64{
 			`wingman_health_changes_total{verdict="healthy"}`:          2,
@@ -272,38 +272,17 @@ func TestWithoutAProbeTheWorkloadIsHealthyAtOnce(t *testing.T) {
 func TestAVetoFromBeforeRunAllowsNoHealthyMoment(t *testing.T) {
 	for range 100 { // a race between the veto and the first step would show in some
 		synctest.Test(t, func(t *testing.T) {
-			c := checkerOf(t, Config{})
+			var told []Report
+			c := checkerOf(t, Config{OnReport: func(r Report) { told = append(told, r) }})
 			c.Veto("drain", "asked by an operator")
 			stop := running(t, c)
 			synctest.Wait()
 			stop()
-			if history := c.History(); len(history) != 1 || history[0].Healthy {
-				t.Fatalf("history %+v, want unhealthy alone", history)
+			if len(told) != 1 || told[0].Healthy {
+				t.Fatalf("told %+v, want unhealthy alone", told)
 			}
 		})
 	}
-}
-
-func TestHistoryKeepsTheLastFifty(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		fake := &fakeCheck{t: t, answer: func(_ context.Context, n int) error {
-			if n%2 == 1 {
-				return fmt.Errorf("fake: %d", n)
-			}
-			return nil
-		}}
-		c := checkerOf(t, Config{}, &poller{check: fake, every: time.Second, within: time.Second})
-		stop := running(t, c)
-		advance(199500 * time.Millisecond)
-		stop()
-		history := c.History()
-		if len(history) != 50 || history[49].Reason != "fake: 199" || history[0].Reason != "fake succeeded" {
-			t.Fatalf("%d changes, first %+v, last %+v, want the last 50 of 200", len(history), history[0], history[len(history)-1])
-		}
-		if !slices.IsSortedFunc(history, func(a, b Report) int { return a.At.Compare(b.At) }) {
-			t.Error("history is not in order")
-		}
-	})
 }
 
 func TestDampingIsReleasedByTheClock(t *testing.T) {

@@ -1,13 +1,13 @@
 // Package health finds out whether the workload on this machine can serve, and says so once per change.
 //
-// It owns the probes (HTTP, HTTPS, TCP, gRPC, exec, systemd unit), their schedule and thresholds, the verdict and its
-// history. It leaves to others what a verdict is good for: agent sends it to istiod (HealthInformation), on change and on
-// each new stream. Other parts of the daemon that know a reason not to serve (no identity, Envoy dead, a drain) say so
+// It owns the probes (HTTP, HTTPS, TCP, gRPC, exec, systemd unit), their schedule and thresholds, the verdict.
+// It leaves to others what a verdict is good for: agent sends it to istiod (HealthInformation), on change and on
+// each new stream, and keeps the history of what istiod was told. Other parts of the daemon that know a reason not to serve (no identity, Envoy dead, a drain) say so
 // with Veto; that counts at once and does not wait for a probe.
 //
 //	probe ──result──► tally (thresholds) ─┐
 //	probe ──result──► tally (thresholds) ─┼─ all ─► damping ─┐
-//	                                      ┘                  ├─ all ─► verdict ──change──► OnReport, History
+//	                                      ┘                  ├─ all ─► verdict ──change──► OnReport
 //	Veto, Lift ──────────────────────────────────────────────┘
 //
 //	verdict:  unknown ──first success──► healthy ◄──all pass, no veto──► unhealthy ◄──first failure, veto── unknown
@@ -33,9 +33,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 )
-
-// historySize is how many verdict changes History keeps.
-const historySize = 50
 
 // Config is what a Checker is made from.
 type Config struct {
@@ -82,7 +79,7 @@ type Checker struct {
 	mu      sync.Mutex // guards everything below
 	vetoes  map[string]string
 	verdict verdict
-	history []Report // oldest first, at most historySize
+	latest  *Report // nil before the first verdict
 }
 
 // A watcher looks after one probe: it calls emit for each outcome until ctx ends, and returns only when nothing of it is
@@ -190,10 +187,7 @@ func (c *Checker) step(e event) (wakeAt time.Time) {
 	report, changed := c.verdict.step(now, e)
 	wakeAt = c.verdict.wakeAt
 	if changed {
-		if len(c.history) == historySize {
-			c.history = append(c.history[:0], c.history[1:]...)
-		}
-		c.history = append(c.history, report)
+		c.latest = &report
 	}
 	c.mu.Unlock()
 	if !changed {
@@ -243,17 +237,10 @@ func (c *Checker) noteVetoes() {
 func (c *Checker) Latest() (Report, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.history) == 0 {
+	if c.latest == nil {
 		return Report{}, false
 	}
-	return c.history[len(c.history)-1], true
-}
-
-// History returns the last changes of the verdict, oldest first, at most 50.
-func (c *Checker) History() []Report {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return append([]Report(nil), c.history...)
+	return *c.latest, true
 }
 
 // A ProbeState is what one probe last found, for status pages.
