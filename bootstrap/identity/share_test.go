@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -190,6 +191,48 @@ func TestAStopAtAnyStepLeavesAGroupACopyThatMatches(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func TestRemoveOutputTakesTheCopiesOfGroupsAlong(t *testing.T) {
+	dir := t.TempDir()
+	s := sharer{dir: filepath.Join(dir, groupsDir), disk: unsyncedDisk}
+	k := newKeyring(t)
+	for _, group := range []string{"a", "b"} {
+		for range 2 {
+			if err := s.ensure(group, os.Getegid(), copiesOf(k.issue().withRoots([]byte("roots")))); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	mine := filepath.Join(s.dir, "b", "notes")
+	putFile(t, mine, "somebody else's")
+	putFile(t, filepath.Join(s.dir, "a", "new", keyFile), "half a switch")
+	outside := t.TempDir()
+	putFile(t, filepath.Join(outside, keyFile), "outside")
+	if err := os.Symlink(outside, filepath.Join(s.dir, "c")); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if _, err := RemoveOutput(dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var left []string
+	filepath.WalkDir(s.dir, func(path string, e os.DirEntry, _ error) error {
+		if !e.IsDir() {
+			left = append(left, path)
+		}
+		return nil
+	})
+	if want := []string{mine, filepath.Join(s.dir, "c")}; !slices.Equal(left, want) {
+		t.Errorf("left %v, want %v", left, want)
+	}
+	if _, err := os.Stat(filepath.Join(outside, keyFile)); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(filepath.Join(s.dir, "a")); err == nil {
+		t.Error("an empty folder stays")
 	}
 }
 

@@ -6,6 +6,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -26,10 +28,48 @@ func RemoveOutput(outputDir string) (changed []string, err error) {
 			changed = append(changed, path)
 		}
 	}
+	copies, err := removeCopies(outputDir)
+	changed, problems = append(changed, copies...), append(problems, err)
 	if err := errors.Join(problems...); err != nil {
 		return changed, fmt.Errorf("take certificates out of %s: %w", outputDir, err)
 	}
 	return changed, nil
+}
+
+// removeCopies takes the copies of groups away with their folders; a folder in which somebody else has put something stays with that. It may run as root
+// in a folder that is the agent's: links in it lead nowhere else.
+func removeCopies(outputDir string) (changed []string, err error) {
+	root, err := os.OpenRoot(outputDir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	groups, err := fs.ReadDir(root.FS(), groupsDir)
+	if err != nil {
+		return nil, nil // there are none
+	}
+	var problems []error
+	for _, group := range groups {
+		folder := filepath.Join(groupsDir, group.Name())
+		inside, err := fs.ReadDir(root.FS(), folder)
+		if err != nil || !group.IsDir() {
+			continue
+		}
+		for _, e := range inside {
+			name := strings.TrimSuffix(e.Name(), ".new")
+			_, notNumber := strconv.Atoi(name)
+			if notNumber == nil || slices.Contains([]string{currentLink, keyFile, chainFile, rootFile, "new"}, name) {
+				problems = append(problems, root.RemoveAll(filepath.Join(folder, e.Name())))
+				changed = append(changed, filepath.Join(outputDir, folder, e.Name()))
+			}
+		}
+		root.Remove(folder) // if nothing is left in it
+	}
+	root.Remove(groupsDir)
+	return changed, errors.Join(problems...)
 }
 
 // removeLink does it for one file. A link to somewhere else is not ours; a plain file came after our link, and what we kept is older.
