@@ -1,0 +1,97 @@
+package vm
+
+import (
+	"strings"
+	"testing"
+)
+
+// TestASealedIdentityIsOfNoUseElsewhere seals a member's identity with a key that systemd encrypted to its machine, reboots it, and puts the store on another machine.
+func TestASealedIdentityIsOfNoUseElsewhere(t *testing.T) {
+	m := newMesh(t)
+	if out, err := m.Try("systemd-creds", "setup"); err != nil { // what a first boot does: the host's own key
+		t.Fatalf("%v\n%s", err, out)
+	}
+	m.Run("systemctl", "start", "wingman.service")
+	m.await("the join", func() bool {
+		out, _ := m.Try("wingman", "cert", "show")
+		return strings.Contains(out, "state        valid")
+	})
+	before := m.serial()
+
+	said := m.Run("wingman", "cert", "seal")
+	if !strings.Contains(said, "encrypted to this machine") || !strings.Contains(said, "identity.seal: true") {
+		t.Errorf("cert seal says\n%s", said)
+	}
+	m.Sh("echo 'identity: {seal: true}' >>" + settingsFile)
+	m.Run("systemctl", "restart", "wingman.service")
+	m.await("the sealed store", func() bool {
+		out, err := m.Try("grep", "-c", "wingman-sealed-1", "/var/lib/wingman/identity/current/key.pem")
+		return err == nil && out == "1"
+	})
+	if out, err := m.Try("grep", "-rl", "PRIVATE KEY", "/var/lib/wingman"); err == nil {
+		t.Errorf("a key is in the clear at %s", out)
+	}
+	if got := m.serial(); got != before {
+		t.Errorf("sealing changed the certificate from %s to %s", before, got)
+	}
+	// Applications read it where a power cut takes it away.
+	if got := m.Sh("readlink -f /etc/certs/key.pem; stat -c '%a %U' /etc/certs/key.pem -L; stat -f -c %T /etc/certs/key.pem"); !strings.HasPrefix(got, "/run/wingman/identity/generations/") || !strings.Contains(got, "600 istio-proxy\ntmpfs") {
+		t.Errorf("what applications read:\n%s", got)
+	}
+	out := m.Run("systemd-analyze", "security", "--no-pager", "--threshold=20", "wingman.service")
+	t.Log(out[strings.LastIndex(out, "→"):])
+	if out, err := m.Try("wingman", "cert", "unseal"); err == nil {
+		t.Errorf("unseal of a sealed store says %s", out)
+	}
+
+	m.Reboot()
+	m.waitActive("wingman.service")
+	m.await("the certificate after a reboot", func() bool {
+		out, _ := m.Try("wingman", "cert", "show")
+		return strings.Contains(out, "state        valid")
+	})
+	if got := m.serial(); got != before {
+		t.Errorf("after a reboot the certificate is %s, want %s", got, before)
+	}
+
+	// The same disk with another host key is another machine.
+	m.Run("systemctl", "stop", "wingman.service")
+	m.Sh("rm -rf /run/wingman/identity /var/lib/systemd/credential.secret && systemd-creds setup && rm /etc/credstore.encrypted/wingman-seal-key && wingman cert seal")
+	m.Run("systemctl", "start", "wingman.service")
+	m.await("the sentence", func() bool {
+		out, _ := m.Try("wingman", "cert", "show")
+		return strings.Contains(out, "sealed with another key: the store is a copy of another machine's")
+	})
+	if out, err := m.Try("grep", "-c", "wingman-sealed-1", "/var/lib/wingman/identity/current/key.pem"); err != nil || out != "1" {
+		t.Errorf("the sealed generation did not stay: %s, %v", out, err)
+	}
+	m.token()
+	m.await("the join by a fresh token", func() bool {
+		out, _ := m.Try("wingman", "cert", "show")
+		return strings.Contains(out, "state        valid")
+	})
+	if m.serial() == before {
+		t.Error("the certificate of the other machine is in use")
+	}
+
+	// Off again.
+	m.Sh("sed -i '/seal: true/d' " + settingsFile)
+	m.Run("systemctl", "restart", "wingman.service")
+	m.await("the store in the clear", func() bool { _, err := m.Try("wingman", "cert", "unseal"); return err == nil })
+	m.await("the links", func() bool {
+		return strings.HasPrefix(m.Sh("readlink -f /etc/certs/key.pem"), "/var/lib/wingman/identity/")
+	})
+}
+
+// serial is the certificate's that is in use.
+func (m *Machine) serial() string {
+	m.t.Helper()
+	for line := range strings.Lines(m.Run("wingman", "cert", "show")) {
+		if rest, ok := strings.CutPrefix(line, "certificate"); ok {
+			serial, _, _ := strings.Cut(strings.TrimSpace(rest), ",")
+			return serial
+		}
+	}
+	m.t.Fatal("no certificate")
+	return ""
+}
