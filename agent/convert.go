@@ -54,6 +54,10 @@ func identityConfig(c *bootstrap.Config, getenv func(string) string) identity.Co
 		RunDir:      c.Paths.RunDir,
 		StateDir:    c.Paths.StateDir,
 		OutputDir:   c.Paths.OutputCerts,
+
+		WorkloadSocket: c.Paths.WorkloadSocket,
+		Groups:         c.Identity.Groups,
+		LookupGroup:    func(name string) (uint32, error) { return bootstrap.LookupGroup(c.Root, name) },
 	}
 }
 

@@ -97,3 +97,16 @@ func TestEveryProbeSettingReachesTheProber(t *testing.T) {
 		t.Errorf("probeOf(nil) = %+v, want the trivial probe", none)
 	}
 }
+
+// What the settings say of the Workload API and of groups reaches the identity.
+func TestIdentityConfigHasTheSocketAndTheGroups(t *testing.T) {
+	c := &bootstrap.Config{Root: t.TempDir()}
+	c.Paths.WorkloadSocket, c.Identity.Groups = "/run/spire/agent.sock", []string{"4242"}
+	got := identityConfig(c)
+	if got.WorkloadSocket != "/run/spire/agent.sock" || len(got.Groups) != 1 || got.LookupGroup == nil {
+		t.Fatalf("socket %q, groups %v", got.WorkloadSocket, got.Groups)
+	}
+	if gid, err := got.LookupGroup(got.Groups[0]); gid != 4242 || err != nil {
+		t.Errorf("group %d, %v", gid, err)
+	}
+}
