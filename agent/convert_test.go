@@ -102,7 +102,7 @@ func TestEveryProbeSettingReachesTheProber(t *testing.T) {
 func TestIdentityConfigHasTheSocketAndTheGroups(t *testing.T) {
 	c := &bootstrap.Config{Root: t.TempDir()}
 	c.Paths.WorkloadSocket, c.Identity.Groups = "/run/spire/agent.sock", []string{"4242"}
-	got := identityConfig(c)
+	got := identityConfig(c, func(string) string { return "" })
 	if got.WorkloadSocket != "/run/spire/agent.sock" || len(got.Groups) != 1 || got.LookupGroup == nil {
 		t.Fatalf("socket %q, groups %v", got.WorkloadSocket, got.Groups)
 	}
