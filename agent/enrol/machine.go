@@ -1,6 +1,7 @@
 package enrol
 
 import (
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -28,7 +29,7 @@ func machineOf(cfg *bootstrap.Config) *machine {
 	m := &machine{cfg: cfg, places: placesOf(cfg), uid: -1, gid: -1}
 	for i, p := range m.places {
 		// A link of the operator's stays one: the file behind it is meant. Below another root links have been followed.
-		if to, err := filepath.EvalSymlinks(p.path); err == nil && cfg.Root == "/" && !identity.OutputLink(p.path) {
+		if to, err := follow(p.path); err == nil && cfg.Root == "/" && !identity.OutputLink(p.path) {
 			m.places[i].path = to
 		}
 	}
@@ -43,12 +44,18 @@ func (m *machine) recordPath() string { return filepath.Join(m.cfg.Paths.StateDi
 // record reads what earlier joins noted; an empty one when there is none.
 func (m *machine) record() (record, error) {
 	r := record{Files: map[string]placed{}}
-	b, err := os.ReadFile(m.recordPath())
+	err := in(m.recordPath(), func(dir *os.Root, name string) error {
+		b, info, err := read(dir, name)
+		if err == nil && b == nil {
+			err = fmt.Errorf("%s is not a file but %s", m.recordPath(), info.Mode().Type())
+		}
+		if err != nil {
+			return err
+		}
+		return json.Unmarshal(b, &r)
+	})
 	if errors.Is(err, fs.ErrNotExist) {
 		return r, nil
-	}
-	if err == nil {
-		err = json.Unmarshal(b, &r)
 	}
 	if err != nil {
 		return record{Files: map[string]placed{}}, fmt.Errorf("what an earlier join noted: %w", err)
@@ -65,7 +72,7 @@ func (m *machine) save(r record) error {
 		err = m.mkdir(m.cfg.Paths.StateDir, 0o700, true, nil)
 	}
 	if err == nil {
-		err = m.write(m.recordPath(), append(b, '\n'), 0o600, false)
+		err = write(m.recordPath(), append(b, '\n'), 0o600, asIs)
 	}
 	if err != nil {
 		return fmt.Errorf("note what is put in place: %w", err)
@@ -90,12 +97,18 @@ func (m *machine) put(b bundle) (changed, backups []string, err error) {
 			return changed, backups, err
 		}
 		was := r.Files[p.name]
-		act := decideJoin(p, now, want, was)
+		act := decideJoin(p, now.content, want, was)
+		if now.link != "" {
+			act = writeIt // it gives way
+			if p.kept {
+				act = keepAndWriteIt
+			}
+		}
 		if act == leaveIt {
 			continue
 		}
 		if act == keepAndWriteIt {
-			n, err := m.backup(p, now)
+			n, err := backup(p, now)
 			if err != nil {
 				return changed, backups, fmt.Errorf("keep what is at %s: %w", p.path, err)
 			}
@@ -116,7 +129,11 @@ func (m *machine) put(b bundle) (changed, backups []string, err error) {
 		if err := m.save(r); err != nil {
 			return changed, backups, err
 		}
-		if err := m.write(p.path, want, p.mode, p.owned); err != nil {
+		whose := asIs
+		if p.owned {
+			whose = owner{m.uid, m.gid}
+		}
+		if err := write(p.path, want, p.mode, whose); err != nil {
 			return changed, backups, err
 		}
 		changed = append(changed, p.path)
@@ -124,54 +141,57 @@ func (m *machine) put(b bundle) (changed, backups []string, err error) {
 	return changed, backups, nil
 }
 
-// current returns a file's content, nil when there is none. Behind a link of the agent's it is the file that stood there before.
-func current(path string) ([]byte, error) {
+// present is what stands at a place.
+type present struct {
+	content []byte // nil when there is no file
+	link    string // where a link leads that root did not make; it is not followed
+	mode    fs.FileMode
+	owner   owner
+}
+
+// current returns what there is at path. Behind a link of the agent's it is the file that stood there before.
+func current(path string) (p present, err error) {
 	if identity.OutputLink(path) {
 		path = identity.KeptRoot(path)
 	}
-	info, err := os.Stat(path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil, nil
-	case err != nil:
-		return nil, err
-	case !info.Mode().IsRegular():
-		return nil, fmt.Errorf("%s is not a file: move it away", path)
-	case info.Size() > maxFile:
-		return nil, fmt.Errorf("%s has more than %d bytes: move it away", path, maxFile)
+	err = in(path, func(dir *os.Root, name string) error {
+		content, info, err := read(dir, name)
+		if err != nil {
+			return err
+		}
+		p = present{content: content, mode: info.Mode().Perm(), owner: asIs}
+		if s, ok := info.Sys().(*syscall.Stat_t); ok && os.Geteuid() == 0 {
+			p.owner = owner{int(s.Uid), int(s.Gid)}
+		}
+		if content == nil {
+			p.link, err = dir.Readlink(name)
+		}
+		return err
+	})
+	if errors.Is(err, fs.ErrNotExist) {
+		return present{}, nil
 	}
-	content, err := os.ReadFile(path)
-	if content == nil && err == nil {
-		content = []byte{}
-	}
-	return content, err
+	return p, err
 }
 
-// backup keeps content beside p under the first free name, with mode and owner of the file.
-func (m *machine) backup(p place, content []byte) (n int, err error) {
-	from := p.path
-	if identity.OutputLink(from) {
-		from = identity.KeptRoot(from)
-	}
-	info, err := os.Stat(from)
-	if err != nil {
-		return 0, err
-	}
+// backup keeps what is there beside p under the first free name, with mode and owner.
+func backup(p place, now present) (n int, err error) {
 	for n = 1; ; n++ {
 		if _, err := os.Lstat(backupName(p.path, n)); errors.Is(err, fs.ErrNotExist) {
 			break
 		}
 	}
 	to := backupName(p.path, n)
-	if err := m.write(to, content, info.Mode().Perm(), false); err != nil {
-		return 0, err
+	if now.link == "" {
+		return n, write(to, now.content, now.mode, now.owner)
 	}
-	if s, ok := info.Sys().(*syscall.Stat_t); ok && os.Geteuid() == 0 {
-		if err := os.Chown(to, int(s.Uid), int(s.Gid)); err != nil {
-			return 0, err
+	return n, in(to, func(dir *os.Root, name string) error {
+		if err := dir.Symlink(now.link, name); err != nil {
+			return err
 		}
-	}
-	return n, nil
+		// Root's it would be one to follow.
+		return dir.Lchown(name, now.owner.uid, now.owner.gid)
+	})
 }
 
 // undo puts the files back as they were before the first join. problems do not stop it.
@@ -188,12 +208,18 @@ func (m *machine) undo() (removed, restored, changed []string, err error) {
 			problems = append(problems, err)
 			continue
 		}
-		switch decideLeave(now, was) {
+		act := decideLeave(now.content, was)
+		if now.link != "" {
+			act = undoChanged
+		}
+		switch act {
 		case undoRemove:
-			err, removed = os.Remove(p.path), append(removed, p.path)
+			err = in(p.path, (*os.Root).Remove)
+			removed = append(removed, p.path)
 		case undoRestore:
-			err, restored = os.Rename(backupName(p.path, was.Backup), p.path), append(restored, p.path)
-			if errors.Is(err, fs.ErrNotExist) && now == nil {
+			err = in(p.path, func(dir *os.Root, name string) error { return dir.Rename(backupName(name, was.Backup), name) })
+			restored = append(restored, p.path)
+			if errors.Is(err, fs.ErrNotExist) && now.content == nil {
 				err = nil // somebody took both away
 			}
 		case undoChanged:
@@ -204,65 +230,79 @@ func (m *machine) undo() (removed, restored, changed []string, err error) {
 	ways := append(slices.Clone(m.places), placesOf(m.cfg)...) // by links and without: a folder was noted before its file was there to follow
 	for _, dir := range slices.Backward(r.Dirs) {
 		if slices.ContainsFunc(ways, func(p place) bool { return inside(p.path, dir) }) {
-			_ = os.Remove(dir) // only if it is empty
+			_ = in(dir, (*os.Root).Remove) // only if it is empty
 		}
 	}
 	return removed, restored, changed, errors.Join(problems...)
 }
 
+// An owner is whose a file is to be; -1: as it comes.
+type owner struct{ uid, gid int }
+
+var asIs = owner{-1, -1}
+
 // write replaces path in one step: a temporary file in the same folder, synced, renamed, and the folder synced. A link at path gives way.
-func (m *machine) write(path string, content []byte, mode fs.FileMode, owned bool) (err error) {
-	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*") // mode 0600
-	if err != nil {
-		return err
-	}
-	defer func() {
+func write(path string, content []byte, mode fs.FileMode, whose owner) error {
+	return in(path, func(dir *os.Root, name string) (err error) {
+		fresh := "." + name + "." + rand.Text()
+		tmp, err := dir.OpenFile(fresh, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 		if err != nil {
-			tmp.Close()
-			os.Remove(tmp.Name())
-		}
-	}()
-	if owned && m.uid >= 0 {
-		if err = tmp.Chown(m.uid, m.gid); err != nil {
 			return err
 		}
-	}
-	if _, err = tmp.Write(content); err != nil {
-		return err
-	}
-	for _, do := range []func() error{func() error { return tmp.Chmod(mode) }, tmp.Sync, tmp.Close, func() error { return os.Rename(tmp.Name(), path) }} {
-		if err = do(); err != nil {
+		defer func() {
+			if err != nil {
+				tmp.Close()
+				dir.Remove(fresh)
+			}
+		}()
+		if whose != asIs {
+			if err = tmp.Chown(whose.uid, whose.gid); err != nil {
+				return err
+			}
+		}
+		if _, err = tmp.Write(content); err != nil {
 			return err
 		}
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
+		for _, do := range []func() error{func() error { return tmp.Chmod(mode) }, tmp.Sync, tmp.Close, func() error { return dir.Rename(fresh, name) }} {
+			if err = do(); err != nil {
+				return err
+			}
+		}
+		d, err := dir.Open(".")
+		if err != nil {
+			return err
+		}
+		return errors.Join(d.Sync(), d.Close())
+	})
 }
 
 // mkdir makes a folder and what lacks above it; those that it made are added to made. Only the last can have the user and a mode of its own.
-func (m *machine) mkdir(dir string, mode fs.FileMode, owned bool, made *[]string) error {
-	if _, err := os.Stat(dir); err == nil {
-		return nil
+func (m *machine) mkdir(path string, mode fs.FileMode, owned bool, made *[]string) error {
+	d, err := openFolder(path)
+	if err == nil {
+		return d.Close()
 	}
-	if parent := filepath.Dir(dir); parent != dir {
+	if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if parent := filepath.Dir(path); parent != path {
 		if err := m.mkdir(parent, 0o755, false, made); err != nil {
 			return err
 		}
 	}
-	if err := os.Mkdir(dir, mode); err != nil {
-		return err
-	}
-	if made != nil {
-		*made = append(*made, dir)
-	}
-	if err := os.Chmod(dir, mode); err != nil { // whatever the umask took
-		return err
-	}
-	if owned && m.uid >= 0 {
-		return os.Chown(dir, m.uid, m.gid)
-	}
-	return nil
+	return in(path, func(dir *os.Root, name string) error {
+		if err := dir.Mkdir(name, mode); err != nil {
+			return err
+		}
+		if made != nil {
+			*made = append(*made, path)
+		}
+		if err := dir.Chmod(name, mode); err != nil { // whatever the umask took
+			return err
+		}
+		if owned && m.uid >= 0 {
+			return dir.Lchown(name, m.uid, m.gid)
+		}
+		return nil
+	})
 }
