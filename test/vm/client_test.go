@@ -23,6 +23,7 @@ type client struct {
 // outcome is what became of a client's tries: Outcome of testdata/client.
 type outcome struct {
 	Sent    int
+	Lasted  time.Duration
 	Again   int
 	Slowest time.Duration
 	Failed  []struct {
@@ -87,6 +88,9 @@ func (o outcome) String() string {
 	return fmt.Sprintf("%d of %d (first begun %s, for %s: %s; last begun %s, for %s: %s)", len(o.Failed), o.Sent,
 		f.Began.Format(clock), f.Took.Round(time.Millisecond), f.Err, l.Began.Format(clock), l.Took.Round(time.Millisecond), l.Err)
 }
+
+// rate is how many were sent in a second.
+func (o outcome) rate() float64 { return float64(o.Sent) / o.Lasted.Seconds() }
 
 // lastBegan is when the last try began that failed; zero when none did.
 func (o outcome) lastBegan() (last time.Time) {

@@ -78,10 +78,9 @@ func crashes(r *row) {
 	if now := r.forum.awaitEnvoy().PID; now != envoy {
 		r.Errorf("Envoy is process %d, want %d still", now, envoy)
 	}
-	// How long that takes is a matter of the computer too, which does other things as well: the best says what the agent takes.
 	half := median(back)
-	if best := back[0]; best > 400*time.Millisecond {
-		r.Errorf("the agent was back after %s at best, want 400 ms: %s", best, back)
+	if took := mostly(r, back); took > 400*time.Millisecond {
+		r.Errorf("the agent was back after %s, want 400 ms: %s", took, back)
 	}
-	r.note("back after %s (median; %s to %s)", ms(half), ms(back[0]), ms(back[len(back)-1]))
+	r.note("back after %s (median; %s to %s); the crash guard was made to forget each, as twenty in a row are a crash loop", ms(half), ms(back[0]), ms(back[len(back)-1]))
 }

@@ -34,6 +34,7 @@ const (
 // Outcome is what became of the tries.
 type Outcome struct {
 	Sent    int
+	Lasted  time.Duration // how long tries were begun
 	Again   int           // queries that were answered at the second attempt only
 	Slowest time.Duration // of the good answers
 	Failed  []Failure     // oldest first
@@ -80,9 +81,10 @@ func load(try func() (again bool, err error)) error {
 	}()
 	ticks := time.NewTicker(every)
 	defer ticks.Stop()
-	for {
+	for from := time.Now(); ; {
 		select {
 		case err := <-end:
+			out.Lasted = time.Since(from)
 			running.Wait()
 			slices.SortFunc(out.Failed, func(a, b Failure) int { return a.Began.Compare(b.Began) })
 			return errors.Join(err, json.NewEncoder(os.Stdout).Encode(out))
