@@ -103,6 +103,10 @@ func frozenEnvoy(r *row) {
 	if now := r.forum.mainPID("wingman"); now != agent {
 		r.Errorf("the agent is process %d, want %d", now, agent)
 	}
-	r.requests = fmt.Sprintf("%d of %d, until Envoy was back; of peers %d of %d, until it was noticed", len(requests.Failed), requests.Sent, len(followers.Failed), followers.Sent)
-	r.note("noticed by the hang check: unhealthy in the cluster after %.1f s, killed, another Envoy serves after %.1f s", told.At.Sub(at).Seconds(), next.Since.Sub(at).Seconds())
+	// The frozen process has the ports until it has ended: its own applications' requests hang in its sockets, noticed or not.
+	if away := next.Since.Sub(told.At); away > 2*time.Second && !busy(r) {
+		r.Errorf("another Envoy served %s after the freeze was noticed, want at most 2 s", away)
+	}
+	r.requests = fmt.Sprintf("%d of %d, begun until another Envoy served; of peers %d of %d, begun until it was noticed", len(requests.Failed), requests.Sent, len(followers.Failed), followers.Sent)
+	r.note("noticed by the hang check: unhealthy in the cluster after %.1f s, aborted, another Envoy serves after %.1f s", told.At.Sub(at).Seconds(), next.Since.Sub(at).Seconds())
 }

@@ -178,7 +178,7 @@ func TestTheRealEnvoyIsKeptRunning(t *testing.T) {
 func TestTheRealEnvoyIsEndedWhenItHangs(t *testing.T) {
 	p := startProxied(t, ", hangTimeout: "+(2*testHang).String(), "")
 	s := p.await("live", live)
-	if err := syscall.Kill(s.PID, syscall.SIGSTOP); err != nil { // SIGABRT has to wait for SIGCONT: SIGKILL does not
+	if err := syscall.Kill(s.PID, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
 	p.await("hanging", func(s State) bool { return s.Phase == PhaseHanging })

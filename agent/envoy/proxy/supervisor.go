@@ -194,6 +194,7 @@ func (s *Supervisor) act(ctx context.Context, m machine, act action) machine {
 		return s.moved(m, next)
 	case actAbort:
 		s.envoy.signal(syscall.SIGABRT)
+		s.envoy.signal(syscall.SIGCONT) // one that was stopped aborts only then
 	case actKill:
 		s.log.Warn("Envoy does not end when told to; it is killed", "pid", s.envoy.pid)
 		s.killed = true

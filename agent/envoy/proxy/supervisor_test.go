@@ -104,17 +104,23 @@ func TestAnEnvoyThatHangsIsEnded(t *testing.T) {
 	for _, tt := range []struct {
 		name, habit string
 		grace       time.Duration
+		stopped     bool
 		cause       string
 	}{
-		{"one that aborts", "", time.Hour, "Caught Aborted"},
-		{"one that does not even abort", "stubborn", 100 * time.Millisecond, "killed by SIGKILL"},
+		{"one that aborts", "", time.Hour, false, "Caught Aborted"},
+		{"one that is stopped aborts too", "", time.Hour, true, "Caught Aborted"},
+		{"one that does not even abort", "stubborn", 100 * time.Millisecond, false, "killed by SIGKILL"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			st := newStation(t, tt.habit)
 			st.cfg.HangTimeout = testHang
 			st.run(func(s *Supervisor) { s.timings.grace = tt.grace })
 			first := st.awaitLive()
-			st.cue("hang")
+			if !tt.stopped {
+				st.cue("hang")
+			} else if err := syscall.Kill(first.PID, syscall.SIGSTOP); err != nil {
+				t.Fatal(err)
+			}
 			st.await("a word on the hang", func(s State) bool { return s.Phase == PhaseHanging && s.PID == first.PID })
 			after := st.await("its end", func(s State) bool { return s.Phase == PhaseBackoff })
 			if !strings.Contains(after.Cause, tt.cause) || strings.Contains(after.Cause, "memory") {
