@@ -242,6 +242,12 @@ func TestAMachineWithEnvoyReboots(t *testing.T) {
 	m.await("traffic", func() bool { return in.answered() > 100 && out.answered() > 100 })
 	in.mustBeWhole("inbound")
 	out.mustBeWhole("outbound")
+
+	m.Run("systemctl", "mask", "wingman")
+	m.Reboot()
+	if out := m.rules(); ours(out) || m.show("wingman-rules", "ConditionResult") != "no" {
+		t.Errorf("the agent is masked, and traffic is captured with nobody behind it:\n%s", out)
+	}
 }
 
 // rulesFirst fails the test unless the rules of the last run were in before anything configured this boot's network.
