@@ -1,10 +1,13 @@
 package units
 
 import (
+	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -128,5 +131,100 @@ func TestEachFileIsInstalled(t *testing.T) {
 func TestTheGuardIsShell(t *testing.T) {
 	if out, err := exec.Command("sh", "-n", "crash-guard").CombinedOutput(); err != nil {
 		t.Errorf("%v: %s", err, out)
+	}
+}
+
+// guarded is the guard with notes of its own and a PATH that holds nothing by which it could change this machine.
+func guarded(t *testing.T) (script, notes string) {
+	t.Helper()
+	text, err := os.ReadFile("crash-guard")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	bin, notes := filepath.Join(dir, "bin"), filepath.Join(dir, "notes")
+	if err := os.Mkdir(bin, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"awk", "date", "mkdir", "mv", "rm", "true"} {
+		path, err := exec.LookPath(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		link := filepath.Join(bin, name)
+		if name == "true" {
+			link = filepath.Join(bin, "sleep")
+		}
+		if err := os.Symlink(path, link); err != nil {
+			t.Fatal(err)
+		}
+	}
+	own := string(text)
+	for from, to := range map[string]string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin\n": "PATH=" + bin + "\n", "notes=/run/wingman-guard\n": "notes=" + notes + "\n"} {
+		if strings.Count(own, from) != 1 {
+			t.Fatalf("the guard has no line %q", from)
+		}
+		own = strings.Replace(own, from, to, 1)
+	}
+	script = filepath.Join(dir, "crash-guard")
+	if err := os.WriteFile(script, []byte(own), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return script, notes
+}
+
+func TestTheGuardCountsBadEnds(t *testing.T) {
+	shell, err := exec.LookPath("sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name    string
+		results string
+		ago     map[string]int // seconds since an end that was noted before, by file
+		why     string         // empty: no loop
+	}{
+		{"four crashes", "signal signal exit-code core-dump", nil, ""},
+		{"five crashes", "signal signal exit-code core-dump signal", nil, "the agent ended badly 5 times within 30 s, last with signal"},
+		{"an end of 31 s ago", "signal signal signal signal", map[string]int{"ends": 31}, ""},
+		{"an end of 20 s ago", "signal signal signal signal", map[string]int{"ends": 20}, "the agent ended badly 5 times within 30 s"},
+		{"one hang", "watchdog", nil, ""},
+		{"two hangs", "timeout watchdog", nil, "the agent hung 2 times within 180 s, last with watchdog"},
+		{"a hang and a crash", "watchdog signal", nil, ""},
+		{"a crash after two hangs", "watchdog timeout signal", nil, ""},
+		{"a start that timed out a minute ago", "timeout", map[string]int{"hangs": 61}, "the agent hung 2 times within 180 s, last with timeout"},
+		{"a hang of long ago", "watchdog", map[string]int{"hangs": 181}, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			script, notes := guarded(t)
+			uptime, err := os.ReadFile("/proc/uptime")
+			if err != nil {
+				t.Fatal(err)
+			}
+			seconds, _, _ := strings.Cut(string(uptime), ".")
+			now, err := strconv.Atoi(seconds)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Mkdir(notes, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			for file, ago := range tt.ago {
+				if err := os.WriteFile(filepath.Join(notes, file), fmt.Appendln(nil, now-ago), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for result := range strings.FieldsSeq(tt.results) {
+				guard := exec.Command(shell, script)
+				guard.Env = []string{"SERVICE_RESULT=" + result}
+				if out, err := guard.CombinedOutput(); err != nil {
+					t.Fatalf("after %s: %v\n%s", result, err, out)
+				}
+			}
+			open, err := os.ReadFile(filepath.Join(notes, "open"))
+			if tt.why == "" && !errors.Is(err, fs.ErrNotExist) || tt.why != "" && !strings.Contains(string(open), tt.why) {
+				t.Errorf("the guard says %q, want %q", open, tt.why)
+			}
+		})
 	}
 }

@@ -190,6 +190,14 @@ func TestAHangingDaemonIsReplacedAndLosesNothing(t *testing.T) {
 	if !goroutines {
 		t.Error("the journal does not say where the daemon hung")
 	}
+
+	// One that hangs again is a loop, though five ends within 30 s would take longer.
+	m.Run("systemctl", "kill", "--kill-who=main", "--signal=USR1", "wingman")
+	open := ""
+	m.await("the guard", func() bool { open = m.Sh("cat /run/wingman-guard/open 2>/dev/null || :"); return open != "" })
+	if want := "the agent hung 2 times within 180 s, last with watchdog"; !strings.Contains(open, want) {
+		t.Errorf("the guard says %q, want %q", open, want)
+	}
 }
 
 func TestTheProxyOutlivesTheAgentButNotItsStop(t *testing.T) {
