@@ -3,7 +3,9 @@ package agent
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -164,6 +166,7 @@ func (c *capture) run(ctx context.Context) error {
 		switch {
 		case w.level != iptables.LevelNone && c.kept() == nil:
 			clean = false
+			c.noteOurs(w, true)
 			if err := c.keep(keeping); err != nil {
 				return err
 			}
@@ -175,6 +178,9 @@ func (c *capture) run(ctx context.Context) error {
 			keeping = newGroup(ctx, c.log)
 			if w.hands && w.joined && !clean {
 				clean = c.takeOut(ctx)
+			}
+			if clean || !w.hands {
+				c.noteOurs(w, false)
 			}
 			if !w.leaving { // what leaves comes back with the next boot
 				c.remember(w, bootRules{})
@@ -223,6 +229,24 @@ func (c *capture) keep(g *group) error {
 func (c *capture) remember(w captureWish, from bootRules) {
 	if err := saveBootRules(w.cfg, from); err != nil {
 		c.log.Warn("the next boot has other rules until the agent is there", "cause", err)
+	}
+}
+
+// oursFile is below the state folder while rules of ours are in the kernel, or may be. Where the agent cannot take them out when it is stopped for good,
+// crash-guard does, if the file is there.
+const oursFile = "rules.in"
+
+// noteOurs says whether rules of ours may be in the kernel.
+func (c *capture) noteOurs(w captureWish, in bool) {
+	path := filepath.Join(w.cfg.Paths.StateDir, oursFile)
+	var err error
+	if in {
+		err = writeFile(path, nil, 0o600)
+	} else if err = os.Remove(path); errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	if err != nil {
+		c.log.Warn("a stop without a working agent is not told right whether rules are left", "cause", err)
 	}
 }
 

@@ -1,0 +1,49 @@
+package vm
+
+import (
+	"net"
+	"strings"
+	"testing"
+	"time"
+)
+
+// An agent that cannot take its rules out when it is stopped leaves none all the same: Envoy goes with the stop, and what was captured would be refused.
+func TestAStopWithoutAWorkingAgentLeavesNoRules(t *testing.T) {
+	m := withEnvoy(t)
+	if out := m.rules(); !strings.Contains(out, "15001") {
+		t.Fatalf("nothing is captured:\n%s", out)
+	}
+	m.Run("systemctl", "restart", "wingman-proxy") // an end of Envoy alone is not the agent's
+	if out := m.rules(); !strings.Contains(out, "15001") {
+		t.Errorf("a restart of wingman-proxy took the rules out:\n%s", out)
+	}
+	m.awaitEnvoy()
+	good := m.Read("/usr/bin/wingman")
+	m.Write("/usr/bin/wingman", "#!/bin/sh\nexit 1\n", 0o755)
+	m.Run("systemctl", "kill", "--kill-who=main", "--signal=KILL", "wingman")
+	m.await("the crash loop", func() bool { return m.Sh("cat /run/wingman-guard/open 2>/dev/null || :") != "" })
+	if out := m.rules(); !strings.Contains(out, "15001") { // a loop alone leaves traffic with Envoy
+		t.Errorf("a loop of crashes took traffic away from Envoy:\n%s", out)
+	}
+	m.Run("systemctl", "stop", "wingman")
+	m.await("Envoy to end", func() bool { return m.show("wingman-proxy", "ActiveState") == "inactive" })
+	if out := m.rules(); strings.Contains(out, "ISTIO") || strings.Contains(out, "WINGMAN") || strings.Contains(out, "wingman") {
+		t.Errorf("rules are left:\n%s\n%s", out, m.lastWords())
+	}
+	load := startQueries(t, m.Machine, "127.0.0.53:53", lookUp("www.example.com."))
+	if err := m.Do(func() error {
+		c, err := net.DialTimeout("tcp", otherAddress, 5*time.Second)
+		if err != nil {
+			return err
+		}
+		return c.Close()
+	}); err != nil {
+		t.Errorf("TCP after the stop: %v", err)
+	}
+	if sent, lost := load.end(); lost > 0 {
+		t.Errorf("%d of %d queries for a public name were lost, want none", lost, sent)
+	}
+	m.Write("/usr/bin/wingman", good, 0o755)
+	m.Run("systemctl", "start", "wingman")
+	m.await("capture", func() bool { return strings.Contains(m.rules(), "15001") })
+}
