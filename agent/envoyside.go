@@ -10,6 +10,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -30,6 +31,10 @@ const (
 	lookEagerly = 200 * time.Millisecond // while an Envoy that is announced does not serve
 	// overviewWait bounds the one question to Envoy after each of its starts.
 	overviewWait = 2 * time.Second
+	// hearWait bounds the question of each look to an Envoy that is live.
+	hearWait = time.Second
+	// refusedPatience is how long an Envoy's port may be closed while its supervisor calls it live.
+	refusedPatience = 2 * time.Second
 )
 
 // envoySide is what the agent does for Envoy, and what it knows of it. Envoy itself is the supervisor's (package proxy), mostly in another process:
@@ -48,6 +53,7 @@ type envoySide struct {
 	seen       sighting
 	blind      string // why the supervisor's state could not be read last
 	configured int    // pid of the Envoy that was found to have its configuration
+	silence    silence
 	// What the supervisor of that pid, the last one seen, was started with, as far as it is known: its start may have been before this process's.
 	supervisor int
 	startedBy  *bootstrap.Config
@@ -230,6 +236,7 @@ func (e *envoySide) look(ctx context.Context) (s sighting) {
 	known := e.configured == s.proxy.PID
 	e.mu.Unlock()
 	if s.configured = known; known {
+		s.deaf = e.hear(ctx, cfg, s.proxy.PID)
 		return s
 	}
 	ctx, cancel := context.WithTimeout(ctx, overviewWait)
@@ -244,6 +251,44 @@ func (e *envoySide) look(ctx context.Context) (s sighting) {
 		e.mu.Unlock()
 	}
 	return s
+}
+
+// silence is an Envoy that was live and does not answer any more.
+type silence struct {
+	pid   int
+	since time.Time // zero: it answers
+}
+
+// next takes one question in. deaf says why Envoy does not serve whatever its supervisor says of it: whoever watches over Envoy must notice sooner. It is pure.
+func (q silence) next(pid int, err error, hang time.Duration, now time.Time) (_ silence, deaf string) {
+	if err == nil || pid != q.pid {
+		q = silence{pid: pid}
+	}
+	if err == nil {
+		return q, ""
+	}
+	if q.since.IsZero() {
+		q.since = now
+	}
+	patience := hang + refusedPatience // the supervisor's hang check is first
+	if errors.Is(err, syscall.ECONNREFUSED) {
+		patience = refusedPatience // nobody is there, and the supervisor is told of that at once
+	}
+	if now.Sub(q.since) < patience {
+		return q, ""
+	}
+	return q, "its supervisor says it is live, and it does not answer: " + err.Error()
+}
+
+// hear asks an Envoy that is said to be live whether it is there.
+func (e *envoySide) hear(ctx context.Context, cfg *bootstrap.Config, pid int) (deaf string) {
+	ctx, cancel := context.WithTimeout(ctx, hearWait)
+	defer cancel()
+	_, _, err := e.admin(cfg).Ready(ctx)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.silence, deaf = e.silence.next(pid, err, cfg.Envoy.HangTimeout, time.Now())
+	return deaf
 }
 
 // unseen is what a look counts for that could not read the supervisor's state.

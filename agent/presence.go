@@ -25,11 +25,12 @@ type sighting struct {
 	supervisor error       // why there is no supervisor; nil: one runs
 	proxy      proxy.State // the supervisor's
 	configured bool        // Envoy has clusters and listeners of istiod
+	deaf       string      // why Envoy does not serve whatever its supervisor says, which may be the one that hangs; empty: it answers
 }
 
 // live reports whether Envoy serves.
 func (s sighting) live() bool {
-	return s.supervisor == nil && s.proxy.Phase == proxy.PhaseLive && s.configured
+	return s.supervisor == nil && s.proxy.Phase == proxy.PhaseLive && s.configured && s.deaf == ""
 }
 
 // missing reports whether nobody could start an Envoy. One that crashes in a loop is not missing.
@@ -94,6 +95,8 @@ func (s sighting) why() string {
 		return s.program.Error()
 	case s.supervisor != nil:
 		return s.supervisor.Error() + ": start wingman-proxy.service, or wingman run --with-proxy"
+	case s.deaf != "":
+		return s.deaf
 	case s.proxy.Phase == proxy.PhaseLive:
 		return "it waits for its first configuration"
 	}

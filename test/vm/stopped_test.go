@@ -47,3 +47,23 @@ func TestAStopWithoutAWorkingAgentLeavesNoRules(t *testing.T) {
 	m.Run("systemctl", "start", "wingman")
 	m.await("capture", func() bool { return strings.Contains(m.rules(), "15001") })
 }
+
+// A supervisor that hangs would hide what becomes of Envoy.
+func TestAHangingSupervisorIsReplaced(t *testing.T) {
+	m := withEnvoy(t)
+	if got := m.show("wingman-proxy", "WatchdogUSec"); got != "20s" {
+		t.Errorf("the watchdog waits %s, want 20s", got)
+	}
+	m.Write("/run/systemd/system/wingman-proxy.service.d/soon.conf", "[Service]\nWatchdogSec=3\n", 0o644)
+	m.Run("systemctl", "daemon-reload")
+	m.Run("systemctl", "restart", "wingman-proxy")
+	m.awaitEnvoy()
+	m.await("its status", func() bool { return strings.HasPrefix(m.show("wingman-proxy", "StatusText"), "Envoy: live") })
+	pid := m.mainPID("wingman-proxy")
+	m.Run("systemctl", "kill", "--kill-who=main", "--signal=STOP", "wingman-proxy")
+	m.await("another supervisor", func() bool { next := m.mainPID("wingman-proxy"); return next != 0 && next != pid })
+	m.awaitEnvoy()
+	if starts := m.show("wingman-proxy", "NRestarts"); starts != "1" {
+		t.Errorf("%s restarts, want the one of the supervisor that hung", starts)
+	}
+}

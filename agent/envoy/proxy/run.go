@@ -58,7 +58,6 @@ func Run(ctx context.Context, o Options) error {
 	defer helpers.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	helpers.Go(func() { pat(ctx, notify) })
 	cfg := waitSettings(ctx, o.Root, log, notify)
 	if cfg == nil {
 		return nil // only ctx ends the wait
@@ -74,6 +73,7 @@ func Run(ctx context.Context, o Options) error {
 	c := ConfigOf(cfg, hostname, log.With(systemd.ScopeKey, "proxy"))
 	c.EnvoyLog = log.With(systemd.ScopeKey, "envoy")
 	c.Stdout = o.Stdout
+	c.BeatEvery, c.Beat = notify.WatchdogInterval(), func() { pat(notify) }
 	changed := make(chan struct{}, 1)
 	helpers.Go(func() { thrift(ctx, changed, log) })
 	c.OnState = func(s State) {
@@ -111,6 +111,7 @@ func mayTakeForeign() bool {
 func waitSettings(ctx context.Context, root string, log *slog.Logger, notify *systemd.Notifier) *bootstrap.Config {
 	said := ""
 	for {
+		pat(notify)
 		cfg, warning, err := loadSettings(root)
 		if warning != nil {
 			log.Warn("settings cannot be used; Envoy runs with the last good ones", "cause", warning)
@@ -133,21 +134,10 @@ func waitSettings(ctx context.Context, root string, log *slog.Logger, notify *sy
 	}
 }
 
-// pat keeps systemd's watchdog quiet, where one is set.
-func pat(ctx context.Context, notify *systemd.Notifier) {
-	every := notify.WatchdogInterval()
-	if every == 0 {
-		return
-	}
-	tick := time.NewTicker(every)
-	defer tick.Stop()
-	for {
+// pat tells systemd's watchdog, where one is set, that this process does its work. Only who does it may call it: while that hangs, nobody watches Envoy.
+func pat(notify *systemd.Notifier) {
+	if notify.WatchdogInterval() > 0 {
 		_ = notify.Watchdog() // without it systemd acts
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
 	}
 }
 

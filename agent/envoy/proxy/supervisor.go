@@ -41,6 +41,8 @@ type Config struct {
 	HangTimeout time.Duration // an Envoy that does not answer for so long is ended; zero means 60 s
 	Stdout      io.Writer     // takes Envoy's access logs; nil discards
 	OnState     func(State)   // told of every change, from Run's goroutine; nil: nobody
+	BeatEvery   time.Duration // how often Beat is called, from Run's goroutine; zero: never
+	Beat        func()        // says that this supervisor does its work
 	Log         *slog.Logger  // nil discards
 	EnvoyLog    *slog.Logger  // takes Envoy's own log; nil means Log
 }
@@ -143,6 +145,12 @@ func (s *Supervisor) Run(ctx context.Context) error {
 	m := newMachine(s.timings, time.Now())
 	s.publish(m)
 	stop := ctx.Done()
+	var beat <-chan time.Time
+	if s.cfg.BeatEvery > 0 {
+		tick := time.NewTicker(s.cfg.BeatEvery)
+		defer tick.Stop()
+		beat = tick.C
+	}
 	for {
 		var due <-chan time.Time
 		if !m.deadline.IsZero() {
@@ -169,6 +177,9 @@ func (s *Supervisor) Run(ctx context.Context) error {
 			ev = a.event
 		case <-s.drained:
 			ev = evDrained
+		case <-beat:
+			s.cfg.Beat()
+			continue
 		}
 		next, act := m.step(ev, time.Now())
 		if m = s.moved(m, next); act == actDone {

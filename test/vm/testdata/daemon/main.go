@@ -44,7 +44,18 @@ func main() {
 	case "proxy":
 		stop := make(chan os.Signal, 1)
 		signal.Notify(stop, syscall.SIGTERM)
-		<-stop
+		notifier, noNotifier := systemd.NewNotifier(os.Getenv)
+		if err = noNotifier; err != nil {
+			break
+		}
+		for pat := time.Tick(max(time.Second, notifier.WatchdogInterval())); len(stop) == 0; {
+			_ = notifier.Watchdog()
+			select {
+			case s := <-stop:
+				stop <- s
+			case <-pat:
+			}
+		}
 	case "status":
 		_, missing := os.Stat(state + "joined")
 		fmt.Printf("{\n  \"ready\": %v\n}\n", missing == nil)
