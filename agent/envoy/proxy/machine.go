@@ -2,6 +2,9 @@ package proxy
 
 import "time"
 
+// soon is a wait for the next start that is too short to send clients elsewhere for.
+const soon = 500 * time.Millisecond
+
 // Phase is where the supervisor stands with its Envoy.
 type Phase string
 
@@ -158,6 +161,12 @@ func (m machine) next(ev event, now time.Time) (machine, action) {
 		}
 	}
 	return m, actNone
+}
+
+// holds reports whether connections that come after the end of the present Envoy are worth being kept waiting: it served, ended unasked,
+// and the next one starts soon. In a loop of crashes they are refused.
+func (m machine) holds(now time.Time) bool {
+	return !m.stop && !m.liveAt.IsZero() && m.backOff(now).deadline.Sub(now) <= soon
 }
 
 // unanswered counts a question without an answer. Workers begin to serve when Envoy is live.

@@ -32,12 +32,12 @@ type listening struct {
 // Files with the TCP sockets of the calling thread's network namespace.
 var socketTables = []string{"/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"}
 
-// checkPorts says which of the ports are taken, and by whom, as far as this user may know. nil: Envoy can have them all, or it
-// cannot be known; then Envoy's own error comes.
+// checkPorts says which of the ports are taken, and by whom, as far as this user may know; ours are sockets that do not count, by
+// their inodes. nil: Envoy can have them all, or it cannot be known; then Envoy's own error comes.
 //
 // Envoy itself would not always notice: it opens its ports with SO_REUSEPORT, and the kernel lets a second listener of the same
 // user in, which then takes half of the connections.
-func checkPorts(ports []Port) error {
+func checkPorts(ports []Port, ours []string) error {
 	sockets, err := listeningSockets()
 	if err != nil {
 		return nil
@@ -45,7 +45,7 @@ func checkPorts(ports []Port) error {
 	var taken []string
 	for _, p := range ports {
 		for _, s := range sockets {
-			if p.conflicts(s.addr) {
+			if p.conflicts(s.addr) && !slices.Contains(ours, s.inode) {
 				taken = append(taken, p.taken(s))
 				break
 			}

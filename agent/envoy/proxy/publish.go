@@ -16,6 +16,9 @@ func (s *Supervisor) moved(from, to machine) machine {
 	}
 	if from.phase != to.phase {
 		s.sayPhase(from, to)
+		if to.phase == PhaseLive {
+			s.serves()
+		}
 	}
 	s.publish(to)
 	return to

@@ -175,6 +175,37 @@ func TestTheRealEnvoyIsKeptRunning(t *testing.T) {
 	}
 }
 
+// Connections that begin while Envoy is away wait for the next one.
+func TestTheRealEnvoysNextServesThoseWhoWaited(t *testing.T) {
+	p := startProxied(t, "", "")
+	s := p.await("live", live)
+	p.awaitServed("/first")
+	if err := syscall.Kill(s.PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	p.await("away", func(now State) bool { return now.PID != s.PID })
+	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	results := make(chan error)
+	for range 50 {
+		go func() {
+			res, err := client.Get("http://127.0.0.1:15006/waited")
+			if err == nil {
+				res.Body.Close()
+			}
+			results <- err
+		}()
+	}
+	for range 50 {
+		if err := <-results; err != nil {
+			t.Error(err)
+		}
+	}
+	p.await("live again", live)
+	if refused := p.ads.Refused(); len(refused) > 0 {
+		t.Errorf("Envoy could not listen beside what held its ports: %q", refused)
+	}
+}
+
 func TestTheRealEnvoyIsEndedWhenItHangs(t *testing.T) {
 	p := startProxied(t, ", hangTimeout: "+(2*testHang).String(), "")
 	s := p.await("live", live)

@@ -76,8 +76,12 @@ type Supervisor struct {
 	helpers sync.WaitGroup // what asks and drains
 	heard   chan answer    // what Envoy said
 	drained chan struct{}
-	killed  bool // by this supervisor
-	said    string
+	served  []netip.AddrPort // ports of the mesh's traffic that the present or last Envoy has
+	held    *hold            // of those ports; nil: nothing is held
+	// Whether held stands by while Envoy serves; else, whether the ports take a socket of ours when it ended.
+	standsBy, shared bool
+	killed           bool // by this supervisor
+	said             string
 
 	mu    sync.Mutex // guards everything below
 	state State
@@ -137,6 +141,7 @@ func (s *Supervisor) Run(ctx context.Context) error {
 	}
 	s.lock = l
 	defer l.close()
+	defer func() { s.held.release() }()
 	if n, err := raiseFileLimit(); err != nil {
 		s.log.Warn("Envoy gets no more open files than this process had", "cause", err)
 	} else {
@@ -167,6 +172,7 @@ func (s *Supervisor) Run(ctx context.Context) error {
 		case <-due:
 			ev = evDeadline
 		case err := <-ended:
+			s.holdConnections(m)
 			s.gone(err, m)
 			ev = evEnded
 		case a := <-s.heard:
@@ -243,7 +249,8 @@ func (s *Supervisor) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := checkPorts(s.cfg.Ports(facts)); err != nil {
+	ports := s.cfg.Ports(facts)
+	if err := checkPorts(ports, s.held.inodes()); err != nil {
 		return err
 	}
 	args, err := s.cfg.Args(facts)
@@ -259,6 +266,12 @@ func (s *Supervisor) start(ctx context.Context) error {
 	}
 	clear := s.said != "" // what kept it from starting is over
 	s.said, s.killed = "", false
+	s.served = nil
+	for _, p := range ports {
+		if p.Mesh {
+			s.served = append(s.served, p.Addr)
+		}
+	}
 	if p, err := processOf(s.envoy.pid); err == nil { // else it ended already
 		if err := s.lock.note(p); err != nil {
 			s.log.Warn("an Envoy left over would not be known", "cause", err)
@@ -314,6 +327,41 @@ func (s *Supervisor) ask(ctx context.Context, admin *envoy.Admin, worker netip.A
 		case <-ctx.Done():
 			return
 		}
+	}
+}
+
+// serves prepares for the end of an Envoy that has begun to serve.
+func (s *Supervisor) serves() {
+	if s.standsBy && s.held.keep() {
+		return
+	}
+	s.held.release()
+	var err error
+	if s.held, err = standBy(s.served, s.cfg.User); err == nil {
+		s.standsBy = true
+		return
+	}
+	s.standsBy, s.shared = false, shared(s.served, s.cfg.User)
+	s.log.Debug("connections that begin right when Envoy ends will be refused", "cause", err)
+}
+
+// holdConnections has new connections wait for the next Envoy, after the end of one that served, and else lets go of them.
+func (s *Supervisor) holdConnections(m machine) {
+	switch {
+	case !m.holds(time.Now()):
+		s.held.release()
+		s.held = nil
+		return
+	case s.held == nil && s.shared:
+		held, err := holdPorts(s.served, s.cfg.User)
+		if err != nil {
+			s.log.Warn("new connections are refused until Envoy is back", "cause", err)
+			return
+		}
+		s.held = held
+	}
+	if s.held != nil {
+		s.held.releaseAfter(holdFor)
 	}
 }
 
