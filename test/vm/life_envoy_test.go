@@ -58,7 +58,9 @@ func envoyKills(r *row) {
 		r.Fatalf("the journal tells of %d ends of Envoy, want %d", len(ends), len(kills))
 	}
 	for _, f := range requests.Failed { // in flight when Envoy ended; who came later waited for the next one
-		if !slices.ContainsFunc(ends, func(end time.Time) bool { return f.Began.Before(end) && f.Began.Add(f.Took).After(end.Add(-time.Second)) }) {
+		if !slices.ContainsFunc(ends, func(end time.Time) bool {
+			return f.Began.Before(end) && f.Began.Add(f.Took).After(end.Add(-time.Second))
+		}) {
 			r.Errorf("a request failed that was not in flight when Envoy ended: at %s, for %s: %s", f.Began.Format("15:04:05.000"), f.Took, f.Err)
 		}
 	}

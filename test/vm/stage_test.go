@@ -161,7 +161,9 @@ func (s *stage) await(t testing.TB, m *Machine, entry, what string, limit time.D
 }
 
 // forget has the guard that counts crashes begin anew: a row of single crashes is no crash loop.
-func (s *stage) forget() { s.forum.Run("rm", "-f", "/run/wingman-guard/ends", "/run/wingman-guard/hangs") }
+func (s *stage) forget() {
+	s.forum.Run("rm", "-f", "/run/wingman-guard/ends", "/run/wingman-guard/hangs")
+}
 
 // uptime is the clock of systemd's monotonic timestamps, which machines share with this computer.
 func uptime(t testing.TB) time.Duration {
