@@ -215,3 +215,38 @@ func TestPackagesHoldEveryUnit(t *testing.T) {
 		}
 	}
 }
+
+// A test that a page names as the guard of a promise is there.
+func TestDocsNameTestsThatAre(t *testing.T) {
+	named := regexp.MustCompile(`(-run )?\bTest[A-Z]\w+`) // what follows -run is a pattern
+	defined := regexp.MustCompile(`(?m)^func (Test[A-Z]\w+)\(`)
+	there := map[string]bool{}
+	err := filepath.WalkDir(root(t), func(path string, d os.DirEntry, err error) error {
+		if err != nil || d.IsDir() || !strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		for _, m := range defined.FindAllSubmatch(b, -1) {
+			there[string(m[1])] = true
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pages, err := filepath.Glob(filepath.Join(root(t), "docs/*.md"))
+	if err != nil || len(pages) == 0 {
+		t.Fatalf("pages %q, %v", pages, err)
+	}
+	for _, page := range pages {
+		b, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range named.FindAllString(string(b), -1) {
+			if !there[name] && !strings.HasPrefix(name, "-run ") {
+				t.Errorf("%s names %s, which no package has", filepath.Base(page), name)
+			}
+		}
+	}
+}

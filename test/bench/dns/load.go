@@ -17,9 +17,8 @@ import (
 type load struct {
 	name string
 	only []string // the servers that it is for; nil for all
-	// file names the questions of a round; dnsperf goes through it again and again, or once
+	// file names the questions of a round; dnsperf goes through it again and again
 	file func(round int) (string, error)
-	once bool
 	warm bool // ask everything once before measuring
 	args []string
 }
