@@ -59,8 +59,8 @@ func Leave(ctx context.Context, o Options) error {
 	}
 	links, err := identity.RemoveOutput(cfg.Paths.OutputCerts)
 	problems = append(problems, err)
-	removed, restored, changed, err := m.undo()
-	problems = append(problems, err)
+	removed, restored, changed, notUndone := m.undo()
+	problems = append(problems, notUndone)
 	if len(restored) > 0 {
 		o.Say("files: as before the join: " + strings.Join(restored, ", "))
 	}
@@ -70,13 +70,16 @@ func Leave(ctx context.Context, o Options) error {
 	for _, path := range changed {
 		o.Say("files: " + path + " was changed since the join and stays")
 	}
-	err = removeState(cfg)
+	err = removeState(cfg, notUndone != nil)
 	problems = append(problems, err)
 	if err == nil {
 		o.Say("identity: key, certificate and state are removed" + alsoIn(links))
 	}
 	problems = append(problems, agent.CleanRunDir(o.Root), removeNotes(cfg.Root))
-	return errors.Join(problems...)
+	if err := errors.Join(problems...); err != nil {
+		return fmt.Errorf("%w\nthe rest is undone: mend that and leave again", err)
+	}
+	return nil
 }
 
 func alsoIn(links []string) string {
@@ -153,8 +156,9 @@ func takeLinkOut(o Options) error {
 	return err
 }
 
-// removeState removes the state folder, what join noted last: until then a leave that was killed can be run again.
-func removeState(cfg *bootstrap.Config) error {
+// removeState removes the state folder, what join noted last: until then a leave that was killed can be run again. keepRecord leaves that there, because
+// something is to be undone still.
+func removeState(cfg *bootstrap.Config, keepRecord bool) error {
 	dir := cfg.Paths.StateDir
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -168,6 +172,9 @@ func removeState(cfg *bootstrap.Config) error {
 	}
 	if err := errors.Join(problems...); err != nil {
 		return fmt.Errorf("remove the state: %w", err)
+	}
+	if keepRecord {
+		return nil
 	}
 	if err := os.Remove(filepath.Join(dir, recordFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove the state: %w", err)

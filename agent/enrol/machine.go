@@ -58,7 +58,7 @@ func (m *machine) record() (record, error) {
 		return r, nil
 	}
 	if err != nil {
-		return record{Files: map[string]placed{}}, fmt.Errorf("what an earlier join noted: %w", err)
+		return record{Files: map[string]placed{}}, fmt.Errorf("what an earlier join noted at %s: %w", m.recordPath(), err)
 	}
 	if r.Files == nil {
 		r.Files = map[string]placed{}
@@ -194,10 +194,10 @@ func backup(p place, now present) (n int, err error) {
 	})
 }
 
-// undo puts the files back as they were before the first join. problems do not stop it.
+// undo puts the files back as they were before the first join. Problems do not stop it; what could not be undone stays in the record, for another undo.
 func (m *machine) undo() (removed, restored, changed []string, err error) {
-	r, err := m.record()
-	problems := []error{err}
+	r, unreadable := m.record()
+	problems := []error{unreadable}
 	for _, p := range m.places {
 		was, ok := r.Files[p.name]
 		if !ok {
@@ -214,18 +214,26 @@ func (m *machine) undo() (removed, restored, changed []string, err error) {
 		}
 		switch act {
 		case undoRemove:
-			err = in(p.path, (*os.Root).Remove)
-			removed = append(removed, p.path)
+			if err = in(p.path, (*os.Root).Remove); err == nil {
+				removed = append(removed, p.path)
+			}
 		case undoRestore:
 			err = in(p.path, func(dir *os.Root, name string) error { return dir.Rename(backupName(name, was.Backup), name) })
-			restored = append(restored, p.path)
-			if errors.Is(err, fs.ErrNotExist) && now.content == nil {
+			if err == nil {
+				restored = append(restored, p.path)
+			} else if errors.Is(err, fs.ErrNotExist) && now.content == nil {
 				err = nil // somebody took both away
 			}
 		case undoChanged:
 			changed = append(changed, p.path)
 		}
+		if err == nil {
+			delete(r.Files, p.name)
+		}
 		problems = append(problems, err)
+	}
+	if unreadable == nil && errors.Join(problems...) != nil {
+		problems = append(problems, m.save(r))
 	}
 	ways := append(slices.Clone(m.places), placesOf(m.cfg)...) // by links and without: a folder was noted before its file was there to follow
 	for _, dir := range slices.Backward(r.Dirs) {
