@@ -323,12 +323,23 @@ func (c *capture) wished() captureWish {
 	return c.wish
 }
 
-// level is what is captured now.
-func (c *capture) level() iptables.Level {
+// kernel is what is known of the rules there; its zero value where none are kept.
+func (c *capture) kernel() iptables.KeeperState {
 	if k := c.kept(); k != nil {
-		return k.State().Level
+		return k.State()
 	}
-	return iptables.LevelNone
+	return iptables.KeeperState{}
+}
+
+// level is what is captured now.
+func (c *capture) level() iptables.Level { return c.kernel().Level }
+
+// uncaptured says what the rules lack of what is decided now; empty: nothing. Rules on trial are an operator's doing. It is pure.
+func uncaptured(w captureWish, s iptables.KeeperState) string {
+	if !w.hands || w.level == iptables.LevelNone || s.Level == w.level && (s.InPlace || s.Trial) {
+		return ""
+	}
+	return cmp.Or(s.Error, "the capture rules are not in place") + ": " + w.name(w.level) + " is to be captured"
 }
 
 func (c *capture) report() status.CaptureReport {

@@ -118,3 +118,30 @@ func TestSomePortsAreTheirOwnLevel(t *testing.T) {
 		}
 	}
 }
+
+// Who waits for the mesh must not start before its traffic is captured: Envoy is live a moment before the rules are in.
+func TestNotReadyBeforeTheRulesAreIn(t *testing.T) {
+	all := captureWish{decision: decision{hands: true, wanted: iptables.LevelAll, level: iptables.LevelAll}}
+	dns := captureWish{decision: decision{hands: true, wanted: iptables.LevelAll, level: iptables.LevelDNS}}
+	for _, c := range []struct {
+		what  string
+		wish  captureWish
+		state iptables.KeeperState
+		ready bool
+	}{
+		{"nothing is wanted", captureWish{decision: decision{hands: true}}, iptables.KeeperState{}, true},
+		{"the operator keeps the rules", captureWish{decision: decision{level: iptables.LevelAll}}, iptables.KeeperState{}, true},
+		{"none are in", all, iptables.KeeperState{}, false},
+		{"those of DNS alone are in", all, iptables.KeeperState{Level: iptables.LevelDNS, InPlace: true}, false},
+		{"they are in", all, iptables.KeeperState{Level: iptables.LevelAll, InPlace: true}, true},
+		{"they were taken out", all, iptables.KeeperState{Level: iptables.LevelAll}, false},
+		{"others are on trial", all, iptables.KeeperState{Level: iptables.LevelAll, Trial: true}, true},
+		{"without Envoy DNS is enough", dns, iptables.KeeperState{Level: iptables.LevelDNS, InPlace: true}, true},
+	} {
+		live := presence{announced: true, proven: true, live: true}
+		why := notReadyBecause(nil, &joinState{}, live, uncaptured(c.wish, c.state), false, false)
+		if got := len(why) == 1; got != c.ready { // there is no certificate here
+			t.Errorf("%s: not ready because %q, want ready %v", c.what, why, c.ready)
+		}
+	}
+}

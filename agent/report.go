@@ -172,8 +172,8 @@ func (m *member) report(r *status.Report) (degraded []string) {
 }
 
 // notReadyBecause decides what /healthz/ready answers: ready needs a certificate, a configuration of istiod, by this run's stream or by an
-// earlier one's that is in hand, and where Envoy is to take the traffic, one that does.
-func notReadyBecause(m *member, joined *joinState, e presence, required, leaving bool) (why []string) {
+// earlier one's that is in hand, where Envoy is to take the traffic, one that does, and the rules that bring it the traffic: uncaptured says what they lack.
+func notReadyBecause(m *member, joined *joinState, e presence, uncaptured string, required, leaving bool) (why []string) {
 	if leaving {
 		return []string{"leaving the mesh"}
 	}
@@ -188,6 +188,9 @@ func notReadyBecause(m *member, joined *joinState, e presence, required, leaving
 	}
 	if (e.announced || required) && !e.live {
 		why = append(why, "Envoy does not serve: "+e.cause)
+	}
+	if uncaptured != "" {
+		why = append(why, uncaptured)
 	}
 	return why
 }
@@ -205,5 +208,6 @@ func (a *Agent) notReady() []string {
 	a.mu.Lock()
 	m, joined, leaving, required := a.member, a.joined, a.leaving, a.cfg.Envoy.Enabled == "true"
 	a.mu.Unlock()
-	return notReadyBecause(m, joined, a.envoy.now(), required, leaving)
+	e := a.envoy.now() // before the rules are looked at: an Envoy that came since may want others
+	return notReadyBecause(m, joined, e, uncaptured(a.captureWish(), a.capture.kernel()), required, leaving)
 }
