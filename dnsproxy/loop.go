@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/miekg/dns"
@@ -78,6 +79,26 @@ func (f *forwarder) loopedLocked(s *server) {
 		"hint", "let capture rules exempt the agent's user and the machine's own resolver, or name another server in resolv.conf")
 	f.s.metrics.failures.WithLabelValues(s.label, reasonLoop).Inc()
 	f.useUplinksLocked(s)
+	f.turnAwayLocked(s)
+}
+
+// turnAwayLocked makes the flights that would ask s ask others now; those that have nobody else end.
+func (f *forwarder) turnAwayLocked(s *server) {
+	for _, fl := range f.flights {
+		if fl.probe || fl.done || !slices.Contains(fl.order, s) {
+			continue
+		}
+		fl.order, fl.sends, fl.overTCP = fl.route.orderLocked(f), 0, false
+		done := fl
+		if len(fl.order) > 0 {
+			done = f.advanceLocked(fl)
+		} else {
+			f.finishLocked(fl, fl.fallback)
+		}
+		if done != nil {
+			f.readers.Go(func() { f.deliver(done, nil) })
+		}
+	}
 }
 
 // probeLocked asks s for a name that only we know.

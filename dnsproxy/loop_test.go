@@ -92,13 +92,17 @@ func TestLoops(t *testing.T) {
 		var mu sync.Mutex
 		stub := newUpstream(t, nil)
 		stub.set(forwarding(t, func() netip.AddrPort { mu.Lock(); defer mu.Unlock(); return self }))
-		s := serve(t, Config{Upstreams: []netip.AddrPort{stub.addr}, Log: slog.New(slog.NewTextHandler(&log, nil)), ForwardTimeout: 2 * time.Second})
+		s := serve(t, Config{Upstreams: []netip.AddrPort{stub.addr}, Log: slog.New(slog.NewTextHandler(&log, nil)), ForwardTimeout: patience})
 		mu.Lock()
 		self = s.addr
 		mu.Unlock()
 		req := question("www.example.com", dns.TypeA).SetEdns0(1232, false)
+		began := time.Now()
 		if got, want := brief(exchange(t, s.addr, overUDP, req)), "SERVFAIL ra [] OPT EDE22"; got != want {
 			t.Errorf("got %s, want %s", got, want)
+		}
+		if took := time.Since(began); took > patience/2 {
+			t.Errorf("the question that found the loop took %v, though nobody was left to ask", took)
 		}
 		waitFor(t, func() bool { return log.count("leads back to this agent") == 1 })
 		if asked := stub.questions(); len(asked) > 12 {
@@ -131,4 +135,42 @@ func TestLoops(t *testing.T) {
 			return len(backup) == 1 && backup[0].label == "127.0.0.99:53"
 		})
 	})
+	for _, tt := range []struct {
+		name  string
+		other func(s *testServer, stub, other netip.AddrPort)
+	}{
+		{"the question that finds the loop is answered by the next server", func(s *testServer, stub, other netip.AddrPort) {
+			s.forward.routes[0].setLocked(s.forward, []netip.AddrPort{stub, other})
+		}},
+		{"the question that finds the loop is answered by a server that stands in", func(s *testServer, _, other netip.AddrPort) {
+			s.forward.routes[0].backup = []*server{newServer(s.forward, other)}
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var self netip.AddrPort
+			var mu sync.Mutex
+			stub, up := newUpstream(t, nil), newUpstream(t, zone(t, example, "www.example.org. 60 IN A 192.0.2.81"))
+			stub.set(forwarding(t, func() netip.AddrPort { mu.Lock(); defer mu.Unlock(); return self }))
+			s := serve(t, Config{Upstreams: []netip.AddrPort{stub.addr}, ForwardTimeout: 3 * patience})
+			mu.Lock()
+			self = s.addr
+			mu.Unlock()
+			s.forward.mu.Lock()
+			tt.other(s, stub.addr, up.addr)
+			for _, u := range s.forward.routes[0].servers {
+				u.srtt = maxPatience // late answers do not move questions on: the loop must
+				u.fails = 1
+			}
+			s.forward.mu.Unlock()
+			for _, name := range []string{"www.example.com", "www.example.org"} {
+				began := time.Now()
+				if got := exchange(t, s.addr, overUDP, question(name, dns.TypeA)); len(got.Answer) != 1 {
+					t.Errorf("%s: got %s, want its address", name, brief(got))
+				}
+				if took := time.Since(began); took > maxPatience*9/10 {
+					t.Errorf("%s took %v", name, took)
+				}
+			}
+		})
+	}
 }
