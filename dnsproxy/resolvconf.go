@@ -156,12 +156,13 @@ func (w *resolvWatch) read() (string, error) {
 // (../run/systemd/resolve/stub-resolv.conf).
 func (w *resolvWatch) run(ctx context.Context, last string, changed func(text string)) {
 	var events chan fsnotify.Event
+	var errs chan error // of watches that ended by themselves, overflows: reasons to look, like events
 	watcher, err := fsnotify.NewWatcher()
 	if err != nil {
 		w.log.Warn("resolv.conf is read on a timer only", "every", rereadEvery, "cause", err)
 	} else {
 		defer watcher.Close()
-		events = watcher.Events
+		events, errs = watcher.Events, watcher.Errors
 	}
 	ticker := time.NewTicker(rereadEvery)
 	defer ticker.Stop()
@@ -183,6 +184,10 @@ func (w *resolvWatch) run(ctx context.Context, last string, changed func(text st
 				events = nil
 			}
 			drain(events)
+		case _, ok := <-errs:
+			if !ok {
+				errs = nil
+			}
 		case <-ticker.C:
 		}
 	}
@@ -202,7 +207,7 @@ func drain(events <-chan fsnotify.Event) {
 	}
 }
 
-// follow makes watcher watch exactly the folders on the files' way now.
+// follow makes watcher watch exactly the folders on the files' way now; where one is missing, the nearest above it, in which it will appear.
 func (w *resolvWatch) follow(watcher *fsnotify.Watcher, watched map[string]bool) map[string]bool {
 	wanted := map[string]bool{}
 	dirs := linkFolders(w.path)
@@ -210,9 +215,19 @@ func (w *resolvWatch) follow(watcher *fsnotify.Watcher, watched map[string]bool)
 		dirs = append(dirs, linkFolders(w.uplinks)...)
 	}
 	for _, dir := range dirs {
-		if watched[dir] || watcher.Add(dir) == nil {
-			wanted[dir] = true
+		// each time anew: the folder of this name may be another one now, and a watch ends with its folder
+		const tries = 5 // it may come between the looks
+		for range tries {
+			if watcher.Add(dir) == nil {
+				break
+			}
+			above := nearestFolder(filepath.Dir(dir))
+			wanted[above] = watcher.Add(above) == nil || wanted[above]
+			if nearestFolder(dir) == above {
+				break
+			}
 		}
+		wanted[dir] = true
 	}
 	for dir := range watched {
 		if !wanted[dir] {
@@ -220,6 +235,16 @@ func (w *resolvWatch) follow(watcher *fsnotify.Watcher, watched map[string]bool)
 		}
 	}
 	return wanted
+}
+
+// nearestFolder is dir, or the nearest folder above it that exists.
+func nearestFolder(dir string) string {
+	for {
+		if _, err := os.Stat(dir); err == nil || filepath.Dir(dir) == dir {
+			return dir
+		}
+		dir = filepath.Dir(dir)
+	}
 }
 
 // linkFolders lists the folders that hold path and each link it leads through.

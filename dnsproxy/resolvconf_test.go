@@ -54,11 +54,6 @@ func TestParseResolvConf(t *testing.T) {
 func TestResolvConfIsFollowed(t *testing.T) {
 	dir := t.TempDir()
 	etc, run := filepath.Join(dir, "etc"), filepath.Join(dir, "run/systemd/resolve")
-	for _, d := range []string{etc, run} {
-		if err := os.MkdirAll(d, 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
 	conf, stub := filepath.Join(etc, "resolv.conf"), filepath.Join(run, "stub-resolv.conf")
 	must := func(err error) {
 		t.Helper()
@@ -85,7 +80,12 @@ func TestResolvConfIsFollowed(t *testing.T) {
 		want   string
 		refuse bool // the content is not taken, and the log says so
 	}{
-		{"the file appears", func() { write(conf, "nameserver 10.0.0.1\n") }, "10.0.0.1", false},
+		{"the file appears, and the folder that was missing", func() {
+			must(os.MkdirAll(run, 0o755))
+			must(os.MkdirAll(etc, 0o755))
+			write(conf, "nameserver 10.0.0.9\n")
+		}, "10.0.0.9", false},
+		{"the file is another", func() { write(conf, "nameserver 10.0.0.1\n") }, "10.0.0.1", false},
 		{"it is written over", func() { write(conf, "nameserver 10.0.0.2\nnameserver 10.0.0.3\n") }, "10.0.0.2 10.0.0.3", false},
 		{"it is replaced by renaming", func() { replace(conf, "nameserver 10.0.0.4\n") }, "10.0.0.4", false},
 		{"it is emptied: the last good servers stay", func() { replace(conf, "") }, "10.0.0.4", true},
@@ -105,6 +105,23 @@ func TestResolvConfIsFollowed(t *testing.T) {
 			must(os.Remove(conf))
 			write(conf, "nameserver 10.0.0.6\n")
 		}, "10.0.0.6", false},
+		{"its folder is replaced", func() {
+			must(os.Rename(etc, etc+".old"))
+			must(os.Mkdir(etc, 0o755))
+			write(conf, "nameserver 10.0.0.7\n")
+		}, "10.0.0.7", false},
+		{"and the file in the new folder is replaced", func() { replace(conf, "nameserver 10.0.0.8\n") }, "10.0.0.8", false},
+		{"it becomes a link again", func() {
+			replace(stub, "nameserver 127.0.0.53\n")
+			must(os.Symlink("../run/systemd/resolve/stub-resolv.conf", conf+".link"))
+			must(os.Rename(conf+".link", conf))
+		}, "127.0.0.53", false},
+		{"the folder of the link's target is removed and comes back, as at a restart of systemd-resolved", func() {
+			must(os.RemoveAll(run))
+			must(os.MkdirAll(run, 0o755))
+			write(stub, "nameserver 127.0.0.54\n")
+		}, "127.0.0.54", false},
+		{"and the file in it is replaced", func() { replace(stub, "nameserver 10.0.0.10\n") }, "10.0.0.10", false},
 	}
 	for _, step := range steps {
 		before := log.count(refusal)
