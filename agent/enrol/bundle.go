@@ -43,9 +43,12 @@ func readBundle(from string) (b bundle, other []string, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	if info.IsDir() {
+	switch {
+	case info.IsDir():
 		b, other, err = readFolder(from)
-	} else {
+	case !info.Mode().IsRegular(): // to open a pipe would wait for who writes
+		err = errors.New("it is neither a folder nor a file")
+	default:
 		var f *os.File
 		if f, err = os.Open(from); err != nil {
 			return nil, nil, err

@@ -9,7 +9,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 )
 
 // tarOf makes an archive; a member whose name ends with / is a folder, content that begins with "-> " a link, a name may come twice.
@@ -151,4 +153,22 @@ func FuzzReadArchive(f *testing.F) {
 			}
 		}
 	})
+}
+
+// To open a pipe waits for who writes to it: for ever, where nobody does.
+func TestABundleThatIsNoFileIsRefused(t *testing.T) {
+	fifo := filepath.Join(t.TempDir(), "bundle.tar")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	read := make(chan error, 1)
+	go func() { _, _, err := readBundle(fifo); read <- err }()
+	select {
+	case err := <-read:
+		if err == nil || !strings.Contains(err.Error(), fifo+": it is neither a folder nor a file") {
+			t.Errorf("%v", err)
+		}
+	case <-time.After(5 * time.Second):
+		t.Fatal("it waits")
+	}
 }
