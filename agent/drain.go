@@ -63,7 +63,7 @@ func (a *Agent) drain(ctx context.Context, reason string) error {
 	}
 	a.log.Info("drained", "reason", reason)
 	if err := a.setDrained(ctx, d); err != nil {
-		return err
+		return fmt.Errorf("this machine is drained, and stays so over restarts until undrain, but %w", err)
 	}
 	select {
 	case <-time.After(a.config().DrainPropagation):
@@ -80,7 +80,10 @@ func (a *Agent) undrain(ctx context.Context) error {
 		return fmt.Errorf("forget that this machine is drained: %w", err)
 	}
 	a.log.Info("drained no more")
-	return a.setDrained(ctx, nil)
+	if err := a.setDrained(ctx, nil); err != nil {
+		return fmt.Errorf("this machine is drained no more, but %w", err)
+	}
+	return nil
 }
 
 // errNotTold means that a verdict waits for a stream: it is sent on the next one.

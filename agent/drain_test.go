@@ -1,8 +1,13 @@
 package agent
 
 import (
+	"errors"
+	"log/slog"
+	"strings"
 	"testing"
 	"time"
+
+	"wingman/bootstrap"
 )
 
 func TestStopTimes(t *testing.T) {
@@ -25,5 +30,25 @@ func TestStopTimes(t *testing.T) {
 		if spread != tc.spread || shed != tc.shed {
 			t.Errorf("%s: %s for the news and %s for the drain, want %s and %s", tc.name, spread, shed, tc.spread, tc.shed)
 		}
+	}
+}
+
+// Without a stream a drain holds all the same, and that is said: who reads of a failure would drain again, or think that traffic still comes.
+func TestADrainThatIstiodCannotBeToldOfHolds(t *testing.T) {
+	cfg := &bootstrap.Config{Paths: bootstrap.Paths{StateDir: t.TempDir()}}
+	a := &Agent{cfg: cfg, log: slog.New(slog.DiscardHandler)}
+	err := a.drain(t.Context(), "kernel update")
+	const want = "this machine is drained, and stays so over restarts until undrain, but istiod cannot be told now: it will be as soon as there is a stream to it"
+	if !errors.Is(err, errNotTold) || err.Error() != want {
+		t.Errorf("%v, want %s", err, want)
+	}
+	if d, err := readDrained(cfg.Paths.StateDir); err != nil || d.verdict() != "drained by hand: kernel update" {
+		t.Errorf("noted: %+v, %v", d, err)
+	}
+	if err := a.undrain(t.Context()); !errors.Is(err, errNotTold) || !strings.HasPrefix(err.Error(), "this machine is drained no more, but ") {
+		t.Errorf("undrain: %v", err)
+	}
+	if d, err := readDrained(cfg.Paths.StateDir); d != nil || err != nil {
+		t.Errorf("still noted: %+v, %v", d, err)
 	}
 }
