@@ -44,6 +44,9 @@ func TestAStopWithoutAWorkingAgentLeavesNoRules(t *testing.T) {
 		t.Errorf("%d of %d queries for a public name were lost, want none", lost, sent)
 	}
 	m.Write("/usr/bin/wingman", good, 0o755)
+	if _, err := m.Try("wingman", "status"); err == nil || strings.Contains(err.Error(), "goes on trying") {
+		t.Errorf("status after the stop: %v", err)
+	}
 	m.Run("systemctl", "start", "wingman")
 	m.await("capture", func() bool { return strings.Contains(m.rules(), "15001") })
 }
