@@ -1,0 +1,136 @@
+package units
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"wingman/test/netns"
+)
+
+// strangerRules are somebody else's, and memberRules ours among them, in both forms that the kernel has.
+const (
+	strangerRules = `
+iptables-nft-restore --noflush <<'END'
+*nat
+:OTHER - [0:0]
+-A OUTPUT -p tcp -m comment --comment "not -j ISTIO_OUTPUT" -j ACCEPT
+-A OUTPUT -j OTHER
+COMMIT
+END
+`
+	memberRules = `
+iptables-nft-restore --noflush <<'END'
+*nat
+:ISTIO_OUTPUT - [0:0]
+:ISTIO_REDIRECT - [0:0]
+:WINGMAN_OUTPUT - [0:0]
+-A OUTPUT -j WINGMAN_OUTPUT
+-A OUTPUT -j ISTIO_OUTPUT
+-A ISTIO_OUTPUT -j ISTIO_REDIRECT
+-A ISTIO_REDIRECT -p tcp -j REDIRECT --to-ports 15001
+COMMIT
+*mangle
+:ISTIO_INBOUND - [0:0]
+-A PREROUTING -p tcp -j ISTIO_INBOUND
+COMMIT
+END
+ip6tables-nft-restore --noflush <<'END'
+*nat
+:ISTIO_OUTPUT - [0:0]
+-A OUTPUT -j ISTIO_OUTPUT
+COMMIT
+END
+nft add table inet wingman
+`
+)
+
+// The guard takes rules out only where the agent was stopped for good and says that they are its own.
+func TestTheGuardOfAStop(t *testing.T) {
+	for _, tool := range []string{"iptables-nft-restore", "ip6tables-nft-restore", "nft"} {
+		netns.Tool(t, tool)
+	}
+	for _, c := range []struct {
+		name, state, job, system string
+		ours                     bool
+		rules, note              bool // stay
+	}{
+		{"stopped", "inactive", "", "running", true, false, false},
+		{"stopped after a failure", "failed", "12 wingman.service stop running", "degraded", true, false, false},
+		{"rules of somebody else", "inactive", "", "running", false, true, false},
+		{"it runs", "active", "", "running", true, true, true},
+		{"between two starts", "activating", "", "running", true, true, true},
+		{"it ends", "deactivating", "", "running", true, true, true},
+		{"a restart", "inactive", "12 wingman.service restart waiting", "running", true, true, true},
+		{"a start", "inactive", "12 wingman.service start waiting", "running", true, true, true},
+		{"a shutdown", "inactive", "", "stopping", true, true, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			netns.New(t)
+			dir := t.TempDir()
+			write := func(name, content string, mode os.FileMode) {
+				t.Helper()
+				if err := os.WriteFile(filepath.Join(dir, name), []byte(content), mode); err != nil {
+					t.Fatal(err)
+				}
+			}
+			sh := func(script string) string {
+				t.Helper()
+				out, err := exec.Command("sh", "-euc", script).CombinedOutput()
+				if err != nil {
+					t.Fatalf("%v: %s", err, out)
+				}
+				return string(out)
+			}
+			write("systemctl", `#!/bin/sh
+case "$*" in
+is-system-running) echo `+c.system+` ;;
+"show --property=ActiveState --value wingman.service") echo `+c.state+` ;;
+"list-jobs --plain --no-legend wingman.service") echo "`+c.job+`" ;;
+*) echo "unexpected: $*" >&2; exit 1 ;;
+esac
+`, 0o755)
+			content, err := files.ReadFile("crash-guard")
+			if err != nil {
+				t.Fatal(err)
+			}
+			guard := string(content)
+			for from, to := range map[string]string{ // the agent's program is missing here
+				"\nPATH=": "\nPATH=" + dir + ":", "notes=/run/wingman-guard\n": "notes=" + dir + "\n", "ours=/var/lib/wingman/rules.in\n": "ours=" + dir + "/rules.in\n",
+				"/usr/bin/wingman rules remove": dir + "/wingman rules remove",
+			} {
+				if strings.Count(guard, from) == 0 {
+					t.Fatalf("the guard has no %q", from)
+				}
+				guard = strings.ReplaceAll(guard, from, to)
+			}
+			write("guard", guard, 0o755)
+			write("open", "2026-11-23T12:00:00Z why\n", 0o644)
+			if c.ours {
+				write("rules.in", "", 0o600)
+			}
+			const dump = `for t in nat mangle raw; do iptables-nft-save -t $t; ip6tables-nft-save -t $t; done | grep '^[:-]' | sed 's/ \[.*//'; nft list tables | grep wingman || :`
+			sh(strangerRules)
+			strangers := sh(dump)
+			sh(memberRules)
+			all := sh(dump)
+			out := sh(filepath.Join(dir, "guard") + " --stopped")
+			want := strangers
+			if c.rules {
+				want = all
+			}
+			got := sh(dump)
+			if got != want {
+				t.Errorf("rules are\n%s\nwant\n%s\nit said %s", got, want, out)
+			}
+			if _, err := os.Stat(filepath.Join(dir, "open")); (err == nil) != c.note {
+				t.Errorf("its note: %v, want it to stay: %v", err, c.note)
+			}
+			if _, err := os.Stat(filepath.Join(dir, "rules.in")); c.ours && (err == nil) != c.rules {
+				t.Errorf("the agent's note: %v, want it to stay: %v", err, c.rules)
+			}
+		})
+	}
+}
