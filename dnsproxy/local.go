@@ -23,7 +23,7 @@ func (t *Table) answerLocally(msg []byte, via transport) (reply []byte, req *dns
 		return nil, nil, fromRefused, verdictDrop // never answer an answer, nor what has no header
 	}
 	if msg[2]&opcodeMask != dns.OpcodeQuery<<3 {
-		return errorReply(msg, dns.RcodeNotImplemented), nil, fromRefused, verdictReply // RFC 8906 section 3.1.4
+		return notImplemented(msg), nil, fromRefused, verdictReply
 	}
 	l, ok := walk(msg)
 	req, err := unpackQuery(msg)
@@ -49,6 +49,18 @@ func (t *Table) answerLocally(msg []byte, via transport) (reply []byte, req *dns
 		return pack(answerLocalhost(req), limit), req, fromLocal, verdictReply
 	}
 	return nil, req, fromUpstream, verdictForward
+}
+
+// notImplemented answers an opcode that we do not know (RFC 8906 section 3.1.4), with an OPT if there is one to be seen (RFC 6891
+// section 6.1.1).
+func notImplemented(msg []byte) []byte {
+	reply := errorReply(msg, dns.RcodeNotImplemented)
+	if l, ok := walk(msg); ok && l.opt != 0 {
+		reply = append(reply, make([]byte, optSize)...)
+		putOPT(reply[len(reply)-optSize:], msg[l.opt+7]&0x80 != 0)
+		reply[11] = 1
+	}
+	return reply
 }
 
 // answerMesh answers a question about a name that s owns. It must give what fast gives where fast answers.
