@@ -22,6 +22,7 @@ type route struct {
 	servers []*server
 	backup  []*server // asked when all of servers lead back here
 	turn    int       // for rotate
+	asked   int       // questions; one of compareEvery compares the servers
 }
 
 // newRoutes makes the routes of split DNS and, last, the default one. Every problem is in the error.
@@ -83,16 +84,19 @@ func (r *route) setLocked(f *forwarder, addrs []netip.AddrPort) {
 	}
 }
 
-// orderLocked lists the servers in the order to ask them: as written, or by turns with "rotate"; servers that are down come
-// last, those that lead back here not at all.
+// orderLocked lists the servers in the order to ask them: as written, but for those that are clearly faster than one before
+// them, or by turns with "rotate"; servers that are down come last, those that lead back here not at all.
 func (r *route) orderLocked(f *forwarder) []*server {
 	order := f.usableLocked(r.servers)
 	if len(order) == 0 {
 		order = f.usableLocked(r.backup)
 	}
-	if n := len(order); n > 1 && f.conf.rotate {
+	switch n := len(order); {
+	case n > 1 && f.conf.rotate:
 		r.turn++
 		order = slices.Concat(order[r.turn%n:], order[:r.turn%n])
+	case n > 1:
+		order = fasterFirst(order)
 	}
 	if len(order) > 1 && slices.ContainsFunc(order, (*server).down) {
 		order = slices.Clone(order)
@@ -101,17 +105,53 @@ func (r *route) orderLocked(f *forwarder) []*server {
 	return order
 }
 
-// tryLocked asks servers that are down the flight's question, each now and then, in flights of their own that nobody waits
-// for. An answer ends a server's being down.
-func (f *forwarder) tryLocked(fl *flight) {
-	now := time.Now()
-	for _, s := range fl.order[1:] {
-		key := "try " + s.label
-		if !s.down() || now.Before(s.nextTry) || f.flights[key] != nil {
+// fasterFirst puts each server before those that are clearly slower. The order as written means something where servers know
+// different names, so a little does not count. The list it is given stays as it is.
+func fasterFirst(servers []*server) []*server {
+	order, changed := servers, false
+	for i := range order {
+		at := i
+		for j := i + 1; j < len(order); j++ {
+			if order[j].clearlyFaster(order[at]) {
+				at = j
+			}
+		}
+		if at == i {
 			continue
 		}
-		s.nextTry = now.Add(tryEvery)
-		try := &flight{key: key, query: fl.query, route: fl.route, order: []*server{s}, probe: true, deadline: now.Add(probeTimeout)}
+		if !changed {
+			order, changed = slices.Clone(order), true
+		}
+		best := order[at]
+		copy(order[i+1:at+1], order[i:at])
+		order[i] = best
+	}
+	return order
+}
+
+// tryLocked asks others of the flight's servers its question too, in flights of their own that nobody waits for: each that is
+// down now and then, for an answer ends that; and one of the others by one of compareEvery questions, or at once if the first
+// is slow and nothing is known of it, for its time to be known.
+func (f *forwarder) tryLocked(fl *flight) {
+	now := time.Now()
+	r, first := fl.route, fl.order[0]
+	r.asked++
+	compared := 1 + r.asked/compareEvery%(len(fl.order)-1)
+	for i, s := range fl.order[1:] {
+		key := "try " + s.label
+		if f.flights[key] != nil {
+			continue
+		}
+		switch {
+		case s.down() && !now.Before(s.nextTry):
+			s.nextTry = now.Add(tryEvery)
+		case s.down():
+			continue
+		case s.srtt == 0 && first.srtt > muchSlower:
+		case r.asked%compareEvery != 0 || i+1 != compared:
+			continue
+		}
+		try := &flight{key: key, query: fl.query, route: r, order: []*server{s}, probe: true, deadline: now.Add(probeTimeout)}
 		f.flights[key] = try
 		f.advanceLocked(try)
 	}
@@ -190,10 +230,18 @@ const (
 	firstPatience = 400 * time.Millisecond // before anything is known of a server
 	minPatience   = 50 * time.Millisecond
 	maxPatience   = time.Second
+
+	compareEvery = 20                    // of how many questions one is also asked of another server
+	muchSlower   = 50 * time.Millisecond // and more than twice the time: worth another order than the one written
 )
 
 // down reports a server that has failed so often that it is asked last.
 func (s *server) down() bool { return s.fails >= downAfter }
+
+// clearlyFaster reports a difference that a client feels.
+func (s *server) clearlyFaster(other *server) bool {
+	return s.srtt > 0 && other.srtt > 2*s.srtt && other.srtt-s.srtt > muchSlower
+}
 
 // patience is the time after which an answer is late.
 func (s *server) patience() time.Duration {
