@@ -20,6 +20,8 @@ const (
 	maxNegativeTTL = 5 * time.Minute
 	// staleTTL is the life of an answer given beyond its own (RFC 8767 section 5).
 	staleTTL = 30
+	// failureRecheck is how long after a failure clients get a stale answer at once (RFC 8767 section 5).
+	failureRecheck = 30 * time.Second
 
 	// an answer asked for prefetchHits times is asked for anew when a tenth of its life is left
 	prefetchHits  = 3
@@ -59,6 +61,7 @@ type cached struct {
 	hits        atomic.Uint32
 	visited     atomic.Bool
 	prefetching atomic.Bool
+	failed      atomic.Int64 // the instant when it was last asked for anew in vain; 0: never
 
 	newer, older *cached // guarded by cache.mu
 }
@@ -310,6 +313,12 @@ func (e *cached) fill(tail []byte, at instant, rotate uint32) {
 		}
 		binary.BigEndian.PutUint32(field, ttl)
 	}
+}
+
+// failedLately reports that there was no newer answer to be had a short while ago: who asks need not wait for another try.
+func (e *cached) failedLately(at instant) bool {
+	failed := instant(e.failed.Load())
+	return failed != 0 && at-failed < instant(failureRecheck)
 }
 
 // message is the answer as an upstream could have given it to query.

@@ -251,6 +251,34 @@ func TestStaleAnswers(t *testing.T) {
 			}
 		})
 	}
+	t.Run("after a failure at once, until upstream answers again", func(t *testing.T) {
+		t.Parallel()
+		up := newUpstream(t, silent)
+		s := serve(t, Config{Upstreams: []netip.AddrPort{up.addr}})
+		s.forward.mu.Lock()
+		s.forward.routes[0].servers[0].srtt = maxPatience // too few of its answers are late to call it down
+		s.forward.mu.Unlock()
+		req := req.Copy()
+		s.cache.put(cacheKeyOf(t, req), old, now()-100*second)
+		exchange(t, s.addr, overUDP, req)
+		waitFor(t, func() bool { // the first flight has ended, the next question makes one
+			s.forward.mu.Lock()
+			defer s.forward.mu.Unlock()
+			s.forward.routes[0].servers[0].fails = 0
+			return len(s.forward.flights) == 0
+		})
+		began := time.Now()
+		if got := brief(exchange(t, s.addr, overUDP, req.Copy())); got != stale {
+			t.Errorf("got %s, want %s", got, stale)
+		}
+		if took := time.Since(began); took > staleAfter/2 {
+			t.Errorf("took %v: want it at once", took)
+		}
+		up.set(zone(t, example))
+		waitFor(t, func() bool {
+			return brief(exchange(t, s.addr, overUDP, req.Copy())) == "NOERROR ra [www.example.com. 300 IN A 192.0.2.80] OPT"
+		})
+	})
 	t.Run("not beyond the limit", func(t *testing.T) {
 		s := serve(t, Config{Upstreams: []netip.AddrPort{unusedAddr(t)}, MaxStale: time.Minute})
 		s.cache.put(cacheKeyOf(t, req), old, now()-1000*second)

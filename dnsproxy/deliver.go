@@ -14,6 +14,9 @@ func (f *forwarder) deliver(fl *flight, box *outbox) {
 	if fl.cacheKey != "" && useful(fl.fallback) {
 		f.s.cache.put(fl.cacheKey, fl.fallback, now())
 	}
+	if fl.stale != nil && !useful(fl.fallback) {
+		fl.stale.failed.Store(int64(now()))
+	}
 	for _, w := range fl.waiters {
 		if w.trace != nil {
 			w.trace.server = fl.by

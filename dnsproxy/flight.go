@@ -107,6 +107,7 @@ func (f *forwarder) tick(fl *flight) {
 	now := time.Now()
 	if !fl.done && fl.stale != nil && !now.Before(fl.staleAt) {
 		late = fl.leaveLocked(f)
+		fl.stale.failed.Store(int64(now.Sub(processStart)))
 	}
 	switch {
 	case fl.done:

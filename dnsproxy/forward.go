@@ -122,7 +122,7 @@ func (f *forwarder) ask(w waiter, q *upstreamQuery) {
 		}
 	}
 	var late []waiter
-	if fl.stale != nil && !fl.done && (!time.Now().Before(fl.staleAt) || fl.hopelessLocked()) {
+	if fl.stale != nil && !fl.done && (!time.Now().Before(fl.staleAt) || fl.hopelessLocked() || fl.stale.failedLately(now())) {
 		late = fl.leaveLocked(f)
 	}
 	f.mu.Unlock()
