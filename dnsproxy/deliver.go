@@ -52,7 +52,10 @@ func (f *forwarder) conclude(w waiter, fl *flight, answer []byte, from source, b
 		f.send(w, reply, fromMesh, box)
 		return
 	}
-	code, text := fl.route.why(f)
+	code, text := uint16(dns.ExtendedErrorCodeNotReady), tooMany
+	if !fl.crowded {
+		code, text = fl.route.why(f)
+	}
 	f.fail(w, code, text, box)
 }
 

@@ -16,6 +16,52 @@ func (fl *flight) hopelessLocked() bool {
 func (fl *flight) join(f *forwarder, w waiter) {
 	fl.waiters = append(fl.waiters, w)
 	f.waiting++
+	if !fl.since.IsZero() {
+		return
+	}
+	fl.since = time.Now()
+	if fl.older = f.newest; fl.older != nil {
+		fl.older.newer = fl
+	} else {
+		f.oldest = fl
+	}
+	f.newest = fl
+}
+
+// unlistLocked takes a flight that nobody waits for any more off the list of the others.
+func (fl *flight) unlistLocked(f *forwarder) {
+	if fl.since.IsZero() {
+		return
+	}
+	if fl.newer != nil {
+		fl.newer.older = fl.older
+	} else {
+		f.newest = fl.older
+	}
+	if fl.older != nil {
+		fl.older.newer = fl.newer
+	} else {
+		f.oldest = fl.newer
+	}
+	fl.older, fl.newer, fl.since = nil, nil, time.Time{}
+}
+
+const (
+	// jostleAfter is how long a question may wait before it can lose its place to a new one, as with Unbound (jostle-timeout).
+	jostleAfter = 200 * time.Millisecond
+	tooMany     = "too many questions are waiting for upstream"
+)
+
+// jostleLocked ends the flight that clients have waited for longest, if that is long: names whose servers do not answer must not
+// take all places from those whose servers do. The caller delivers it after unlocking.
+func (f *forwarder) jostleLocked() *flight {
+	fl := f.oldest
+	if fl == nil || time.Since(fl.since) < jostleAfter {
+		return nil
+	}
+	fl.crowded = true
+	f.s.metrics.overload.Inc()
+	return f.finishLocked(fl, fl.fallback)
 }
 
 // leaveLocked takes everyone off the flight, which goes on for the cache's sake.
@@ -23,6 +69,7 @@ func (fl *flight) leaveLocked(f *forwarder) []waiter {
 	waiters := fl.waiters
 	fl.waiters = nil
 	f.waiting -= len(waiters)
+	fl.unlistLocked(f)
 	return waiters
 }
 
@@ -217,6 +264,7 @@ func (f *forwarder) finishLocked(fl *flight, answer []byte) *flight {
 		}
 	}
 	delete(f.flights, fl.key)
+	fl.unlistLocked(f)
 	if !fl.probe {
 		f.waiting -= len(fl.waiters)
 	}

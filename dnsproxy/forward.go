@@ -40,6 +40,10 @@ type flight struct {
 	next     time.Time // of the next step
 	deadline time.Time
 	cacheKey string    // where the answer is kept; "" for nowhere
+	since    time.Time // when its first client came; zero: nobody waits
+	crowded  bool      // ended for others to be asked
+	older    *flight   // in the list of those that clients wait for
+	newer    *flight
 	stale    *cached   // what clients get if there is no answer; nil for nothing
 	staleAt  time.Time // or if it does not come by then
 	by       string    // the server that answered
@@ -83,7 +87,9 @@ type forwarder struct {
 	closable []int              // descriptors to close once it is not
 	probes   map[string]*server // loop probes under way, by the key of their name
 	waiting  int                // clients in all flights
-	tcp      int                // streams open
+	oldest   *flight            // ends of the list of flights that clients wait for
+	newest   *flight
+	tcp      int // streams open
 	closing  bool
 	idle     chan struct{} // closed when closing and nothing is in flight
 	readers  sync.WaitGroup
@@ -103,10 +109,14 @@ func (f *forwarder) ask(w waiter, q *upstreamQuery) {
 		f.refuseLoop(w)
 		return
 	}
+	var jostled *flight
+	if f.waiting >= f.s.cfg.MaxForwards && !f.closing {
+		jostled = f.jostleLocked()
+	}
 	if f.waiting >= f.s.cfg.MaxForwards || f.closing {
 		f.mu.Unlock()
 		f.s.metrics.overload.Inc()
-		f.fail(w, dns.ExtendedErrorCodeNotReady, "too many questions are waiting for upstream", nil)
+		f.fail(w, dns.ExtendedErrorCodeNotReady, tooMany, nil)
 		return
 	}
 	fl := f.flights[q.key]
@@ -126,6 +136,7 @@ func (f *forwarder) ask(w waiter, q *upstreamQuery) {
 		late = fl.leaveLocked(f)
 	}
 	f.mu.Unlock()
+	f.deliver(jostled, nil)
 	f.deliverStale(fl, late)
 	f.deliver(done, nil)
 }

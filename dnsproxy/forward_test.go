@@ -291,6 +291,53 @@ func TestQuestionsAboveTheLimitAreRefusedAtOnce(t *testing.T) {
 	}
 }
 
+// TestADeadZoneLeavesRoomForOthers: questions that nobody answers fill all places, and one that is answered gets through.
+func TestADeadZoneLeavesRoomForOthers(t *testing.T) {
+	t.Parallel()
+	good := zone(t, example)
+	up := newUpstream(t, func(query []byte, via transport) [][]byte {
+		if bytes.Contains(query, []byte("\x04dead")) {
+			return nil
+		}
+		return good(query, via)
+	})
+	const places = 50
+	s := serve(t, Config{Upstreams: []netip.AddrPort{up.addr}, ForwardTimeout: 3 * patience, MaxForwards: places, CacheBytes: -1})
+	conn, err := net.Dial("udp", s.addr.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	for i := range places {
+		req, err := question(fmt.Sprintf("%d.dead", i), dns.TypeA).SetEdns0(1232, false).Pack()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := conn.Write(req); err != nil {
+			t.Fatal(err)
+		}
+	}
+	waitFor(t, func() bool { return s.Stats().Waiting == places })
+	waitFor(t, func() bool { // refused while nobody has waited for long
+		return brief(exchange(t, s.addr, overUDP, question("www.example.com", dns.TypeA))) == "NOERROR ra ["+example+"]"
+	})
+	if err := conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 2000)
+	n, err := conn.Read(buf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reply := new(dns.Msg)
+	if err := reply.Unpack(buf[:n]); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := reply.Question[0].Name+" "+brief(reply), "0.dead. SERVFAIL ra [] OPT EDE14"; got != want {
+		t.Errorf("who waited longest got %s, want %s", got, want)
+	}
+}
+
 func TestSplitForwarding(t *testing.T) {
 	other := newUpstream(t, zone(t, example))
 	corp := newUpstream(t, zone(t, "db.corp.example. 60 IN A 10.0.0.1"))
