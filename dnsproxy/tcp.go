@@ -15,12 +15,15 @@ import (
 // noDeadline is the zero time: wait as long as it takes.
 var noDeadline time.Time
 
-// Limits of TCP service (RFC 7766 section 6.2). Connections above the limit replace the one that has been idle longest.
+// Limits of TCP service (RFC 7766 section 6.2). Connections above the limit replace the one that has been idle
+// longest, or if all are busy the one that has waited longest for an answer: servers that do not answer must not lock out the names that
+// need none of them.
 const (
 	maxConnections = 256
 	maxPipelined   = 64               // questions of one connection in flight; then it is read no further
 	tcpIdle        = 20 * time.Second // without a question
 	tcpPatience    = 5 * time.Second  // for the rest of a message, and for a client to take an answer
+	tcpBusy        = jostleAfter      // a connection that waits no longer than this for an answer keeps its place
 )
 
 // tcpServer serves all TCP listeners.
@@ -85,16 +88,18 @@ func (ts *tcpServer) add(conn *net.TCPConn) {
 	})
 }
 
-// evictLocked closes the connection that has been idle longest; false if all are busy.
+// evictLocked closes the connection that has been idle longest, else the one that has waited longest for an answer; false if none has
+// waited for long.
 func (ts *tcpServer) evictLocked() bool {
 	var oldest *tcpConn
+	var oldestIdle bool
 	var since time.Time
 	for c := range ts.conns {
-		if idle, at := c.idle(); idle && (oldest == nil || at.Before(since)) {
-			oldest, since = c, at
+		if idle, at := c.idle(); oldest == nil || idle && !oldestIdle || idle == oldestIdle && at.Before(since) {
+			oldest, oldestIdle, since = c, idle, at
 		}
 	}
-	if oldest == nil {
+	if oldest == nil || !oldestIdle && time.Since(since) < tcpBusy {
 		return false
 	}
 	oldest.conn.Close()
@@ -132,7 +137,7 @@ type tcpConn struct {
 	slots chan struct{} // one taken per question in flight
 
 	mu      sync.Mutex // guards writing and everything below
-	active  time.Time  // of the last question
+	active  time.Time  // of the last answer, or of the first question since
 	pending int        // questions in flight
 	stopped bool       // read no more
 }
@@ -210,8 +215,9 @@ func (c *tcpConn) answer(buf *[]byte, n int, q *query, pending *sync.WaitGroup) 
 	return c.s.handle(t, (*buf)[:n], overTCP, func() replier {
 		c.slots <- struct{}{} // too many in flight: wait here, and thereby read no further
 		c.mu.Lock()
-		c.pending++
-		c.active = time.Now()
+		if c.pending++; c.pending == 1 {
+			c.active = time.Now()
+		}
 		c.mu.Unlock()
 		pending.Add(1)
 		return &tcpClient{conn: c, pending: pending}

@@ -164,6 +164,27 @@ func TestTCP(t *testing.T) {
 		sendTCP(t, conns[0], "forum")
 		receiveTCP(t, conns[0])
 	})
+	t.Run("above the limit, with all busy, the one that has waited longest makes room", func(t *testing.T) {
+		up := newUpstream(t, silent)
+		s := serve(t, Config{Upstreams: []netip.AddrPort{up.addr}, ForwardTimeout: 3 * patience}, forum(t))
+		for i := range maxConnections {
+			sendTCP(t, dialTCP(t, s), fmt.Sprintf("%d.example.com", i))
+		}
+		waitFor(t, func() bool { return s.Stats().Waiting == maxConnections })
+		query, err := question("forum", dns.TypeA).Pack()
+		if err != nil {
+			t.Fatal(err)
+		}
+		waitFor(t, func() bool { // refused while nobody has waited for long
+			conn := dialTCP(t, s)
+			defer conn.Close()
+			if writeFrame(conn, query) != nil {
+				return false
+			}
+			_, err := readFrame(conn)
+			return err == nil
+		})
+	})
 	t.Run("a broken frame ends the connection, not the server", func(t *testing.T) {
 		s := serve(t, Config{}, forum(t))
 		conn := dialTCP(t, s)
