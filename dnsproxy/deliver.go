@@ -2,6 +2,7 @@ package dnsproxy
 
 import (
 	"encoding/binary"
+	"time"
 
 	"github.com/miekg/dns"
 )
@@ -131,6 +132,7 @@ func (f *forwarder) send(w waiter, msg []byte, from source, box *outbox) {
 		w.trace.from = from
 	} else {
 		f.s.metrics.add(w.via, questionType(w.msg), msg, from)
+		f.s.metrics.waits[from].Observe(time.Duration(now() - w.since).Seconds())
 	}
 	box.send(w.to, msg)
 }

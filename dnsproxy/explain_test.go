@@ -92,10 +92,14 @@ func TestMetrics(t *testing.T) {
 	odd := question("forum", dns.TypeA)
 	odd.Opcode = dns.OpcodeStatus
 	exchange(t, s.addr, overUDP, odd)
+	versioned := question("forum", dns.TypeA).SetEdns0(1232, false)
+	versioned.IsEdns0().SetVersion(1)
+	exchange(t, s.addr, overUDP, versioned)
 	ask(t, s.addr, overUDP, []byte("x"), 20*time.Millisecond)
 	want := []string{
 		"wingman_dnsproxy_cache_entries 1", // the answer that had a TTL to go by
 		"wingman_dnsproxy_dropped_total 1",
+		"wingman_dnsproxy_queries_total rcode=BADVERS source=refused transport=udp type=A 1",
 		"wingman_dnsproxy_queries_total rcode=NOERROR source=cache transport=udp type=A 1",
 		"wingman_dnsproxy_queries_total rcode=NOERROR source=local transport=udp type=AAAA 1",
 		"wingman_dnsproxy_queries_total rcode=NOERROR source=mesh transport=tcp type=HTTPS 1",
@@ -106,8 +110,12 @@ func TestMetrics(t *testing.T) {
 		"wingman_dnsproxy_table_names 11",
 		"wingman_dnsproxy_upstream_duration_seconds upstream=" + up.addr.String() + " 2",
 		"wingman_dnsproxy_upstream_healthy upstream=" + up.addr.String() + " 1",
+		"wingman_dnsproxy_wait_seconds source=mesh 0",
+		"wingman_dnsproxy_wait_seconds source=refused 0",
+		"wingman_dnsproxy_wait_seconds source=stale 0",
+		"wingman_dnsproxy_wait_seconds source=upstream 2",
 	}
-	if diff := cmp.Diff(want, exposed(t, registry, metricQueries, metricDropped, metricTableNames, metricUpstreamTime, metricUpstreamUp, metricCacheEntries)); diff != "" {
+	if diff := cmp.Diff(want, exposed(t, registry, metricQueries, metricDropped, metricTableNames, metricUpstreamTime, metricUpstreamUp, metricCacheEntries, metricWait)); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
 	for _, line := range []string{

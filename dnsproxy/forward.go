@@ -17,7 +17,8 @@ type waiter struct {
 	limit int    // octets the client takes
 	via   transport
 	to    replier
-	trace *trace // nil unless somebody wants to know
+	trace *trace  // nil unless somebody wants to know
+	since instant // when it came
 }
 
 // replier sends an answer to one client. It must not block for long and may be used after the client is gone.
@@ -103,6 +104,7 @@ func newForwarder(s *Server, routes []*route) *forwarder {
 // ask takes a question upstream; w.to gets exactly one answer, whatever happens. It does not block. The query leaves with
 // the next flush, which the caller owes.
 func (f *forwarder) ask(w waiter, q *upstreamQuery) {
+	w.since = now()
 	f.mu.Lock()
 	if f.loopLocked(w, q) {
 		f.mu.Unlock()

@@ -2,6 +2,7 @@ package dnsproxy
 
 import (
 	"encoding/binary"
+	"slices"
 	"sync/atomic"
 
 	"github.com/miekg/dns"
@@ -17,6 +18,7 @@ const (
 	metricUpstreamFails  = "wingman_dnsproxy_upstream_failures_total"
 	metricUpstreamBogus  = "wingman_dnsproxy_upstream_bogus_total"
 	metricUpstreamUp     = "wingman_dnsproxy_upstream_healthy"
+	metricWait           = "wingman_dnsproxy_wait_seconds"
 	metricCacheEntries   = "wingman_dnsproxy_cache_entries"
 	metricCacheBytes     = "wingman_dnsproxy_cache_bytes"
 	metricTableNames     = "wingman_dnsproxy_table_names"
@@ -56,7 +58,7 @@ var (
 	countedTypes = [...]uint16{0, dns.TypeA, dns.TypeAAAA, dns.TypePTR, dns.TypeSRV, dns.TypeTXT, dns.TypeMX, dns.TypeHTTPS,
 		dns.TypeSOA, dns.TypeNS, dns.TypeCNAME, dns.TypeANY}
 	countedRcodes = [...]int{-1, dns.RcodeSuccess, dns.RcodeFormatError, dns.RcodeServerFailure, dns.RcodeNameError,
-		dns.RcodeNotImplemented, dns.RcodeRefused}
+		dns.RcodeNotImplemented, dns.RcodeRefused, dns.RcodeBadVers}
 )
 
 // typeIndex maps a query type to its place in countedTypes.
@@ -80,10 +82,22 @@ func (c *counters) add(via transport, qtype uint16, msg []byte, from source) {
 		typ = typeIndex[qtype]
 	}
 	rcode := 0
-	if r := int(msg[3] & rcodeMask); r <= dns.RcodeRefused {
+	switch r := int(msg[3] & rcodeMask); {
+	case r <= dns.RcodeRefused && from != fromRefused && from != fromUpstream: // no others have an extended one
 		rcode = r + 1
+	default:
+		rcode = 1 + slices.Index(countedRcodes[1:], extendedRcode(msg))
 	}
 	c.answers[via][typ][rcode][from].Add(1)
+}
+
+// extendedRcode is the response code of msg with the octet of it that an OPT has (RFC 6891 section 6.1.3).
+func extendedRcode(msg []byte) int {
+	rcode := int(msg[3] & rcodeMask)
+	if l, ok := walk(msg); ok && l.opt != 0 {
+		rcode |= int(msg[l.opt+5]) << 4
+	}
+	return rcode
 }
 
 // questionType is the type asked for in msg, 0 if there is none.
@@ -97,6 +111,9 @@ func questionType(msg []byte) uint16 {
 	return 0
 }
 
+// waitBuckets are upper bounds in seconds.
+var waitBuckets = []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5}
+
 // metrics is what the server shows to Prometheus.
 type metrics struct {
 	counters
@@ -104,19 +121,24 @@ type metrics struct {
 	overload prometheus.Counter
 	took     *prometheus.HistogramVec // by upstream
 	failures *prometheus.CounterVec   // by upstream and reason
+	waits    [sources]prometheus.Observer
+	waited   *prometheus.HistogramVec // by source; its observers are waits
 	bogus    prometheus.Counter
 
 	queries, drops, names, since, entries, bytes, healthy *prometheus.Desc
 }
 
 func newMetrics(stats func() Stats) *metrics {
-	return &metrics{
+	m := &metrics{
 		stats: stats,
+		waited: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: metricWait,
+			Help:    "Time that clients waited for answers that had to be asked for, by source. Answers at once are not in it.",
+			Buckets: waitBuckets}, []string{"source"}),
 		overload: prometheus.NewCounter(prometheus.CounterOpts{Name: metricOverload,
 			Help: "Questions answered SERVFAIL because too many were waiting for upstream."}),
 		took: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: metricUpstreamTime,
 			Help:    "Time from asking an upstream to its answer. Istio: dns_upstream_request_duration_seconds.",
-			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5}}, []string{"upstream"}),
+			Buckets: waitBuckets}, []string{"upstream"}),
 		failures: prometheus.NewCounterVec(prometheus.CounterOpts{Name: metricUpstreamFails,
 			Help: "Questions an upstream did not answer usefully, by reason. Istio: dns_upstream_failures_total."}, []string{"upstream", "reason"}),
 		bogus: prometheus.NewCounter(prometheus.CounterOpts{Name: metricUpstreamBogus,
@@ -130,6 +152,10 @@ func newMetrics(stats func() Stats) *metrics {
 		bytes:   prometheus.NewDesc(metricCacheBytes, "Memory of the cache.", nil, nil),
 		healthy: prometheus.NewDesc(metricUpstreamUp, "1 while an upstream answers and does not lead back to this agent.", []string{"upstream"}, nil),
 	}
+	for _, from := range []source{fromMesh, fromStale, fromUpstream, fromRefused} { // what ends a wait
+		m.waits[from] = m.waited.WithLabelValues(from.String())
+	}
+	return m
 }
 
 // Describe is the prometheus.Collector's.
@@ -140,6 +166,7 @@ func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
 	m.overload.Describe(ch)
 	m.bogus.Describe(ch)
 	m.took.Describe(ch)
+	m.waited.Describe(ch)
 	m.failures.Describe(ch)
 }
 
@@ -170,6 +197,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	m.overload.Collect(ch)
 	m.bogus.Collect(ch)
 	m.took.Collect(ch)
+	m.waited.Collect(ch)
 	m.failures.Collect(ch)
 }
 
@@ -198,6 +226,9 @@ func typeLabel(i int) string {
 func rcodeLabel(i int) string {
 	if i == 0 {
 		return "other"
+	}
+	if countedRcodes[i] == dns.RcodeBadVers {
+		return "BADVERS" // miekg/dns has BADSIG for the number
 	}
 	return dns.RcodeToString[countedRcodes[i]]
 }
