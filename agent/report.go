@@ -122,17 +122,20 @@ func (a *Agent) dnsReport() status.DNSReport {
 	return d
 }
 
-// identityTroubles is what of an identity somebody should look at. A certificate of which a quarter is left shows as a warning in its own state; at a tenth
-// the machine is degraded, whatever the last request said.
+// identityTroubles is what of an identity somebody should look at: each sentence that `wingman cert show` calls a problem. A certificate of which a quarter is
+// left is only noted, in the status itself; at a tenth the machine is degraded, whatever the last request said.
 func identityTroubles(id identity.State) (degraded []string) {
-	switch {
-	case id.LastError != "":
-		degraded = append(degraded, "identity: "+id.LastError)
-	case id.Serial != "" && id.Health == identity.Degraded:
-		degraded = append(degraded, "identity: the certificate is not renewed and ends at "+id.NotAfter.UTC().Format(time.RFC3339))
+	problems := []string{id.LastError, id.Copied, id.Clock, id.LifeProblem, id.RootProblem, id.StoreProblem, id.OutputProblem}
+	if id.LastError == "" && id.Serial != "" && id.Health == identity.Degraded {
+		problems[0] = "the certificate is not renewed and ends at " + id.NotAfter.UTC().Format(time.RFC3339)
 	}
-	if id.Copied != "" {
-		degraded = append(degraded, "identity: "+id.Copied)
+	for _, g := range id.Groups {
+		problems = append(problems, g.Problem)
+	}
+	for _, problem := range problems {
+		if problem != "" {
+			degraded = append(degraded, "identity: "+problem)
+		}
 	}
 	return degraded
 }

@@ -21,6 +21,12 @@ func TestWhatOfAnIdentityIsDegraded(t *testing.T) {
 		{"a tenth is left, and it is known why", identity.State{Serial: "1", NotAfter: end, Health: identity.Degraded, LastError: "no CA"}, "identity: no CA"},
 		{"no certificate yet, nothing failed yet", identity.State{Health: identity.Degraded}, ""},
 		{"copied, and refused", identity.State{LastError: "no CA", Copied: "of another machine"}, "identity: no CA; identity: of another machine"},
+		{"the clock is wrong", identity.State{Clock: "2 h behind"}, "identity: 2 h behind"},
+		{"certificates live too short", identity.State{LifeProblem: "for 5 s"}, "identity: for 5 s"},
+		{"the root file cannot be used", identity.State{RootProblem: "no PEM"}, "identity: no PEM"},
+		{"the store cannot be written", identity.State{StoreProblem: "disk full"}, "identity: disk full"},
+		{"the output folder does not follow", identity.State{OutputProblem: "of root"}, "identity: of root"},
+		{"one group of two has no copies", identity.State{Groups: []identity.GroupState{{Group: "a"}, {Group: "b", Problem: "no group b"}}}, "identity: no group b"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

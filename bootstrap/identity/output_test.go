@@ -236,6 +236,9 @@ func TestACorruptStoreFallsBackToTheGenerationBefore(t *testing.T) {
 		if n := l.log.count("generation put aside", "key.pem: no PEM block"); n != 1 {
 			t.Errorf("the log:\n%s", l.log)
 		}
+		if s := l.m.State(); !strings.Contains(s.StoreProblem, "generations/2: corrupt generation: key.pem: no PEM block") {
+			t.Errorf("the status: %q", s.StoreProblem)
+		}
 	})
 }
 

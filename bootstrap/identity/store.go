@@ -75,7 +75,7 @@ var (
 )
 
 // load returns the newest good generation of id, nil when there is none. A corrupt one is put aside for inspection, one of another
-// identity is left where it is. The error says why the store cannot be read or mended; a generation may come with it.
+// identity is left where it is. The error says what was corrupt, and why the store cannot be read or mended; a generation may come with it.
 func (s *store) load(id string, now time.Time) (*generation, error) {
 	var problems []error
 	if err := s.tidy(); err != nil {
@@ -100,7 +100,7 @@ func (s *store) load(id string, now time.Time) (*generation, error) {
 		switch {
 		case errors.Is(err, errCorrupt):
 			s.log.Warn("generation put aside", "generation", n, "error", err)
-			problems = append(problems, s.putAside(n))
+			problems = append(problems, err, s.putAside(n))
 			continue
 		case errors.Is(err, errSealed): // whole, and of use where its key is
 			s.log.Warn("generation cannot be opened", "generation", n, "error", err)

@@ -5,8 +5,24 @@ import (
 	"testing"
 	"time"
 
+	"wingman/agent/status"
 	"wingman/bootstrap/identity"
 )
+
+// The status notes a certificate of which little is left before that counts as degraded.
+func TestPrintStatusNotesACertificateNearItsEnd(t *testing.T) {
+	end := time.Date(2026, 11, 24, 11, 0, 0, 0, time.UTC)
+	for health, want := range map[identity.Health]string{
+		identity.Fine:    "identity   valid spiffe://a until 2026-11-24T11:00:00Z\n",
+		identity.Warning: "identity   valid spiffe://a until 2026-11-24T11:00:00Z, warning: little of its life is left and it is not renewed yet\n",
+	} {
+		var out strings.Builder
+		id := identity.State{Phase: identity.Valid, Health: health, SPIFFEID: "spiffe://a", NotAfter: end}
+		if err := printStatus(&out, status.Report{Identity: &id}); err != nil || !strings.Contains(out.String(), want) {
+			t.Errorf("%s: %v\n%s\nwant the line %s", health, err, out.String(), want)
+		}
+	}
+}
 
 // The time line names what brought the certificate, and each source of tokens that there is something to say about.
 func TestPrintIdentityNamesTheSources(t *testing.T) {

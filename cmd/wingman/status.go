@@ -11,6 +11,7 @@ import (
 
 	"wingman/agent"
 	"wingman/agent/status"
+	"wingman/bootstrap/identity"
 )
 
 func newStatus(o *options) *cobra.Command {
@@ -73,7 +74,11 @@ func printStatus(w io.Writer, r status.Report) error {
 		if id.NotAfter.IsZero() {
 			line("identity", "%s %s", id.Phase, id.SPIFFEID)
 		} else {
-			line("identity", "%s %s until %s", id.Phase, id.SPIFFEID, id.NotAfter.Format(time.RFC3339))
+			note := ""
+			if id.Health == identity.Warning {
+				note = ", " + string(id.Health) + ": little of its life is left and it is not renewed yet"
+			}
+			line("identity", "%s %s until %s%s", id.Phase, id.SPIFFEID, id.NotAfter.Format(time.RFC3339), note)
 		}
 	}
 	if x := r.XDS; x != nil {
