@@ -39,7 +39,7 @@ func (s *server) launch(ctx context.Context, dir string) error {
 	if s.dir != "" {
 		s.cmd.Dir = s.dir
 	}
-	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	return s.cmd.Start()
 }
 
@@ -98,7 +98,7 @@ func (s *server) stop() {
 		f()
 	}
 	s.ended = nil
-	_ = s.cmd.Process.Kill()
+	_ = syscall.Kill(-s.cmd.Process.Pid, syscall.SIGKILL) // its children too: pilot-agent has one in Envoy's place
 	_ = s.cmd.Wait()
 }
 
