@@ -62,9 +62,9 @@ const (
 	failedOverloaded                 // the CA asked for patience
 )
 
-// backoffs are, for each failure, the first pause and the longest one.
+// backoffs are, for each failure, the first pause and the longest one; where nobody answered, the spans over which they are spread.
 var backoffs = map[failure][2]time.Duration{
-	failedUnreachable: {500 * time.Millisecond, time.Minute},
+	failedUnreachable: {6 * time.Second, time.Minute},
 	failedInvalid:     {2 * time.Second, 2 * time.Minute},
 	failedRefused:     {2 * time.Second, 2 * time.Minute},
 	failedOverloaded:  {10 * time.Second, 5 * time.Minute},
@@ -174,18 +174,24 @@ func (p policy) expiringAt(l life) time.Time {
 	return l.notAfter.Add(-time.Duration(min(0.25, p.ratio/2) * float64(l.length())))
 }
 
-// pause is the back-off after the failure ev: doubled each time, spread over half to one and a half of itself, and the shortest over one to
-// two, so that a fleet that was refused at once does not come back at once. The less life is left, the shorter it gets (a quarter of what is
-// left), so that the last minute is used too; a CA that asked for patience gets it.
+// pause is the back-off after the failure ev: doubled each time, spread over half to one and a half of itself. Where nobody answered, which a whole fleet
+// may learn in one moment, it is spread over all of its span: a fleet that was refused at once does not come back at once. The less life is left, the
+// shorter it gets (a quarter of what is left), so that the last minute is used too; a CA that asked for patience gets it.
 func (p policy) pause(m machine, now time.Time, ev event) time.Duration {
 	first, longest := backoffs[ev.failure][0], backoffs[ev.failure][1]
 	d := longest
 	if n := m.failures - 1; n < 16 {
 		d = min(first<<n, longest)
 	}
-	d = max(time.Duration((0.5+ev.random)*float64(d)), time.Duration((1+ev.random)*float64(shortestPause)))
+	least := first // however little life is left
+	if ev.failure == failedUnreachable {
+		least = shortestPause
+		d = shortestPause + time.Duration(ev.random*float64(d))
+	} else {
+		d = time.Duration((0.5 + ev.random) * float64(d))
+	}
 	if left := m.life.notAfter.Sub(now); left > 0 && m.life != (life{}) {
-		d = min(d, max(left/4, first, shortestPause))
+		d = min(d, max(left/4, least))
 	}
 	return d
 }

@@ -127,15 +127,15 @@ func TestPauses(t *testing.T) {
 		failures int
 		min, max time.Duration // over all jitter
 	}{
-		{"fast at first", noLife, failedUnreachable, 1, time.Second, 2 * time.Second},
-		{"then doubled", noLife, failedUnreachable, 4, 2 * time.Second, 6 * time.Second},
-		{"at most a minute, spread", noLife, failedUnreachable, 12, 30 * time.Second, 90 * time.Second},
-		{"after a year of failures too", noLife, failedUnreachable, 1 << 20, 30 * time.Second, 90 * time.Second},
+		{"soon at first, and a fleet is spread", noLife, failedUnreachable, 1, time.Second, 7 * time.Second},
+		{"then doubled", noLife, failedUnreachable, 4, time.Second, 49 * time.Second},
+		{"over at most a minute", noLife, failedUnreachable, 12, time.Second, 61 * time.Second},
+		{"after a year of failures too", noLife, failedUnreachable, 1 << 20, time.Second, 61 * time.Second},
 		{"a dead credential is tried less often", noLife, failedRefused, 12, time.Minute, 3 * time.Minute},
 		{"an overloaded CA is left alone at first", noLife, failedOverloaded, 1, 5 * time.Second, 15 * time.Second},
 		{"and for longer", noLife, failedOverloaded, 12, 150 * time.Second, 450 * time.Second},
-		{"with much life left nothing changes", machine{life: testLife}, failedUnreachable, 12, 30 * time.Second, 90 * time.Second},
-		{"in the last minute it is a quarter of what is left", machine{life: life{testNow, testNow.Add(20 * time.Second)}}, failedUnreachable, 12, 5 * time.Second, 5 * time.Second},
+		{"with much life left nothing changes", machine{life: life{testNow, testNow.Add(time.Hour)}}, failedUnreachable, 12, time.Second, 61 * time.Second},
+		{"in the last minute it is at most a quarter of what is left", machine{life: life{testNow, testNow.Add(20 * time.Second)}}, failedUnreachable, 12, time.Second, 5 * time.Second},
 		{"but never a hot loop", machine{life: life{testNow, testNow.Add(time.Second)}}, failedUnreachable, 12, time.Second, time.Second},
 		{"an overloaded CA keeps its peace even then", machine{life: life{testNow, testNow.Add(time.Second)}}, failedOverloaded, 12, 10 * time.Second, 10 * time.Second},
 	}
