@@ -25,10 +25,8 @@ func identityConfig(c *bootstrap.Config, getenv func(string) string) identity.Co
 		AWSSTS:      getenv("AWS_ENDPOINT_URL_STS"),
 		AzureHost:   getenv("AZURE_POD_IDENTITY_AUTHORITY_HOST"),
 	}
-	sealKey := ""
 	if dir := getenv("CREDENTIALS_DIRECTORY"); filepath.IsAbs(dir) {
 		credentials.Systemd = filepath.Join(dir, systemdToken)
-		sealKey = filepath.Join(dir, identity.SealKey)
 	}
 	return identity.Config{
 		CAAddress:   c.CA.Address,
@@ -50,7 +48,7 @@ func identityConfig(c *bootstrap.Config, getenv func(string) string) identity.Co
 		Credentials: credentials,
 		RootFile:    c.Paths.RootCert,
 		Seal:        c.Identity.Seal,
-		SealKey:     sealKey,
+		SealKey:     filepath.Join(c.Root, identity.OpenKey),
 		RunDir:      c.Paths.RunDir,
 		StateDir:    c.Paths.StateDir,
 		OutputDir:   c.Paths.OutputCerts,

@@ -1,9 +1,11 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"fmt"
 
+	"wingman/agent/sealing"
 	"wingman/bootstrap"
 	"wingman/bootstrap/identity"
 )
@@ -33,4 +35,17 @@ func MakeGroupFolders(root string) error {
 		}
 	}
 	return errors.Join(failed...)
+}
+
+// OpenSealKey decrypts, as root, the key that seals the identity, for the group that the daemon runs as.
+func OpenSealKey(ctx context.Context, root string) error {
+	cfg, problems := bootstrap.Load(root)
+	if cfg == nil {
+		return problems.Err()
+	}
+	_, gid, err := proxyUser(cfg)
+	if err != nil {
+		return err
+	}
+	return sealing.Open(ctx, root, int(gid), sealing.System)
 }

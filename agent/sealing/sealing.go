@@ -1,8 +1,9 @@
 // Package sealing makes and removes the key that seals the identity at rest (`wingman cert seal`, `unseal`), as root.
 //
 // The key is random and made once. systemd-creds encrypts it to this machine (its TPM 2 where there is one, else systemd's host key), and a drop-in has the
-// agent's unit get it (LoadCredentialEncrypted=): the agent, which is not root, never sees what encrypted it. Whether the identity is sealed is not decided here
-// but by setting identity.seal. Nothing here touches the store.
+// agent's unit decrypt it as root (Open): the agent, which is not root, never sees what encrypted it. It is not LoadCredentialEncrypted=, since a key that cannot
+// be decrypted would keep the unit from starting, and the agent from saying so. Whether the identity is sealed is not decided here but by setting identity.seal.
+// Only Discard touches the store.
 package sealing
 
 import (
@@ -30,7 +31,10 @@ const (
 
 const dropInText = `# Made by wingman cert seal: the key that seals the identity at rest (setting identity.seal).
 [Service]
-LoadCredentialEncrypted=` + identity.SealKey + ":" + keyFile + "\n"
+# The unit's devices are closed; root's step may use the TPM.
+DeviceAllow=/dev/tpmrm0 rw
+ExecStartPre=+-/usr/bin/wingman cert open-key
+`
 
 // Run runs a program with this input and returns its standard output.
 type Run func(ctx context.Context, input []byte, argv ...string) ([]byte, error)
@@ -72,9 +76,56 @@ func Seal(ctx context.Context, root string, run Run, say func(string)) error {
 	if _, err := run(ctx, nil, "systemctl", "daemon-reload"); err != nil {
 		return err
 	}
-	say("unit: gets the key by " + dropIn)
+	say("unit: decrypts the key by " + dropIn)
 	say("next: set identity.seal: true in /etc/wingman/wingman.yaml, then systemctl restart wingman")
 	return nil
+}
+
+// Open leaves the key, decrypted, on a tmpfs for the group that the agent runs as. Where that fails no key of before is left there.
+func Open(ctx context.Context, root string, gid int, run Run) error {
+	out := filepath.Join(root, identity.OpenKey)
+	if err := os.Remove(out); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	secret, err := decrypt(ctx, root, run)
+	if err != nil {
+		return err
+	}
+	if err := identity.MakeMachineDir(root); err != nil {
+		return err
+	}
+	if err := write(out, secret, 0o755, 0o400); err != nil {
+		return err
+	}
+	if err := os.Lchown(out, -1, gid); err != nil {
+		return err
+	}
+	return os.Chmod(out, 0o440)
+}
+
+// decrypt is the key in the clear.
+func decrypt(ctx context.Context, root string, run Run) ([]byte, error) {
+	if _, err := os.Stat(filepath.Join(root, keyFile)); err != nil {
+		return nil, err
+	}
+	secret, err := run(ctx, nil, "systemd-creds", "decrypt", "--name="+identity.SealKey, filepath.Join(root, keyFile), "-")
+	if err != nil {
+		return nil, fmt.Errorf("the key that seals the identity cannot be decrypted on this machine: %w", err)
+	}
+	return secret, nil
+}
+
+// Discard gives up what no key here opens, so that Unseal can go on: the identity, or the copy of a token, of a key that is lost.
+func Discard(ctx context.Context, root string, run Run, say func(string)) error {
+	secret, err := decrypt(ctx, root, run)
+	if err != nil {
+		say("key: " + err.Error())
+	}
+	gone, err := identity.Discard(bootstrap.DefaultPaths(root).StateDir, secret)
+	for _, path := range gone {
+		say("discarded: " + path)
+	}
+	return err
 }
 
 // Unseal removes both again. It refuses while anything is sealed: that would be lost.
@@ -85,10 +136,10 @@ func Unseal(ctx context.Context, root string, run Run, say func(string)) error {
 		return err
 	}
 	if len(sealed) > 0 {
-		return fmt.Errorf("%d files are sealed with the key, %s for one: set identity.seal: false, systemctl restart wingman, and run this again",
+		return fmt.Errorf("%d files are sealed with the key, %s for one: set identity.seal: false, systemctl restart wingman, and run this again; if their key is lost, run it with --discard",
 			len(sealed), sealed[0])
 	}
-	for _, path := range []string{dropIn, keyFile} {
+	for _, path := range []string{dropIn, keyFile, identity.OpenKey} {
 		if err := os.Remove(filepath.Join(root, path)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}

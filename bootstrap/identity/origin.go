@@ -4,9 +4,22 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
+	"os"
 	"path/filepath"
 	"strings"
 )
+
+// machineDir is root's, on a tmpfs: what the agent is told of this machine by the step of its unit that is root.
+const machineDir = "/run/wingman-machine"
+
+// MakeMachineDir makes that folder below root, which others may enter.
+func MakeMachineDir(root string) error {
+	dir := filepath.Join(root, machineDir)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	return os.Chmod(dir, 0o755) // whatever the umask
+}
 
 // A Machine tells one machine from its copies. Each part is a hash of what it names that is this program's alone, as systemd's sd_id128_get_machine_app_specific does
 // it: machine ids are not for others to read. "" means not known.

@@ -13,8 +13,11 @@ import (
 	"sync"
 )
 
-// SealKey is the name of the key among the unit's credentials: 32 bytes in hexadecimal.
+// SealKey is the name that the key is encrypted under: 32 bytes in hexadecimal.
 const SealKey = "wingman-seal-key"
+
+// OpenKey is where root leaves the key, decrypted, for the agent.
+const OpenKey = machineDir + "/seal-key"
 
 // sealMark begins a sealed file. What follows is a nonce and the content under AES-256-GCM, bound to the file's name.
 const sealMark = "wingman-sealed-1\n"
@@ -22,7 +25,7 @@ const sealMark = "wingman-sealed-1\n"
 // errSealed means that a file is sealed and cannot be opened here. It is whole, and stays where it is.
 var errSealed = errors.New("sealed")
 
-// A sealer seals the private key and the copy of the token at rest. The key comes from systemd, which has it sealed by the TPM or by a key of this host: a store that is
+// A sealer seals the private key and the copy of the token at rest. The key comes from root, who has it encrypted by the TPM or by a key of this host: a store that is
 // copied elsewhere is of no use there. nil seals nothing and opens nothing.
 type sealer struct {
 	on   bool   // what is written is sealed
@@ -37,29 +40,41 @@ type sealer struct {
 func (s *sealer) ready() (cipher.AEAD, error) {
 	s.once.Do(func() {
 		if s.file == "" {
-			s.why = fmt.Errorf("the unit has no key (credential %s)", SealKey)
+			s.why = fmt.Errorf("the unit has no key (credential %s, which is missing or not this machine's)", SealKey)
 			return
 		}
 		text, _, err := readRegular(s.file, 4<<10)
 		if errors.Is(err, fs.ErrNotExist) {
-			s.why = fmt.Errorf("the unit has no key (credential %s)", SealKey)
+			s.why = fmt.Errorf("the unit has no key (credential %s, which is missing or not this machine's)", SealKey)
 			return
 		}
-		key := make([]byte, 32)
-		if n, bad := hex.Decode(key, bytes.TrimSpace(text)); err == nil && (bad != nil || n != len(key)) || len(bytes.TrimSpace(text)) != 64 {
-			err = errors.Join(err, errors.New("it is no key: expected 64 hexadecimal digits"))
+		if err == nil {
+			s.aead, err = parseSealKey(text)
 		}
 		if err != nil {
 			s.why = fmt.Errorf("credential %s: %w", SealKey, err)
-			return
 		}
-		block, err := aes.NewCipher(key)
-		if err == nil {
-			s.aead, err = cipher.NewGCMWithRandomNonce(block)
-		}
-		s.why = err
 	})
 	return s.aead, s.why
+}
+
+func parseSealKey(text []byte) (cipher.AEAD, error) {
+	key, err := hex.DecodeString(string(bytes.TrimSpace(text)))
+	if err != nil || len(key) != 32 {
+		return nil, errors.New("it is no key: expected 64 hexadecimal digits")
+	}
+	block, err := aes.NewCipher(key)
+	if err != nil {
+		return nil, err
+	}
+	return cipher.NewGCMWithRandomNonce(block)
+}
+
+// sealerOf opens with a key that is at hand.
+func sealerOf(text []byte) *sealer {
+	s := &sealer{}
+	s.once.Do(func() { s.aead, s.why = parseSealKey(text) })
+	return s
 }
 
 // seal is content as it is written under that name.
@@ -112,6 +127,42 @@ func Sealed(stateDir string) (list []string, err error) {
 		}
 	}
 	return list, nil
+}
+
+// Discard removes what is sealed below stateDir and is not opened by this key (nil: by none): whole generations, and the copy of the token. It is for root: nothing outside
+// stateDir is touched, whatever its owner has put there.
+func Discard(stateDir string, key []byte) (gone []string, err error) {
+	list, err := Sealed(stateDir)
+	if err != nil || len(list) == 0 {
+		return nil, err
+	}
+	root, err := os.OpenRoot(stateDir)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	s := sealerOf(key)
+	for _, path := range list {
+		data, _, err := readRegular(path, maxPEMSize)
+		if err != nil {
+			return gone, err
+		}
+		if _, err := s.open(filepath.Base(path), data); !errors.Is(err, errSealed) {
+			continue
+		}
+		if filepath.Base(path) == keyFile {
+			path = filepath.Dir(path)
+		}
+		name, err := filepath.Rel(stateDir, path)
+		if err == nil {
+			err = root.RemoveAll(name)
+		}
+		if err != nil {
+			return gone, err
+		}
+		gone = append(gone, path)
+	}
+	return gone, nil
 }
 
 // rewrite has the store that was read written anew when its form is not the settings'. Then what has the other form goes: nothing stays behind in the clear,

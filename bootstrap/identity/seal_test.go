@@ -136,8 +136,8 @@ func TestAStoreWhoseKeyIsMissing(t *testing.T) {
 		lose func(l *lab)
 		want string
 	}{
-		{"the key is missing", func(l *lab) { l.cfg.SealKey = "" }, "key.pem: it is sealed and the unit has no key (credential wingman-seal-key): bring back /etc/credstore.encrypted/wingman-seal-key and the unit's drop-in, or a fresh token"},
-		{"its file is", func(l *lab) { os.Remove(l.cfg.SealKey) }, "key.pem: it is sealed and the unit has no key (credential wingman-seal-key): bring back"},
+		{"the key is missing", func(l *lab) { l.cfg.SealKey = "" }, "key.pem: it is sealed and the unit has no key (credential wingman-seal-key, which is missing or not this machine's): bring back /etc/credstore.encrypted/wingman-seal-key and the unit's drop-in, or a fresh token"},
+		{"its file is", func(l *lab) { os.Remove(l.cfg.SealKey) }, "key.pem: it is sealed and the unit has no key (credential wingman-seal-key, which is missing or not this machine's): bring back"},
 		{"another machine's", func(l *lab) { l.newSealKey(2) }, "key.pem: it is sealed with another key: the store is a copy of another machine's, or the key was made anew; a fresh token is needed"},
 		{"no key at all", func(l *lab) { putFile(l.t, l.cfg.SealKey, "secret") }, "key.pem: it is sealed and credential wingman-seal-key: it is no key: expected 64 hexadecimal digits"},
 	}
@@ -261,4 +261,33 @@ func TestASealedKeyIsNotCopiedForGroupsOnADisk(t *testing.T) {
 			t.Errorf("groups: %+v", s.Groups)
 		}
 	})
+}
+
+// What a key that is at hand opens is not given up.
+func TestDiscard(t *testing.T) {
+	state, keys := t.TempDir(), [][]byte{bytes.Repeat([]byte("0a"), 32), bytes.Repeat([]byte("0b"), 32)}
+	for i, key := range keys {
+		s := sealerOf(key)
+		s.on = true
+		sealed, err := s.seal(keyFile, []byte("secret"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		putFile(t, filepath.Join(state, storeName, generationsDir, string(rune('1'+i)), keyFile), string(sealed))
+	}
+	outside := t.TempDir()
+	putFile(t, filepath.Join(outside, "9", keyFile), sealMark)
+	if err := os.Symlink(outside, filepath.Join(state, storeName, corruptDir)); err != nil {
+		t.Fatal(err)
+	}
+	gone, err := Discard(state, keys[0])
+	if err == nil || len(gone) != 1 || !strings.HasSuffix(gone[0], "generations/2") {
+		t.Errorf("gone %q, %v: want the generation of the other key, and a refusal to leave the folder", gone, err)
+	}
+	if _, err := os.Stat(filepath.Join(outside, "9", keyFile)); err != nil {
+		t.Error(err)
+	}
+	if list, _ := Sealed(state); len(list) != 2 {
+		t.Errorf("left: %q", list)
+	}
 }

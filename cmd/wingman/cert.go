@@ -44,15 +44,15 @@ func newCert(o *options) *cobra.Command {
 				return sealing.Seal(cmd.Context(), o.root, sealing.System, say(cmd))
 			},
 		},
-		&cobra.Command{
-			Use:   "unseal",
-			Short: "Remove that key again, once nothing is sealed with it (root)",
-			Args:  cobra.NoArgs,
-			RunE: func(cmd *cobra.Command, _ []string) error {
-				return sealing.Unseal(cmd.Context(), o.root, sealing.System, say(cmd))
-			},
-		},
+		newUnseal(o),
 		// What the unit runs as root before the daemon.
+		&cobra.Command{
+			Use:    "open-key",
+			Short:  "Decrypt the key that seals the identity, for the daemon",
+			Hidden: true,
+			Args:   cobra.NoArgs,
+			RunE:   func(cmd *cobra.Command, _ []string) error { return agent.OpenSealKey(cmd.Context(), o.root) },
+		},
 		&cobra.Command{
 			Use:    "folders",
 			Short:  "Make the folders that the groups of identity.groups get their copies in",
@@ -61,6 +61,25 @@ func newCert(o *options) *cobra.Command {
 			RunE:   func(*cobra.Command, []string) error { return agent.MakeGroupFolders(o.root) },
 		},
 	)
+}
+
+func newUnseal(o *options) *cobra.Command {
+	discard := false
+	c := &cobra.Command{
+		Use:   "unseal",
+		Short: "Remove that key again, once nothing is sealed with it (root)",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if discard {
+				if err := sealing.Discard(cmd.Context(), o.root, sealing.System, say(cmd)); err != nil {
+					return err
+				}
+			}
+			return sealing.Unseal(cmd.Context(), o.root, sealing.System, say(cmd))
+		},
+	}
+	c.Flags().BoolVar(&discard, "discard", false, "give up what was sealed with a key that is lost, first")
+	return c
 }
 
 func showIdentity(cmd *cobra.Command, o *options, r status.Report) error {

@@ -30,7 +30,7 @@ purge)
 		esac
 	done
 	rmdir --ignore-fail-on-non-empty /etc/certs 2>/dev/null || true
-	rm -rf /var/lib/wingman /run/wingman /run/wingman-proxy /run/wingman-guard
+	rm -rf /var/lib/wingman /run/wingman /run/wingman-proxy /run/wingman-guard /run/wingman-machine
 	if [ -d /etc/wingman ]; then rmdir --ignore-fail-on-non-empty /etc/wingman; fi
 	;;
 0) ;;

@@ -54,6 +54,49 @@ func TestASealedIdentityIsOfNoUseElsewhere(t *testing.T) {
 		t.Errorf("after a reboot the certificate is %s, want %s", got, before)
 	}
 
+	// A key that cannot be decrypted, or is gone, keeps nothing from starting: it is said, and a token does what it can.
+	m.Run("systemctl", "stop", "wingman.service")
+	for _, lose := range []string{
+		"cp /var/lib/systemd/credential.secret /root/secret && rm /var/lib/systemd/credential.secret && systemd-creds setup",
+		"mv /etc/credstore.encrypted/wingman-seal-key /root/key",
+	} {
+		m.Sh("rm -rf /run/wingman/identity; rm -f /var/lib/wingman/identity/token /run/secrets/tokens/istio-token; " + lose)
+		m.Run("systemctl", "start", "wingman.service")
+		m.waitActive("wingman.service")
+		m.await("the sentence after "+lose, func() bool {
+			out, _ := m.Try("wingman", "cert", "show")
+			return strings.Contains(out, "the unit has no key (credential wingman-seal-key, which is missing or not this machine's)")
+		})
+		if out, err := m.Try("wingman", "cert", "unseal"); err == nil || !strings.Contains(err.Error(), "--discard") {
+			t.Errorf("unseal says %s, %v", out, err)
+		}
+		m.token()
+		m.await("the join by a token", func() bool {
+			out, _ := m.Try("wingman", "cert", "show")
+			return strings.Contains(out, "state        valid")
+		})
+		m.Run("systemctl", "stop", "wingman.service")
+	}
+	m.Sh("mv /root/secret /var/lib/systemd/credential.secret; mv /root/key /etc/credstore.encrypted/wingman-seal-key")
+	m.Run("systemctl", "start", "wingman.service")
+	m.waitActive("wingman.service")
+	m.await("the certificate with its key back", func() bool {
+		out, _ := m.Try("wingman", "cert", "show")
+		return strings.Contains(out, "state        valid") && strings.Contains(out, before)
+	})
+
+	// A token that systemd gives may go away.
+	m.Sh("mkdir -p /etc/credstore && cp /run/secrets/tokens/istio-token /etc/credstore/istio-token && printf '[Service]\nLoadCredential=istio-token\n' >/etc/systemd/system/wingman.service.d/token.conf && systemctl daemon-reload")
+	m.Run("systemctl", "restart", "wingman.service")
+	m.Run("test", "-s", "/run/credentials/wingman.service/istio-token")
+	m.Run("rm", "/etc/credstore/istio-token")
+	m.Run("systemctl", "restart", "wingman.service")
+	m.waitActive("wingman.service")
+	if out, err := m.Try("test", "-e", "/run/credentials/wingman.service/istio-token"); err == nil {
+		t.Errorf("the token is still there: %s", out)
+	}
+	m.Sh("rm /etc/systemd/system/wingman.service.d/token.conf; rm -f /run/secrets/tokens/istio-token /var/lib/wingman/identity/token; systemctl daemon-reload")
+
 	// The same disk with another host key is another machine.
 	m.Run("systemctl", "stop", "wingman.service")
 	m.Sh("rm -rf /run/wingman/identity /var/lib/systemd/credential.secret && systemd-creds setup && rm /etc/credstore.encrypted/wingman-seal-key && wingman cert seal")
@@ -74,10 +117,13 @@ func TestASealedIdentityIsOfNoUseElsewhere(t *testing.T) {
 		t.Error("the certificate of the other machine is in use")
 	}
 
-	// Off again.
+	// Off again. What the first key sealed is lost with it.
 	m.Sh("sed -i '/seal: true/d' " + settingsFile)
 	m.Run("systemctl", "restart", "wingman.service")
 	m.await("the store in the clear", func() bool { _, err := m.Try("wingman", "cert", "unseal"); return err == nil })
+	if out, err := m.Try("ls", "/run/wingman-machine/seal-key"); err == nil {
+		t.Errorf("the key is left: %s", out)
+	}
 	m.await("the links", func() bool {
 		return strings.HasPrefix(m.Sh("readlink -f /etc/certs/key.pem"), "/var/lib/wingman/identity/")
 	})
