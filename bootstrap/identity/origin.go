@@ -4,6 +4,8 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -24,28 +26,61 @@ func MakeMachineDir(root string) error {
 // A Machine tells one machine from its copies. Each part is a hash of what it names that is this program's alone, as systemd's sd_id128_get_machine_app_specific does
 // it: machine ids are not for others to read. "" means not known.
 type Machine struct {
-	Product  string `json:"product,omitempty"`   // DMI's product UUID; root may read it, others most often not
+	Product  string `json:"product,omitempty"`   // DMI's product UUID, which root alone may read
 	Instance string `json:"instance,omitempty"`  // cloud-init's instance id: a copy of a disk becomes another instance
 	ID       string `json:"machineId,omitempty"` // /etc/machine-id
 }
 
-// ReadMachine is the machine whose files lie below root.
+const (
+	productUUID = "/sys/class/dmi/id/product_uuid" // 0400: root's
+	productHash = machineDir + "/product"          // ours of it, for everybody
+)
+
+// ReadMachine is the machine whose files lie below root. Who is not root knows the product by what LeaveProduct left.
 func ReadMachine(root string) Machine {
-	read := func(path string) string {
-		data, _, err := readRegular(filepath.Join(root, path), 4<<10)
-		text := strings.TrimSpace(string(data))
-		if err != nil || text == "" || text == "uninitialized" {
-			return ""
+	m := Machine{
+		Product:  hashOf(root, productUUID),
+		Instance: hashOf(root, "/var/lib/cloud/data/instance-id"),
+		ID:       hashOf(root, "/etc/machine-id"),
+	}
+	if data, _, err := readRegular(filepath.Join(root, productHash), 4<<10); err == nil && m.Product == "" {
+		if h, err := hex.DecodeString(strings.TrimSpace(string(data))); err == nil && len(h) == hashSize {
+			m.Product = hex.EncodeToString(h)
 		}
-		h := hmac.New(sha256.New, []byte(text))
-		h.Write([]byte("wingman: origin of an identity"))
-		return hex.EncodeToString(h.Sum(nil)[:16])
 	}
-	return Machine{
-		Product:  read("/sys/class/dmi/id/product_uuid"),
-		Instance: read("/var/lib/cloud/data/instance-id"),
-		ID:       read("/etc/machine-id"),
+	return m
+}
+
+// LeaveProduct leaves, as root, the hash of the product UUID for ReadMachine. A machine that has none loses nothing.
+func LeaveProduct(root string) error {
+	path, sum := filepath.Join(root, productHash), hashOf(root, productUUID)
+	if sum == "" {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		return nil
 	}
+	if err := MakeMachineDir(root); err != nil {
+		return err
+	}
+	if err := os.WriteFile(path, []byte(sum+"\n"), 0o644); err != nil {
+		return err
+	}
+	return os.Chmod(path, 0o444) // whatever the umask
+}
+
+const hashSize = 16
+
+// hashOf is this program's hash of what a file says, "" when it says nothing or cannot be read.
+func hashOf(root, path string) string {
+	data, _, err := readRegular(filepath.Join(root, path), 4<<10)
+	text := strings.TrimSpace(string(data))
+	if err != nil || text == "" || text == "uninitialized" {
+		return ""
+	}
+	h := hmac.New(sha256.New, []byte(text))
+	h.Write([]byte("wingman: origin of an identity"))
+	return hex.EncodeToString(h.Sum(nil)[:hashSize])
 }
 
 // isOther reports whether now is another machine than before: the first part that is known of both decides, so that a machine id that was made anew is no other

@@ -55,6 +55,48 @@ func TestReadMachine(t *testing.T) {
 	}
 }
 
+// TestTheProductIsKnownToOthers has root leave a hash of the product UUID, which the agent may not read. The commonest copy, a virtual machine's clone, differs in nothing else.
+func TestTheProductIsKnownToOthers(t *testing.T) {
+	root := t.TempDir()
+	if err := LeaveProduct(root); err != nil {
+		t.Fatal(err)
+	}
+	const uuid = "0F1E2D3C-4B5A-6978-8796-A5B4C3D2E1F0"
+	file, hash := filepath.Join(root, productUUID), filepath.Join(root, productHash)
+	putFile(t, file, uuid+"\n")
+	asRoot := ReadMachine(root)
+	if len(asRoot.Product) != 32 {
+		t.Fatalf("%+v", asRoot)
+	}
+	for range 2 { // each start does it
+		if err := LeaveProduct(root); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if info, err := os.Stat(hash); err != nil || info.Mode().Perm() != 0o444 {
+		t.Errorf("%v, %v", info, err)
+	}
+	if text, _ := os.ReadFile(hash); strings.Contains(strings.ToUpper(string(text)), uuid[:8]) {
+		t.Errorf("the UUID is told: %s", text)
+	}
+	os.Remove(file) // as it is for who may not read it
+	if m := ReadMachine(root); m != asRoot {
+		t.Errorf("the agent knows %+v, want %+v", m, asRoot)
+	}
+	for _, text := range []string{"", "zz", asRoot.Product + "00", uuid} {
+		putFile(t, hash, text)
+		if m := ReadMachine(root); m.Product != "" {
+			t.Errorf("%q gives %q", text, m.Product)
+		}
+	}
+	if err := LeaveProduct(root); err != nil { // another machine, which has none
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(hash); !os.IsNotExist(err) {
+		t.Errorf("it is left: %v", err)
+	}
+}
+
 // TestAClonedDiskIsNoticed is an image made of a machine that had joined. Its copies work, have keys of their own at once, and say what they are until somebody gives them
 // a token.
 func TestAClonedDiskIsNoticed(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"wingman/agent"
 	"wingman/agent/sealing"
 	"wingman/agent/status"
+	"wingman/bootstrap/identity"
 )
 
 func newCert(o *options) *cobra.Command {
@@ -55,10 +56,12 @@ func newCert(o *options) *cobra.Command {
 		},
 		&cobra.Command{
 			Use:    "folders",
-			Short:  "Make the folders that the groups of identity.groups get their copies in",
+			Short:  "Make the folders that the groups of identity.groups get their copies in, and tell the daemon which machine this is",
 			Hidden: true,
 			Args:   cobra.NoArgs,
-			RunE:   func(*cobra.Command, []string) error { return agent.MakeGroupFolders(o.root) },
+			RunE: func(*cobra.Command, []string) error {
+				return errors.Join(identity.LeaveProduct(o.root), agent.MakeGroupFolders(o.root))
+			},
 		},
 	)
 }

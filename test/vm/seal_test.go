@@ -17,6 +17,14 @@ func TestASealedIdentityIsOfNoUseElsewhere(t *testing.T) {
 		return strings.Contains(out, "state        valid")
 	})
 	before := m.serial()
+	// The agent, which is not root, tells this machine from a copy of it by its product UUID, where it has one.
+	if out := m.Sh("cd /run/wingman-machine 2>/dev/null && stat -c '%a %U' . product; cat /sys/class/dmi/id/product_uuid 2>/dev/null || true"); out != "" {
+		if !strings.HasPrefix(out, "755 root\n444 root\n") || !strings.Contains(m.Sh("cat /var/lib/wingman/identity/current/meta.json"), `"product": "`+m.Sh("cat /run/wingman-machine/product")+`"`) {
+			t.Errorf("the product: %s", out)
+		}
+	} else {
+		t.Log("this machine has no product UUID")
+	}
 
 	said := m.Run("wingman", "cert", "seal")
 	if !strings.Contains(said, "encrypted to this machine") || !strings.Contains(said, "identity.seal: true") {
