@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -198,6 +199,55 @@ func TestADiskThatFailsCostsPersistenceOnly(t *testing.T) {
 		l.pass(longestSleep)
 		if s := l.m.State(); l.onDisk() != second || s.StoreProblem != "" {
 			t.Errorf("on disk %s, problem %q; want what is in use once there is room", l.onDisk(), s.StoreProblem)
+		}
+	})
+}
+
+// A generation that cannot be removed is said, and is no reason to write another one each turn, nor to keep the others.
+func TestAStoreThatCannotPruneDoesNotGrow(t *testing.T) {
+	inLab(t, func(t *testing.T, l *lab) {
+		var broken atomic.Bool
+		l.disk.rename = func(from, to string) error {
+			if broken.Load() && filepath.Base(to) == "old-1" {
+				return syscall.EIO
+			}
+			return systemDisk.rename(from, to)
+		}
+		generations := filepath.Join(l.vm.state, storeName, generationsDir)
+		check := func(want ...string) {
+			t.Helper()
+			var got []string
+			entries, err := os.ReadDir(generations)
+			for _, e := range entries {
+				got = append(got, e.Name())
+			}
+			if err != nil || !slices.Equal(got, want) {
+				t.Errorf("generations %q, %v; want %q", got, err, want)
+			}
+		}
+		renew := func() {
+			t.Helper()
+			if err := l.m.Renew(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			l.pass(3 * longestSleep)
+		}
+		l.start()
+		broken.Store(true)
+		renew()
+		renew()
+		check("1", "2", "3")
+		renew()
+		check("1", "3", "4")
+		s := l.m.State()
+		if !strings.Contains(s.StoreProblem, "old generations stay: ") || l.onDisk() != s.Serial {
+			t.Errorf("problem %q, on disk %s, in use %s", s.StoreProblem, l.onDisk(), s.Serial)
+		}
+		broken.Store(false)
+		renew()
+		check("4", "5")
+		if s := l.m.State(); s.StoreProblem != "" {
+			t.Errorf("still %q", s.StoreProblem)
 		}
 	})
 }

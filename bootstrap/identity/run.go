@@ -284,7 +284,8 @@ func (r *runner) use(c *Certificate, roots anchors, now time.Time) {
 	if c != nil {
 		c = c.withRoots(encodeCertificates(roots.pruned(now).certs()))
 		err := r.store.save(c, roots)
-		if r.unsaved = err != nil; r.unsaved {
+		r.unsaved = err != nil && !errors.Is(err, errUnpruned) // another generation would be one more that stays
+		if err != nil {
 			r.storeFailed(err)
 		} else {
 			r.said.StoreProblem = ""

@@ -31,7 +31,7 @@ type State struct {
 	RootProblem   string       `json:"rootProblem,omitempty"` // the root file cannot be used
 	StoreDir      string       `json:"storeDir"`
 	Sealed        bool         `json:"sealed,omitempty"`       // key and token at rest are
-	StoreProblem  string       `json:"storeProblem,omitempty"` // the certificate in use is not on disk
+	StoreProblem  string       `json:"storeProblem,omitempty"` // the certificate in use is not on disk, or what was there is corrupt or cannot be removed
 	OutputDir     string       `json:"outputDir,omitempty"`
 	OutputProblem string       `json:"outputProblem,omitempty"` // OutputDir does not follow
 	Groups        []GroupState `json:"groups,omitempty"`        // who else may read copies

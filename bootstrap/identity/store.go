@@ -72,6 +72,7 @@ type metaRoot struct {
 var (
 	errCorrupt  = errors.New("corrupt generation")
 	errOtherOne = errors.New("generation of another identity")
+	errUnpruned = errors.New("old generations stay") // the new one is in place
 )
 
 // load returns the newest good generation of id, nil when there is none. A corrupt one is put aside for inspection, one of another
@@ -122,7 +123,7 @@ func (s *store) load(id string, now time.Time) (*generation, error) {
 	return nil, s.explain(problems)
 }
 
-// save writes a new generation and switches to it in one step: whatever stops it, key and chain on disk match.
+// save writes a new generation and switches to it in one step: whatever stops it, key and chain on disk match. With errUnpruned it is saved all the same.
 func (s *store) save(c *Certificate, roots anchors) error {
 	numbers, err := s.numbers()
 	if err != nil {
@@ -211,20 +212,25 @@ func (s *store) linked() int {
 	return n
 }
 
-// prune removes all but the newest generations. One is renamed first: half of it must not look like a corrupt one.
+// prune removes all but the newest generations. One is renamed first: half of it must not look like a corrupt one. What fails is said, and tried again by the
+// next save; the others go all the same.
 func (s *store) prune(numbers []int) error {
 	slices.Sort(numbers)
+	var problems []error
 	for _, n := range numbers[:max(0, len(numbers)-keptGenerations)] {
-		old := s.path(generationsDir, "old-"+strconv.Itoa(n))
-		if err := s.disk.rename(s.path(generationsDir, strconv.Itoa(n)), old); err != nil {
-			return err
+		number := strconv.Itoa(n)
+		problems = append(problems, s.disk.rename(s.path(generationsDir, number), s.path(generationsDir, "old-"+number)))
+	}
+	problems = append(problems, s.disk.sync(s.path(generationsDir)))
+	entries, err := os.ReadDir(s.path(generationsDir))
+	problems = append(problems, err)
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), "old-") {
+			problems = append(problems, s.disk.removeAll(s.path(generationsDir, e.Name())))
 		}
-		if err := s.disk.sync(s.path(generationsDir)); err != nil {
-			return err
-		}
-		if err := s.disk.removeAll(old); err != nil {
-			return err
-		}
+	}
+	if err := errors.Join(problems...); err != nil {
+		return fmt.Errorf("%w: %w", errUnpruned, err)
 	}
 	return nil
 }
