@@ -128,8 +128,13 @@ func Discard(ctx context.Context, root string, run Run, say func(string)) error 
 	return err
 }
 
-// Unseal removes both again. It refuses while anything is sealed: that would be lost.
+// Unseal removes both again. It refuses while anything is sealed: that would be lost. So it would with a good key that the setting has the agent seal with.
 func Unseal(ctx context.Context, root string, run Run, say func(string)) error {
+	if cfg, _ := bootstrap.Load(root); cfg != nil && cfg.Identity.Seal {
+		if _, err := decrypt(ctx, root, run); err == nil {
+			return errors.New("identity.seal is on: set identity.seal: false, systemctl restart wingman, and run this again")
+		}
+	}
 	state := bootstrap.DefaultPaths(root).StateDir
 	sealed, err := identity.Sealed(state)
 	if err != nil {

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"wingman/bootstrap/identity"
+	"wingman/test/controlplane"
+	"wingman/test/files"
 )
 
 // fake is systemd-creds and systemctl: it remembers what it was asked, and encrypts by a prefix.
@@ -28,6 +30,13 @@ func (f *fake) run(_ context.Context, input []byte, argv ...string) ([]byte, err
 		return []byte(f.key), nil
 	}
 	return []byte("encrypted"), nil
+}
+
+func (f *fake) withoutTheHostsKey(ctx context.Context, input []byte, argv ...string) ([]byte, error) {
+	if argv[0] == "systemd-creds" {
+		return nil, errors.New("systemd-creds: exit status 1: no host key")
+	}
+	return f.run(ctx, input, argv...)
 }
 
 func TestSealAndUnseal(t *testing.T) {
@@ -175,6 +184,47 @@ func TestDiscard(t *testing.T) {
 		t.Error(err)
 	}
 	f.fails = false
+	if err := Unseal(t.Context(), root, f.run, say); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestUnsealWhileTheSettingIsOn refuses: the agent has the key and would seal with it after it is gone.
+func TestUnsealWhileTheSettingIsOn(t *testing.T) {
+	root := t.TempDir()
+	f := &fake{key: strings.Repeat("0a", 32)}
+	say := func(string) {}
+	istiod, err := controlplane.New(controlplane.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := files.Write(root, istiod); err != nil {
+		t.Fatal(err)
+	}
+	set := func(text string) {
+		t.Helper()
+		if err := files.Put(root, "etc/wingman/wingman.yaml", text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	set("identity: {seal: true}\n")
+	if err := Seal(t.Context(), root, f.run, say); err != nil {
+		t.Fatal(err)
+	}
+	if err := Unseal(t.Context(), root, f.run, say); err == nil || !strings.HasPrefix(err.Error(), "identity.seal is on: set identity.seal: false") {
+		t.Errorf("%v", err)
+	}
+	if _, err := os.Stat(filepath.Join(root, keyFile)); err != nil {
+		t.Errorf("the key is gone: %v", err)
+	}
+	// A dead key seals nothing: it may go for a new one.
+	if err := Unseal(t.Context(), root, f.withoutTheHostsKey, say); err != nil {
+		t.Errorf("a dead key: %v", err)
+	}
+	if err := Seal(t.Context(), root, f.run, say); err != nil {
+		t.Fatal(err)
+	}
+	set("identity: {seal: false}\n")
 	if err := Unseal(t.Context(), root, f.run, say); err != nil {
 		t.Error(err)
 	}
