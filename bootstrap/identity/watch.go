@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
@@ -31,8 +32,9 @@ type fsWatch struct {
 	log    *slog.Logger
 	blind  sync.Once // that a folder cannot be watched is said once
 
-	mu    sync.Mutex // guards files
-	files []string
+	mu     sync.Mutex // guards everything below
+	files  []string
+	points []string // of the ways to them
 }
 
 // newWatch starts a watch. Where inotify has no more instances to give, files are only looked at every half minute; the log says so.
@@ -79,11 +81,11 @@ func (w *fsWatch) stop() {
 }
 
 func (w *fsWatch) arm(files []string) {
-	w.mu.Lock()
-	w.files = files
-	w.mu.Unlock()
 	for {
-		before := folders(files)
+		before, points := folders(files)
+		w.mu.Lock()
+		w.files, w.points = files, points
+		w.mu.Unlock()
 		for _, dir := range before {
 			// Again and again: a folder that was removed and made anew is another one.
 			if err := w.inner.Add(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -93,7 +95,7 @@ func (w *fsWatch) arm(files []string) {
 			}
 		}
 		// A folder may have appeared below the one that was nearest a moment ago.
-		if strings.Join(folders(files), "\n") == strings.Join(before, "\n") {
+		if after, _ := folders(files); slices.Equal(after, before) {
 			w.drop(before)
 			return
 		}
@@ -114,7 +116,7 @@ func (w *fsWatch) drop(keep []string) {
 }
 
 // concerns reports whether an event at name can change what is read at one of the files: it is in the folder of one (a file is
-// replaced, a "..data" link is switched), or it is a folder on the way to one.
+// replaced, a "..data" link is switched), or it is a folder or a link on the way to one.
 func (w *fsWatch) concerns(name string) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -125,26 +127,41 @@ func (w *fsWatch) concerns(name string) bool {
 			}
 		}
 	}
-	return false
+	return slices.Contains(w.points, name)
 }
 
-// folders lists, for each file, its folder and that of the file behind its links, or the nearest folder above that exists.
-func folders(files []string) []string {
-	var list []string
-	seen := map[string]bool{}
+// maxLinks bounds the links on the way to a file, as the kernel does.
+const maxLinks = 40
+
+// folders lists the folders in which something can happen that changes what is read at one of the files: the one it lies in, and
+// those that hold a link on the way to it. Where the way ends before, it is the last folder that exists. Sorted. The points are those links, and where the ways end.
+func folders(files []string) (list, points []string) {
 	for _, f := range files {
-		for _, path := range []string{f, resolved(f)} {
-			dir := filepath.Dir(path)
-			for !isDir(dir) && dir != "/" {
-				dir = filepath.Dir(dir)
+		at, rest := "/", strings.Split(f, "/")
+		for links := 0; len(rest) > 0; {
+			if rest[0] == "" {
+				rest = rest[1:]
+				continue
 			}
-			if !seen[dir] {
-				seen[dir] = true
-				list = append(list, dir)
+			next := filepath.Join(at, rest[0])
+			if target, err := os.Readlink(next); err == nil && links < maxLinks {
+				links++
+				list, points = append(list, at), append(points, next)
+				if filepath.IsAbs(target) {
+					at = "/"
+				}
+				rest = append(strings.Split(target, "/"), rest[1:]...)
+				continue
 			}
+			if rest = rest[1:]; len(rest) == 0 || !isDir(next) {
+				list, points = append(list, at), append(points, next)
+				break
+			}
+			at = next
 		}
 	}
-	return list
+	slices.Sort(list)
+	return slices.Compact(list), points
 }
 
 func isDir(path string) bool {

@@ -67,6 +67,23 @@ func TestWatchTellsOfEveryWayAFileChanges(t *testing.T) {
 			must(t, os.Symlink("..2", dir+"/secrets/..tmp"))
 			must(t, os.Rename(dir+"/secrets/..tmp", dir+"/secrets/..data"))
 		}},
+		{"a link in the middle of a chain is switched", func(t *testing.T, dir string) {
+			putFile(t, dir+"/1/token", "x")
+			putFile(t, dir+"/2/token", "y")
+			must(t, os.MkdirAll(dir+"/middle", 0o755))
+			must(t, os.MkdirAll(dir+"/secrets", 0o755))
+			must(t, os.Symlink(dir+"/1", dir+"/middle/now"))
+			must(t, os.Symlink(dir+"/middle/now/token", dir+"/secrets/token"))
+		}, func(t *testing.T, dir string) {
+			must(t, os.Symlink(dir+"/2", dir+"/middle/new"))
+			must(t, os.Rename(dir+"/middle/new", dir+"/middle/now"))
+		}},
+		{"a link in the middle of a chain appears", func(t *testing.T, dir string) {
+			putFile(t, dir+"/1/token", "x")
+			must(t, os.MkdirAll(dir+"/middle", 0o755))
+			must(t, os.MkdirAll(dir+"/secrets", 0o755))
+			must(t, os.Symlink(dir+"/middle/now/token", dir+"/secrets/token"))
+		}, func(t *testing.T, dir string) { must(t, os.Symlink(dir+"/1", dir+"/middle/now")) }},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -133,8 +150,9 @@ func TestWatchedFoldersAreTheNearestThatExist(t *testing.T) {
 	if err := os.Symlink("a/real", dir+"/link"); err != nil {
 		t.Fatal(err)
 	}
-	got := strings.Join(folders([]string{dir + "/link", dir + "/a/b/c/file", "/no/such/place"}), " ")
-	if want := dir + " " + dir + "/a /"; got != want {
+	list, _ := folders([]string{dir + "/link", dir + "/a/b/c/file", "/no/such/place"})
+	got := strings.Join(list, " ")
+	if want := "/ " + dir + " " + dir + "/a"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }
