@@ -44,7 +44,8 @@ type runner struct {
 	offers      []offer // the sources of tokens, in order, and what they gave last
 	clear       *store  // for OutputDir, when the store is sealed; else nil
 	shown       string  // what it holds
-	purge       bool    // the store holds generations of the other form (sealed, or not) that must go
+	purge       bool    // the store may hold keys of the other form (sealed, or not) that must go
+	stuck       bool    // and they did not, which is said
 	copied      bool    // the identity came with a disk from another machine
 	wantOwn     bool    // and has that one's key
 	copyProblem string  // why the copy of the token file does not follow
@@ -132,6 +133,7 @@ func (r *runner) turn(ctx context.Context, now time.Time, ev event) {
 	if r.unsaved || !r.roots.pruned(now).equal(r.live.Load().roots) {
 		r.use(r.Current(), r.roots, now)
 	}
+	r.removeOthers()
 	if !r.followAt.IsZero() && !now.Before(r.followAt) {
 		r.follow(now)
 	}
@@ -251,7 +253,7 @@ func (r *runner) load(now time.Time) event {
 	}
 	r.followAt, r.shareAt = now, now
 	r.dropGroups()
-	r.store.origin = r.cfg.Machine
+	r.store.origin, r.purge = r.cfg.Machine, true
 	if g != nil {
 		r.cfg.Log.Info("certificate loaded", "certificate", g.cert, "generation", g.number)
 		r.checkOrigin(g)
@@ -290,13 +292,8 @@ func (r *runner) use(c *Certificate, roots anchors, now time.Time) {
 		} else {
 			r.said.StoreProblem = ""
 		}
-		if r.purge && err == nil {
-			if err := r.store.removeOthers(); err != nil {
-				r.storeFailed(err)
-			}
-			r.purge = false
-			r.cfg.Log.Info("identity store was written anew", "generation", r.store.current, "sealed", r.sealer.on)
-		}
+		r.purge, r.stuck = true, false
+		r.removeOthers()
 	}
 	r.publish(c, roots, now)
 	r.follow(now)

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync"
 )
 
@@ -165,32 +166,58 @@ func Discard(stateDir string, key []byte) (gone []string, err error) {
 	return gone, nil
 }
 
-// rewrite has the store that was read written anew when its form is not the settings'. Then what has the other form goes: nothing stays behind in the clear,
+// rewrite has the store that was read written anew when its form is not the settings'. What else has the other form goes then: nothing stays behind in the clear,
 // and nothing that needs a key which is to go.
 func (r *runner) rewrite(g *generation) {
 	if g.sealed != r.sealer.on {
-		r.unsaved, r.purge = true, true
+		r.unsaved = true
 	}
 }
 
-// removeOthers removes every generation but the current one, and keys that were put aside.
-func (s *store) removeOthers() error {
-	numbers, err := s.numbers()
-	if err != nil {
-		return err
+// removeOthers removes what has the other form than the settings', at each load and after each save, and with each turn until it is gone.
+func (r *runner) removeOthers() {
+	if !r.purge || r.unsaved { // what cannot be written anew is all there is
+		return
 	}
-	for _, n := range numbers {
-		if n != s.current {
-			if err := s.disk.removeAll(s.path(generationsDir, fmt.Sprint(n))); err != nil {
-				return err
-			}
+	removed, err := r.store.removeOtherForm()
+	if r.purge = err != nil; r.purge {
+		r.stuck = true
+		r.storeFailed(r.store.explain([]error{err}))
+	} else if r.stuck {
+		r.stuck, r.said.StoreProblem = false, ""
+	}
+	if removed > 0 {
+		r.cfg.Log.Info("keys of the other form were removed", "count", removed, "sealed", r.sealer.on)
+	}
+}
+
+// removeOtherForm removes every generation but the current one, and keys that were put aside, that are sealed and should not be or the other way round. Without a
+// current generation only the latter go: what cannot be opened may be of use again.
+func (s *store) removeOtherForm() (removed int, err error) {
+	generations, _ := filepath.Glob(s.path(generationsDir, "*", keyFile))
+	aside, _ := filepath.Glob(s.path(corruptDir, "*", keyFile))
+	if s.current == 0 {
+		generations = nil
+	}
+	for _, key := range append(generations, aside...) {
+		folder := filepath.Dir(key)
+		data, _, bad := readRegular(key, maxPEMSize) // what cannot be read may well be a key in the clear
+		if sealed := bad == nil && bytes.HasPrefix(data, []byte(sealMark)); sealed == s.sealer.on || folder == s.path(generationsDir, strconv.Itoa(s.current)) {
+			continue
 		}
+		if filepath.Dir(folder) == s.path(corruptDir) {
+			folder = key
+		}
+		gone := s.disk.removeAll(folder)
+		if gone == nil {
+			removed++
+		}
+		err = errors.Join(err, gone)
 	}
-	keys, err := filepath.Glob(s.path(corruptDir, "*", keyFile))
-	for _, k := range keys {
-		err = errors.Join(err, s.disk.removeAll(k))
+	if removed > 0 {
+		err = errors.Join(err, s.disk.sync(s.path(generationsDir)))
 	}
-	return errors.Join(err, s.disk.sync(s.path(generationsDir)))
+	return removed, err
 }
 
 // show makes a generation in the clear for OutputDir's links, in the folder of sockets, which a reboot empties: applications cannot read sealed ones.

@@ -291,3 +291,57 @@ func TestDiscard(t *testing.T) {
 		t.Errorf("left: %q", list)
 	}
 }
+
+// TestKeysOfTheOtherFormGo also when the disk refuses at first, after a restart, and when they were put aside.
+func TestKeysOfTheOtherFormGo(t *testing.T) {
+	inLab(t, func(t *testing.T, l *lab) {
+		l.disk.volatile = func(path string) bool { return path == l.vm.token }
+		l.start()
+		l.pass(13 * time.Hour) // two generations in the clear
+		l.stop()
+		os.Remove(l.vm.token)
+		removeAll := l.disk.removeAll
+		l.sealed()
+		l.disk.removeAll = func(path string) error {
+			if filepath.Base(filepath.Dir(path)) == generationsDir && !strings.Contains(filepath.Base(path), "-") {
+				return errors.New("the disk refuses")
+			}
+			return removeAll(path)
+		}
+		l.start()
+		l.pass(time.Minute)
+		if s := l.m.State(); !strings.Contains(s.StoreProblem, "the disk refuses") || len(l.inTheClear()) == 0 {
+			t.Errorf("store: %q, in the clear %v", s.StoreProblem, l.inTheClear())
+		}
+		l.stop()
+		l.start() // what is in use has the right form now
+		l.pass(time.Second)
+		if s := l.m.State(); !strings.Contains(s.StoreProblem, "the disk refuses") {
+			t.Errorf("after a restart: %q", s.StoreProblem)
+		}
+		l.disk.removeAll = removeAll
+		l.stop()
+		l.start()
+		l.pass(time.Second)
+		if s := l.m.State(); s.StoreProblem != "" || len(l.inTheClear()) > 0 {
+			t.Errorf("the disk works: %q, in the clear %v", s.StoreProblem, l.inTheClear())
+		}
+		l.stop()
+
+		l.cfg.Seal = false
+		l.start()
+		l.pass(time.Second)
+		l.stop()
+		for _, n := range []string{"90", currentLink} {
+			putFile(t, filepath.Join(l.vm.state, storeName, corruptDir, n, keyFile), sealMark+"x")
+		}
+		if err := os.RemoveAll(filepath.Join(l.vm.state, storeName, generationsDir)); err != nil {
+			t.Fatal(err)
+		}
+		l.start()
+		l.pass(time.Second)
+		if n := l.sealedFiles(); n != 0 {
+			t.Errorf("%d sealed files were put aside and stay", n)
+		}
+	})
+}
