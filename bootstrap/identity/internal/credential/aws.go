@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"strings"
 	"time"
@@ -115,6 +116,9 @@ func (s *awsSource) signed(ctx context.Context, sts string, keys awsKeys) (Token
 		"Action": {"GetWebIdentityToken"}, "Version": {"2011-06-15"},
 		"Audience.member.1": {s.audience}, "SigningAlgorithm": {"RS256"}, "DurationSeconds": {stsLife},
 	}.Encode()
+	if !safe(sts) {
+		return Token{}, fmt.Errorf("the address of STS, AWS_ENDPOINT_URL_STS, is %s: its answer is a token, expected https, or http on this machine", hostOf(sts))
+	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, strings.TrimRight(sts, "/")+"/", strings.NewReader(form))
 	if err != nil {
 		return Token{}, fmt.Errorf("the address of STS: %w", err)
@@ -140,6 +144,16 @@ func (s *awsSource) signed(ctx context.Context, sts string, keys awsKeys) (Token
 		return Token{}, fmt.Errorf("AWS STS answers %s", a.unexpected())
 	}
 	return token, nil
+}
+
+// safe reports whether nobody on the way to base can read what it answers.
+func safe(base string) bool {
+	u, err := url.Parse(base)
+	if err != nil || u.Scheme == "https" {
+		return err == nil
+	}
+	ip, err := netip.ParseAddr(u.Hostname())
+	return u.Scheme == "http" && (u.Hostname() == "localhost" || err == nil && ip.IsLoopback())
 }
 
 // element is the text of the first XML element of that name, "" when there is none. It is all that an answer of STS is read for; encoding/xml is

@@ -278,3 +278,22 @@ func TestSignatureIsWhatAWSExpects(t *testing.T) {
 		t.Errorf("signature\n%s\nwant\n%s", got, want)
 	}
 }
+
+// The answer of STS is a token: nobody between here and there may read it.
+func TestSTSIsAskedInTheClearOnThisMachineOnly(t *testing.T) {
+	for base, want := range map[string]bool{
+		"https://sts.eu-west-1.amazonaws.com": true, "http://127.0.0.1:4566": true, "http://[::1]:4566": true, "http://localhost:4566/": true,
+		"http://sts.eu-west-1.amazonaws.com": false, "http://10.0.0.1": false, "http://127.0.0.1.example.com": false, "http://localhost@10.0.0.1": false,
+		"sts.eu-west-1.amazonaws.com": false, "ftp://127.0.0.1": false, "": false,
+	} {
+		if got := safe(base); got != want {
+			t.Errorf("%q: %v, want %v", base, got, want)
+		}
+	}
+	s := NewAWS("", "http://192.0.2.1", "istio-ca").(*awsSource)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel() // nothing is asked
+	if _, err := s.signed(ctx, "http://192.0.2.1", awsKeys{region: "eu-west-1"}); err == nil || !strings.Contains(err.Error(), "expected https, or http on this machine") {
+		t.Errorf("got %v", err)
+	}
+}
