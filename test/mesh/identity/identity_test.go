@@ -136,9 +136,11 @@ func comesBack(t *testing.T, bed *testbed.Bed) {
 		})
 		took = append(took, time.Since(appeared))
 	}
-	t.Logf("from a token's appearing to a certificate and a stream: %v", took)
-	// At its best: this machine may be busy with something else. Twice as long is not the agent waiting for its next look, either.
-	if best, worst := slices.Min(took), slices.Max(took); best > time.Second || worst > 2*time.Second {
+	slices.Sort(took)
+	median, worst := took[len(took)/2], took[len(took)-1]
+	t.Logf("from a token's appearing to a certificate and a stream: %v, at worst %v", took, worst)
+	// The worst may be a busy machine's. Twice as long is not the agent waiting for its next look, either.
+	if median > time.Second || worst > 2*time.Second {
 		t.Errorf("it took %v, want a second at most", took)
 	}
 }
