@@ -125,6 +125,10 @@ func TestASealedIdentityIsOfNoUseElsewhere(t *testing.T) {
 		t.Error("the certificate of the other machine is in use")
 	}
 
+	if out, err := m.Try("wingman", "cert", "unseal", "--discard"); err == nil || !strings.Contains(err.Error(), "identity.seal is on") {
+		t.Errorf("unseal with the setting on says %s, %v", out, err)
+	}
+
 	// Off again. What the first key sealed is lost with it.
 	m.Sh("sed -i '/seal: true/d' " + settingsFile)
 	m.Run("systemctl", "restart", "wingman.service")
