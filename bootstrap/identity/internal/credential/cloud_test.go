@@ -76,6 +76,8 @@ func (m *imitation) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			io.WriteString(w, `{"Code":"Success","Type":"AWS-HMAC","AccessKeyId":"AKIDEXAMPLE","SecretAccessKey":"wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY","Token":"session-of-the-role","Expiration":"2030-01-01T00:00:00Z"}`)
 		case imdsRegion:
 			io.WriteString(w, "eu-west-1")
+		case imdsDomain:
+			io.WriteString(w, "amazonaws.com.cn")
 		default:
 			http.NotFound(w, r)
 		}
@@ -295,5 +297,26 @@ func TestSTSIsAskedInTheClearOnThisMachineOnly(t *testing.T) {
 	cancel() // nothing is asked
 	if _, err := s.signed(ctx, "http://192.0.2.1", awsKeys{region: "eu-west-1"}); err == nil || !strings.Contains(err.Error(), "expected https, or http on this machine") {
 		t.Errorf("got %v", err)
+	}
+}
+
+type transport func(*http.Request) (*http.Response, error)
+
+func (f transport) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+// Without an address of its own, STS is that of the VM's region, below the domain that IMDS names.
+func TestSTSIsThatOfTheRegion(t *testing.T) {
+	m := newImitation(t, nil)
+	s := NewAWS(m.url, "", "istio-ca").(*awsSource)
+	var asked string
+	s.outside = &http.Client{Transport: transport(func(r *http.Request) (*http.Response, error) {
+		asked = r.URL.String()
+		w := httptest.NewRecorder()
+		m.ServeHTTP(w, r)
+		return w.Result(), nil
+	})}
+	_, err := s.Token(t.Context())
+	if want := "https://sts.eu-west-1.amazonaws.com.cn/"; err != nil || asked != want {
+		t.Errorf("asked %q, %v; want %q", asked, err, want)
 	}
 }
