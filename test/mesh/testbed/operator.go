@@ -51,6 +51,9 @@ func (b *Bed) Acknowledged(t testing.TB, proxy string, types ...string) error {
 		for typ, x := range r.Resources {
 			short := typ[strings.LastIndex(typ, ".")+1:]
 			missing = slices.DeleteFunc(missing, func(s string) bool { return s == short })
+			if x.Sent == "" && short == "ProxyConfig" {
+				continue // the agent asks for the mesh's trust bundle, and an istiod without ISTIO_MULTIROOT_MESH never sends one
+			}
 			if x.Sent == "" || x.Sent != x.Acked {
 				return fmt.Errorf("%s: sent %q, acknowledged %q", typ, x.Sent, x.Acked)
 			}
