@@ -212,7 +212,7 @@ func TestTheRealEnvoyIsEndedWhenItHangs(t *testing.T) {
 	if err := syscall.Kill(s.PID, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	p.await("hanging", func(s State) bool { return s.Phase == PhaseHanging })
+	awaitOutput(t, p.logs, "Envoy does not answer") // the phase itself may be over before anybody looks
 	p.await("another one, live", func(now State) bool { return live(now) && now.PID != s.PID })
 	p.awaitServed("/again")
 }
