@@ -49,8 +49,8 @@ func TestTheAgentRestartsAndEnvoyGoesOn(t *testing.T) {
 	}
 }
 
-// A request that began before Envoy was back may fail. How long that takes is a matter of the computer too: it is the median that must be within a
-// second, on one that does other things as well.
+// Those in flight may fail; new connections wait for the next Envoy, but one that the kernel had already given to the dead one. How long requests
+// fail is a matter of the computer too: it is the median that must be within a second, on one that does other things as well.
 func TestAKilledEnvoyIsBackWithinASecond(t *testing.T) {
 	m := withEnvoy(t)
 	agent, events := m.mainPID("wingman"), len(m.istiod.Events())
@@ -71,17 +71,13 @@ func TestAKilledEnvoyIsBackWithinASecond(t *testing.T) {
 			c.kill(before.PID)
 			m.await("another Envoy", func() bool { r, err := m.status(); return err == nil && r.Envoy.Live && r.Envoy.PID != before.PID })
 			for way, load := range map[string]*requests{"inbound": in, "outbound": out} {
+				had := load.answered()
+				m.await("traffic "+way+" by the new Envoy", func() bool { return load.answered() > had+10 })
 				_, failed := load.end()
-				if len(failed) == 0 {
-					t.Fatalf("%s killed, %s: no request failed; was it killed?", c.name, way)
-				}
-				last := failed[len(failed)-1]
+				var took time.Duration // zero when none failed that began after the kill
 				for _, f := range failed {
-					if f.began.After(last.began) {
-						last = f
-					}
+					took = max(took, f.began.Sub(at))
 				}
-				took := last.began.Sub(at)
 				away = append(away, took)
 				t.Logf("%s killed, %s: %d requests failed, the last of them %s after the kill", c.name, way, len(failed), took.Round(time.Millisecond))
 			}
