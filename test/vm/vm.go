@@ -92,6 +92,11 @@ func (s *Segment) AddAddress(t testing.TB, prefix string) {
 // segment, which it has from systemd-networkd. Its resolver is systemd-resolved, which asks resolvers on the segment.
 func (s *Segment) Machine(t testing.TB, name, prefix string, resolvers ...string) *Machine {
 	t.Helper()
+	return s.machine(t, image(t), name, prefix, resolvers...)
+}
+
+func (s *Segment) machine(t testing.TB, image, name, prefix string, resolvers ...string) *Machine {
+	t.Helper()
 	if len(name) > 11 {
 		t.Fatalf("machine %s: found a name of %d letters, expected at most 11 (it names a network interface)", name, len(name))
 	}
@@ -100,7 +105,7 @@ func (s *Segment) Machine(t testing.TB, name, prefix string, resolvers ...string
 		t.Fatalf("machine %s: %v", name, err)
 	}
 	m := &Machine{t: t, owner: t, name: name, segment: s, root: filepath.Join(t.TempDir(), name)}
-	unpack(t, image(t), m.root)
+	unpack(t, image, m.root)
 	m.Write("/etc/hostname", name+"\n", 0o644)
 	m.Write("/etc/hosts", fmt.Sprintf("127.0.0.1 localhost\n::1 localhost\n%s %s\n", address.Addr(), name), 0o644)
 	m.Write("/etc/systemd/network/10-host0.network", fmt.Sprintf(
