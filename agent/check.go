@@ -38,6 +38,15 @@ func CheckAhead(root string, put map[string][]byte) (cfg *bootstrap.Config, prob
 	return usable, append(problems, checkToken(cfg, read, member, time.Now())...)
 }
 
+// CheckSettings finds what is wrong with content as the settings file (wingman.yaml) of the machine below root: the problems that are there with it and would
+// not be with an empty one. Other files' own are none of its business, so that settings can be judged before istioctl's files come.
+func CheckSettings(root string, content []byte) bootstrap.Problems {
+	file := bootstrap.DefaultPaths(root).WingmanYAML
+	_, without := CheckAhead(root, map[string][]byte{file: {}})
+	_, with := CheckAhead(root, map[string][]byte{file: content})
+	return slices.DeleteFunc(with, func(p bootstrap.Problem) bool { return p.File != file && slices.Contains(without, p) })
+}
+
 // checkToken judges the token by its claims. A member of the mesh has a certificate and can live without one, so nothing about it is an error there.
 func checkToken(cfg *bootstrap.Config, read func() ([]byte, error), member bool, now time.Time) bootstrap.Problems {
 	sources := cfg.Identity.Credentials

@@ -37,7 +37,7 @@ Made from the table in bootstrap/settings.go by ` + "`go test ./bootstrap -run T
 Weakest first: built-in values, ` + "`/etc/istio/config/mesh`" + ` (istioctl's mesh.yaml: fields of defaultConfig, and its proxyMetadata as variables),
 ` + "`/var/lib/istio/envoy/sidecar.env`, `/var/lib/istio/envoy/cluster.env`, `/etc/wingman/wingman.yaml`" + `. A flag is one of ISTIO_AGENT_FLAGS. Where a
 setting has several variables, the last one named wins. ` + "`wingman config show`" + ` prints every value with the file and line that set it, ` + "`wingman config check`" + `
-every problem.
+every problem; with ` + "`--settings FILE`" + ` those that a wingman.yaml would bring, before it is put in place.
 
 "Changes at" says when a change takes effect: at a ` + "`systemctl reload wingman`" + `, not before a ` + "`systemctl restart wingman`" + `, or, a restart of Envoy, not
 before a ` + "`systemctl restart wingman-proxy`" + `. Files that cannot be used change nothing at a reload. ` + "`wingman status`" + ` names what waits for a restart.
