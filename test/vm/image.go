@@ -12,12 +12,23 @@ import (
 	"testing"
 )
 
-// release and packages are what the image holds; prepare is what is done to it, by sh in its root folder. A change of any
-// of them makes a new image.
+// A Release is one of Debian, of which machines are made.
+type Release string
+
+// The releases that boot here: systemd 252, and 257.
 const (
-	release  = "bookworm"
-	packages = "systemd,systemd-sysv,dbus,systemd-resolved,iproute2,iptables,nftables,openssh-server,dnsutils,procps,libpam-systemd,polkitd,libnss-resolve"
-	prepare  = `
+	Bookworm Release = "bookworm"
+	Trixie   Release = "trixie"
+)
+
+// packages are what an image holds; prepare is what is done to it, by sh in its root folder. A change of any of them makes a new image.
+var packages = map[Release]string{
+	Bookworm: "systemd,systemd-sysv,dbus,systemd-resolved,iproute2,iptables,nftables,openssh-server,dnsutils,procps,libpam-systemd,polkitd,libnss-resolve",
+	// With rpm: no release of a distribution that uses it can be had where these tests run.
+	Trixie: "systemd,systemd-sysv,dbus,systemd-resolved,iproute2,iptables,nftables,openssh-server,bind9-dnsutils,procps,libpam-systemd,polkitd,libnss-resolve,rpm",
+}
+
+const prepare = `
 rm -rf var/cache/apt/archives/*.deb var/lib/apt/lists/* usr/share/doc usr/share/man usr/share/locale usr/share/info
 rm -f etc/machine-id var/lib/dbus/machine-id etc/systemd/system/timers.target.wants/* etc/resolv.conf
 : >etc/machine-id
@@ -27,16 +38,18 @@ sed -i 's/^hosts:.*/hosts: files dns/' etc/nsswitch.conf
 chroot . systemctl enable systemd-networkd.service
 chroot . systemctl disable e2scrub_reap.service getty@tty1.service
 `
-)
 
-// image returns the tarball, which is made when it is not there yet.
-func image(t testing.TB) string {
+// image returns the tarball of most machines.
+func image(t testing.TB) string { t.Helper(); return imageOf(t, Bookworm) }
+
+// imageOf returns the tarball of a release, which is made when it is not there yet.
+func imageOf(t testing.TB, release Release) string {
 	t.Helper()
 	cache, err := cacheDir()
 	if err != nil {
 		t.Fatal(err)
 	}
-	hash := sha256.Sum256([]byte(release + packages + prepare))
+	hash := sha256.Sum256([]byte(string(release) + packages[release] + prepare))
 	tarball := filepath.Join(cache, fmt.Sprintf("debian-%s-%x.tar", release, hash[:6]))
 	if _, err := os.Stat(tarball); err == nil {
 		return tarball
@@ -53,7 +66,7 @@ func image(t testing.TB) string {
 	}
 	defer os.RemoveAll(work)
 	root := filepath.Join(work, "root")
-	must(t, exec.Command("debootstrap", "--variant=minbase", "--include="+packages, release, root))
+	must(t, exec.Command("debootstrap", "--variant=minbase", "--include="+packages[release], string(release), root))
 	sh := exec.Command("sh", "-ec", prepare)
 	sh.Dir = root
 	must(t, sh)

@@ -24,6 +24,7 @@ type Machine struct {
 	owner   testing.TB // its end is the machine's
 	name    string
 	segment *Segment
+	release Release // empty: Bookworm
 	root    string // its files, as this machine sees them
 
 	power *power // nil while it is off
@@ -96,6 +97,9 @@ func (m *Machine) start(notify *net.UnixConn) error {
 		"--resolv-conf=off", "--timezone=off", "--link-journal=no", "--console=read-only")
 	cmd.Stdout, cmd.Stderr = console, console
 	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+notify.LocalAddr().String(), "CGROUPS="+strings.Join(groups, " "))
+	if m.release == Trixie { // systemd 257 refuses to boot into cgroup v1, of which the computer may have hierarchies beside v2
+		cmd.Env = append(cmd.Env, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1")
+	}
 	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
 	if err := m.segment.Do(cmd.Start); err != nil {
 		return errors.Join(err, undertaker.finish())

@@ -1,4 +1,4 @@
-// Package vm gives tests real machines: Debian 12 booted by systemd-nspawn with systemd as process 1.
+// Package vm gives tests real machines: Debian 12, or 13 where a test says so, booted by systemd-nspawn with systemd as process 1.
 //
 //	segment := vm.NewSegment(t)                     // an Ethernet segment in a namespace of its own
 //	m := segment.Machine(t, "forum", "10.99.0.2/24")
@@ -93,6 +93,14 @@ func (s *Segment) AddAddress(t testing.TB, prefix string) {
 func (s *Segment) Machine(t testing.TB, name, prefix string, resolvers ...string) *Machine {
 	t.Helper()
 	return s.machine(t, image(t), name, prefix, resolvers...)
+}
+
+// MachineOf is Machine of a release that the test chooses.
+func (s *Segment) MachineOf(t testing.TB, release Release, name, prefix string, resolvers ...string) *Machine {
+	t.Helper()
+	m := s.machine(t, imageOf(t, release), name, prefix, resolvers...)
+	m.release = release
+	return m
 }
 
 func (s *Segment) machine(t testing.TB, image, name, prefix string, resolvers ...string) *Machine {

@@ -11,9 +11,15 @@ import (
 
 // The machines themselves, before anything is tested on them.
 func TestAMachineLivesThroughItsLife(t *testing.T) {
+	for _, release := range []Release{Bookworm, Trixie} {
+		t.Run(string(release), func(t *testing.T) { livesThroughItsLife(t, release) })
+	}
+}
+
+func livesThroughItsLife(t *testing.T, release Release) {
 	segment := NewSegment(t)
-	m := segment.Machine(t, "forum", "10.99.0.2/24")
-	other := segment.Machine(t, "catalog", "10.99.0.3/24")
+	m := segment.MachineOf(t, release, "forum", "10.99.0.2/24")
+	other := segment.MachineOf(t, release, "catalog", "10.99.0.3/24")
 	m.Write("/etc/greeting", "hello\n", 0o640)
 	m.Boot()
 	other.Boot()
