@@ -10,7 +10,7 @@ FUZZTIME ?= 60s
 MESH_P   ?= 5
 SOURCES  := $(shell find . -name '*.go' -not -path './test/*' -not -path './tmpdeps/*') go.mod go.sum
 
-.PHONY: all build demo test test-spire lint fuzz bench bench-dns bench-xds test-netns test-dns test-envoy test-mesh test-vm packages lint-packages setup clean
+.PHONY: all build demo test test-spire lint fuzz bench bench-dns bench-xds test-netns test-dns test-envoy test-mesh test-vm test-automation packages lint-packages setup clean
 
 all: build
 
@@ -65,6 +65,11 @@ test-vm: build
 	@table=$$(mktemp) && trap 'rm -f "$$table"' EXIT && status=0; \
 	  WINGMAN_VM=1 WINGMAN_BIN=$(CURDIR)/bin/wingman WINGMAN_VM_TABLE=$$table $(GO) test -count=1 -tags $(TAGS) -timeout 20m ./test/vm/... || status=$$?; \
 	  cat "$$table"; exit $$status
+
+# cloud-init, Terraform, Ansible, Packer and package repositories, each by its own tool, against real systemd machines.
+test-automation:
+	@sh test/setup/setup.sh automation
+	WINGMAN_VM=1 $(GO) test -count=1 -tags $(TAGS) -timeout 15m ./test/automation/...
 
 lint:
 	@files=$$(git ls-files '*.go' | xargs gofmt -l); if [ -n "$$files" ]; then echo "gofmt would change:"; echo "$$files"; exit 1; fi

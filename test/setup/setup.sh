@@ -5,6 +5,7 @@
 #   setup.sh dns    and what the DNS proxy is tested with: resolvers, and clients to compile
 #   setup.sh vm     and what the suite with real systemd machines needs
 #   setup.sh envoy  and what the suite with the real Envoy needs
+#   setup.sh automation  and what the suite with cloud-init, Ansible and the like needs
 #   setup.sh packages  and what checks the packages
 #   setup.sh mesh   and what the suite with the real control plane needs
 set -eu
@@ -30,6 +31,12 @@ vm)
 	need debootstrap debootstrap
 	need systemd-nspawn systemd-container
 	need rpm rpm
+	need python3 python3
+	need pip3 python3-pip
+	;;
+automation)
+	need debootstrap debootstrap
+	need systemd-nspawn systemd-container
 	need python3 python3
 	need pip3 python3-pip
 	;;
