@@ -10,7 +10,7 @@ FUZZTIME ?= 60s
 MESH_P   ?= 5
 SOURCES  := $(shell find . -name '*.go' -not -path './test/*' -not -path './tmpdeps/*') go.mod go.sum
 
-.PHONY: all build demo test test-spire lint fuzz bench bench-dns bench-xds test-netns test-dns test-envoy test-mesh test-vm test-automation packages lint-packages setup clean
+.PHONY: all build demo test test-spire lint fuzz bench bench-dns bench-xds test-netns test-dns test-envoy test-mesh test-vm test-automation packages envoy-package lint-packages setup clean
 
 all: build
 
@@ -104,7 +104,11 @@ bench-xds: build
 # .deb and .rpm of both architectures in dist/; and what Debian's and rpm's own checkers say of them.
 packages:
 	@sh packaging/build.sh
-lint-packages: packages
+# wingman-envoy: the same of the unmodified Envoy, which is fetched once.
+envoy-package:
+	@sh test/setup/setup.sh envoy
+	@sh packaging/envoy/build.sh
+lint-packages: packages envoy-package
 	@sh test/setup/setup.sh packages
 	lintian --fail-on error,warning dist/*.deb
 	rpmlint --strict -c packaging/files/rpmlint.toml dist/*.rpm

@@ -348,7 +348,7 @@ var settings = []setting{
 		doc:    "Whether Envoy runs here; auto: when its program is there. DISABLE_ENVOY=true is false.",
 		reader: one(oneOf("auto", "true", "false"), func(c *Config) *string { return &c.Envoy.Enabled })},
 	{key: "envoy.path", when: OnProxyRestart, mesh: "binaryPath",
-		doc:    "Envoy's program; default /usr/local/bin/envoy, then /usr/bin/envoy.",
+		doc:    "Envoy's program; default /usr/local/bin/envoy, then /usr/libexec/wingman-envoy/envoy, then /usr/bin/envoy.",
 		reader: one(filePath, func(c *Config) *string { return &c.Envoy.Path })},
 	{key: "envoy.adminPort", when: OnProxyRestart, mesh: "proxyAdminPort", def: "15000",
 		doc:    "Envoy's admin port on loopback.",

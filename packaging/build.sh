@@ -9,12 +9,7 @@
 # VERSION overrides what the tag says, DIST the folder, KINDS the kinds of package (deb rpm).
 set -eu
 cd "$(dirname "$0")/.."
-umask 022
-
-go=${GO:-go}
 tags=grpcnotrace
-# Later ones need modules that the public proxy does not give to everybody.
-nfpm=github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.45.2
 
 # version prints a git description as packages compare them: v1.2.3 is 1.2.3, v1.2.3-rc.1 comes before it (~), five commits after
 # it come after it (+); without a tag there is only the commit's time.
@@ -29,17 +24,9 @@ version() {
 export TZ=UTC
 VERSION=${VERSION:-$(version)}
 SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
-# nfpm and gzip go by SOURCE_DATE_EPOCH.
-date=$(date -u -d "@$SOURCE_DATE_EPOCH" +%Y-%m-%dT%H:%M:%SZ)
-MAINTAINER=${MAINTAINER:-Wingman maintainers <maintainers@wingman.invalid>}
-HOMEPAGE=${HOMEPAGE:-https://wingman.invalid}
-DIST=${DIST:-dist}
-export SOURCE_DATE_EPOCH
+. packaging/common.sh
 
 [ $# -gt 0 ] || set -- amd64 arm64
-
-# compress FILE …: gzip without name and time.
-compress() { gzip -9 -n -f "$@"; }
 
 shared=$DIST/shared
 rm -rf "$shared"
@@ -60,9 +47,5 @@ rm "$DIST/host-wingman"
 
 for ARCH; do
 	pages=$(cd "$shared/man1" && echo *.gz)
-	awk -v pages="$pages" '/\${PAGE}/ { n = split(pages, page, " "); for (i = 1; i <= n; i++) { line = $0; gsub(/\${PAGE}/, page[i], line); print line }; next } { print }' packaging/nfpm.yaml |
-		sed "s|\${ARCH}|$ARCH|g; s|\${DIST}|$DIST|g; s|\${VERSION}|$VERSION|g; s|\${MAINTAINER}|$MAINTAINER|g; s|\${HOMEPAGE}|$HOMEPAGE|g" >"$DIST/$ARCH/nfpm.yaml"
-	for kind in ${KINDS:-deb rpm}; do
-		$go run "$nfpm" package --config "$DIST/$ARCH/nfpm.yaml" --packager "$kind" --target "$DIST/"
-	done
+	awk -v pages="$pages" '/\${PAGE}/ { n = split(pages, page, " "); for (i = 1; i <= n; i++) { line = $0; gsub(/\${PAGE}/, page[i], line); print line }; next } { print }' packaging/nfpm.yaml | package nfpm.yaml
 done

@@ -11,8 +11,14 @@ import (
 	"wingman/bootstrap"
 )
 
+// Packaged is where our own package of the unmodified Envoy puts it (packaging/envoy).
+const Packaged = "/usr/libexec/wingman-envoy/envoy"
+
 // usualPlaces are where packages put Envoy. Programs do not lie below --root.
-var usualPlaces = []string{"/usr/local/bin/envoy", "/usr/bin/envoy"}
+//
+// Istio's build goes first, as it has what others lack. Ours goes before the one in everybody's PATH, which may be there for something
+// else, in a version that nobody tried with Wingman: who wants that one says so by envoy.path.
+var usualPlaces = []string{"/usr/local/bin/envoy", Packaged, "/usr/bin/envoy"}
 
 // Reasons why a machine runs no Envoy.
 var (

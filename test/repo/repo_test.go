@@ -15,6 +15,7 @@ import (
 	"strings"
 	"testing"
 
+	"wingman/agent/envoy"
 	"wingman/systemd/units"
 )
 
@@ -212,6 +213,19 @@ func TestPackagesHoldEveryUnit(t *testing.T) {
 		want := fmt.Sprintf("dst: %s, file_info: {mode: %04o}", f.Path, f.Mode)
 		if !strings.Contains(string(content), want) {
 			t.Errorf("packaging/nfpm.yaml lacks %q", want)
+		}
+	}
+}
+
+// The agent looks for the packaged Envoy where the package puts it, and the package's scripts speak of that file.
+func TestEnvoyPackageIsWhereItIsLookedFor(t *testing.T) {
+	for _, name := range []string{"nfpm.yaml", "replace.sh", "preremove.sh"} {
+		content, err := os.ReadFile(filepath.Join(root(t), "packaging/envoy", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(string(content), envoy.Packaged) {
+			t.Errorf("packaging/envoy/%s does not name %s", name, envoy.Packaged)
 		}
 	}
 }
