@@ -6,23 +6,17 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os"
-	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"sync"
-	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"wingman/internal/child"
 )
 
 const (
 	// DefaultExecTimeout bounds one run of a program.
 	DefaultExecTimeout = 10 * time.Second
-	// outputGrace is how long output is awaited that a process outside the killed group still holds open.
-	outputGrace = 100 * time.Millisecond
 	// maxComplaint is how much of a program's standard error is kept.
 	maxComplaint = 4 << 10
 	// execMargin is how long before its end a token is not given out again.
@@ -87,54 +81,29 @@ func (s *execSource) Forget() {
 	s.cached, s.expires = Token{}, time.Time{}
 }
 
-// run returns what the program printed on its standard output. When the time is over, or the program ends, its whole process group is killed.
+// run returns what the program printed on its standard output.
 func (s *execSource) run(ctx context.Context) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.Timeout)
 	defer cancel()
 	began := time.Now()
-	stdout, stderr := &limited{most: MaxToken + 1}, &limited{most: maxComplaint}
-	cmd := exec.Command(s.Command[0], s.Command[1:]...)
-	cmd.Env = s.environ()
-	cmd.Dir = "/"
-	cmd.Stdout, cmd.Stderr = stdout, stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.WaitDelay = outputGrace
-	if err := startWithoutCapabilities(cmd); err != nil {
-		return nil, startReason(err)
-	}
-	// The program is not reaped before its group is killed: until then its number, which names the group, cannot pass to another.
-	exited := make(chan struct{})
-	go func() {
-		defer close(exited)
-		for {
-			if err := unix.Waitid(unix.P_PID, cmd.Process.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil); !errors.Is(err, unix.EINTR) {
-				return
-			}
-		}
-	}()
-	late := false
-	select {
-	case <-exited:
-	case <-ctx.Done():
-		late = true
-	}
-	_ = unix.Kill(-cmd.Process.Pid, unix.SIGKILL)
-	_ = unix.Kill(cmd.Process.Pid, unix.SIGKILL)
-	<-exited
-	err := cmd.Wait()
+	stdout, stderr := child.Beginning(MaxToken+1), child.Beginning(maxComplaint)
+	err := child.Run(ctx, child.Command{Argv: s.Command, Environ: s.environ(), Stdout: stdout, Stderr: stderr})
 	complaint := ""
-	if text := stderr.text(); len(bytes.TrimSpace(text)) > 0 {
+	if text := stderr.Bytes(); len(bytes.TrimSpace(text)) > 0 {
 		complaint = ": " + quoted(string(text))
 	}
+	var start *child.StartError
 	switch {
-	case late:
-		return nil, fmt.Errorf("killed, not done within %s%s", time.Since(began).Round(time.Second), complaint)
-	case err != nil && !errors.Is(err, exec.ErrWaitDelay):
+	case errors.As(err, &start):
+		return nil, fmt.Errorf("cannot be run: %w", err)
+	case errors.Is(err, child.ErrKilled):
+		return nil, fmt.Errorf("%w, not done within %s%s", err, time.Since(began).Round(time.Second), complaint)
+	case err != nil:
 		return nil, fmt.Errorf("%w%s", err, complaint)
-	case len(stdout.text()) > MaxToken:
+	case len(stdout.Bytes()) > MaxToken:
 		return nil, fmt.Errorf("it printed more than %d kB", MaxToken>>10)
 	}
-	return stdout.text(), nil
+	return stdout.Bytes(), nil
 }
 
 func (s *execSource) environ() []string {
@@ -145,54 +114,10 @@ func (s *execSource) environ() []string {
 	return env
 }
 
-// startWithoutCapabilities starts cmd from a thread that has given up its ambient capabilities: a program that prints a token needs
-// none of the daemon's. They belong to the thread, and this one ends with its goroutine.
-func startWithoutCapabilities(cmd *exec.Cmd) error {
-	started := make(chan error)
-	go func() {
-		runtime.LockOSThread() // and never unlocked
-		if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {
-			started <- fmt.Errorf("clear ambient capabilities: %w", err)
-			return
-		}
-		started <- cmd.Start()
-	}()
-	return <-started
-}
-
-// startReason is short about what os/exec names twice.
-func startReason(err error) error {
-	var path *os.PathError
-	if errors.As(err, &path) {
-		return fmt.Errorf("cannot be run: %w", path.Err)
-	}
-	return fmt.Errorf("cannot be run: %w", err)
-}
-
 // CheckCommand says what is wrong with an argv, nil when nothing is.
 func CheckCommand(argv []string) error {
 	if len(argv) == 0 || !filepath.IsAbs(argv[0]) {
 		return fmt.Errorf("command %q: expected a list that begins with the absolute path of a program", slices.Concat(argv, []string{""})[0])
 	}
 	return nil
-}
-
-// limited keeps the beginning of what is written to it.
-type limited struct {
-	most int
-	mu   sync.Mutex // output may still come in after a time-out
-	buf  []byte
-}
-
-func (l *limited) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.buf = append(l.buf, p[:min(len(p), l.most-len(l.buf))]...)
-	return len(p), nil
-}
-
-func (l *limited) text() []byte {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return bytes.Clone(l.buf)
 }

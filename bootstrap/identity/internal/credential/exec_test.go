@@ -1,14 +1,10 @@
 package credential
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 )
@@ -77,55 +73,6 @@ func TestExec(t *testing.T) {
 	if _, err := NewExec(Exec{Command: []string{"/nowhere/at-all"}}).Token(t.Context()); err == nil || err.Error() != "/nowhere/at-all: cannot be run: no such file or directory" {
 		t.Errorf("no program: %v", err)
 	}
-}
-
-// What hangs is killed with everything that it started.
-func TestATimeOutKillsTheWholeGroup(t *testing.T) {
-	pids := filepath.Join(t.TempDir(), "pids")
-	command := script("sleep 100 & echo $! $$ >" + pids + ".new; mv " + pids + ".new " + pids + "; wait")
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { _, err := NewExec(Exec{Command: command}).Token(ctx); done <- err }()
-	var text []byte
-	for deadline := time.Now().Add(10 * time.Second); ; {
-		var err error
-		if text, err = os.ReadFile(pids); err == nil {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("the program did not start")
-		}
-		select {
-		case <-done:
-			t.Fatal("it ended too early")
-		case <-time.After(10 * time.Millisecond):
-		}
-	}
-	cancel()
-	if err := <-done; err == nil {
-		t.Error("no error")
-	}
-	for _, f := range strings.Fields(string(text)) {
-		pid, err := strconv.Atoi(f)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for deadline := time.Now().Add(10 * time.Second); !gone(pid); {
-			if time.Now().After(deadline) {
-				t.Fatalf("process %d outlives the time-out", pid)
-			}
-			<-time.After(10 * time.Millisecond)
-		}
-	}
-}
-
-// gone reports whether a process has ended; what nobody has reaped yet has.
-func gone(pid int) bool {
-	if errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) {
-		return true
-	}
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	return err != nil || strings.Contains(string(stat), ") Z ")
 }
 
 func TestExecGivesATokenAgainUntilItsEndOrItsRefusal(t *testing.T) {

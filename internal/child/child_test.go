@@ -1,0 +1,236 @@
+package child
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"wingman/test/netns"
+)
+
+func shell(script string) Command {
+	return Command{Argv: []string{"/bin/sh", "-c", script}, Environ: os.Environ()}
+}
+
+// within is Run with a limit of time, and what the command printed.
+func within(t *testing.T, limit time.Duration, c Command) (string, error) {
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	output := End(1 << 10)
+	c.Stdout, c.Stderr = output, output
+	err := Run(ctx, c)
+	return string(output.Bytes()), err
+}
+
+func TestHowItEndsIsSaid(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		command Command
+		want    string
+	}{
+		{"status 0", shell("exit 0"), ""},
+		{"another status", shell("exit 3"), "exit status 3"},
+		{"a signal", shell("kill -TERM $$"), "signal: terminated"},
+		{"late", shell("sleep 100"), "killed"},
+		{"late, whatever it does about it", shell("trap '' TERM INT HUP; while :; do sleep 1; done"), "killed"},
+		{"no such program", Command{Argv: []string{"/no/such/check", "-v"}}, "no such file or directory"},
+		{"no such program in PATH", Command{Argv: []string{"no-such-check"}}, "executable file not found in $PATH"},
+		{"a folder", Command{Argv: []string{"/"}}, "is a directory"},
+		{"no input", shell("read line; test $? -ne 0"), ""},
+		{"in the root folder", shell(`test "$(pwd)" = /`), ""},
+		{"in a process group of its own", shell(`test "$(ps -o pgid= -p $$ | tr -d ' ')" = $$`), ""},
+		{"with its own environment alone", Command{Argv: []string{"/bin/sh", "-c", `test "$MINE" = yes && test -z "$HOME"`}, Environ: []string{"MINE=no", "MINE=yes"}}, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			limit := 20 * time.Second
+			if tt.want == "killed" {
+				limit = 200 * time.Millisecond
+			}
+			got := ""
+			_, err := within(t, limit, tt.command)
+			if err != nil {
+				got = err.Error()
+			}
+			if got != tt.want {
+				t.Errorf("error %q, want %q", got, tt.want)
+			}
+			var start *StartError
+			if errors.As(err, &start) != (tt.command.Argv[0] != "/bin/sh") {
+				t.Errorf("%T for %q: a StartError is for what did not start", err, tt.command.Argv)
+			}
+			if errors.Is(err, ErrKilled) != (tt.want == "killed") {
+				t.Errorf("%v: ErrKilled is for what was late", err)
+			}
+		})
+	}
+}
+
+func TestStartedIsToldWhileItRuns(t *testing.T) {
+	var told string
+	c := shell("read name </proc/$$/comm; until grep -q '100$' /proc/$$/oom_score_adj; do :; done; echo $$")
+	c.Started = func(pid int) {
+		told = fmt.Sprint(pid)
+		if err := os.WriteFile(filepath.Join("/proc", told, "oom_score_adj"), []byte("100"), 0); err != nil {
+			t.Error(err)
+		}
+	}
+	if output, err := within(t, 20*time.Second, c); err != nil || strings.TrimSpace(output) != told {
+		t.Errorf("told of %s, process %q, %v", told, output, err)
+	}
+}
+
+// family runs a command whose processes each hold a pipe open and returns once all of them are gone: the pipe's other end then reads its end.
+func family(t *testing.T, script string, limit time.Duration) (output string, err error) {
+	t.Helper()
+	fifo := filepath.Join(t.TempDir(), "alive")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	reader, openErr := os.OpenFile(fifo, os.O_RDONLY|unix.O_NONBLOCK, 0) // opens without waiting for a writer
+	if openErr != nil {
+		t.Fatal(openErr)
+	}
+	defer reader.Close()
+	output, err = within(t, limit, shell(fmt.Sprintf("exec 9>%s; echo started >&9; %s", fifo, script)))
+	if err := reader.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	got, readErr := io.ReadAll(reader)
+	if readErr != nil {
+		t.Fatalf("after %v a process of the command is still alive: %v", err, readErr)
+	}
+	if !strings.HasPrefix(string(got), "started") {
+		t.Fatalf("the command did not start: %q, %v", got, err)
+	}
+	return output, err
+}
+
+func TestATimeOutKillsTheWholeProcessGroup(t *testing.T) {
+	for _, tt := range []struct{ name, script string }{
+		{"the command itself", "exec sleep 100"},
+		{"a child", "sleep 100"},
+		{"grandchildren in the background", "(sleep 100 & sleep 100) & (trap '' TERM INT HUP; sleep 100 & wait) & wait"},
+		{"a child whose parent is gone", "(sleep 100 &); sleep 100"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if _, err := family(t, tt.script, 500*time.Millisecond); !errors.Is(err, ErrKilled) {
+				t.Errorf("%v, want %v", err, ErrKilled)
+			}
+		})
+	}
+	t.Run("and its output says how far it came", func(t *testing.T) {
+		if output, err := family(t, "echo waiting for the lock; sleep 100", time.Second); output != "waiting for the lock\n" || !errors.Is(err, ErrKilled) {
+			t.Errorf("output %q, %v", output, err)
+		}
+	})
+}
+
+func TestWhatACommandLeavesRunningIsKilledToo(t *testing.T) {
+	if _, err := family(t, "sleep 100 & exit 0", 20*time.Second); err != nil {
+		t.Errorf("%v, want success", err)
+	}
+}
+
+func TestAProcessThatLeftTheGroupDoesNotHoldTheCommand(t *testing.T) {
+	setsid, err := exec.LookPath("setsid")
+	if err != nil {
+		netns.Skip(t, "setsid is not installed")
+	}
+	pidFile := filepath.Join(t.TempDir(), "pid")
+	start := time.Now()
+	_, err = within(t, 20*time.Second, shell(fmt.Sprintf("%s sh -c 'echo $$ >%s; exec sleep 100' & while ! test -s %s; do :; done; exit 0", setsid, pidFile, pidFile)))
+	if err != nil {
+		t.Errorf("%v, want success: the command exited with 0", err)
+	}
+	if took := time.Since(start); took > 8*time.Second {
+		t.Errorf("took %s, held up by a process that kept the output open", took)
+	}
+	pid, err := os.ReadFile(pidFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var n int
+	if _, err := fmt.Sscan(string(pid), &n); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(n, syscall.SIGKILL); err != nil {
+		t.Errorf("kill the process that left: %v", err)
+	}
+}
+
+func TestNoZombiesAreLeft(t *testing.T) {
+	for range 5 {
+		_, _ = within(t, 20*time.Second, shell("sleep 100 & exit 1"))
+		_, _ = within(t, 20*time.Millisecond, shell("sleep 100"))
+	}
+	// Every child of this process has been waited for: none is left, dead or alive.
+	var status unix.WaitStatus
+	if pid, err := unix.Wait4(-1, &status, unix.WNOHANG, nil); !errors.Is(err, unix.ECHILD) {
+		t.Errorf("a child is left: pid %d, error %v, want none", pid, err)
+	}
+}
+
+// A daemon with ambient capabilities, as the unit gives them: this test's own binary, run as another user.
+func TestACommandHasNoneOfTheDaemonsCapabilities(t *testing.T) {
+	const script = "grep -E 'Cap(Inh|Prm|Eff|Amb)' /proc/self/status | tr -d '\\t'"
+	if os.Getenv("CHILD_TEST_DAEMON") == "1" {
+		own, err := os.ReadFile("/proc/thread-self/status")
+		if err != nil {
+			t.Fatal(err)
+		}
+		output, err := within(t, 20*time.Second, shell(script))
+		fmt.Printf("daemon: %s\ncommand: %v %s\n", strings.Join(strings.Fields(string(own)), " "), err, output)
+		return
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	binary := filepath.Join(t.TempDir(), "child.test") // where another user can read it
+	data, err := os.ReadFile(self)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(binary, data, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for dir := filepath.Dir(binary); dir != os.TempDir() && dir != "/"; dir = filepath.Dir(dir) {
+		if err := os.Chmod(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cmd := exec.Command(binary, "-test.run=^"+t.Name()+"$")
+	cmd.Env = []string{"CHILD_TEST_DAEMON=1"}
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Credential:  &syscall.Credential{Uid: 65534, Gid: 65534},
+		AmbientCaps: []uintptr{unix.CAP_NET_ADMIN, unix.CAP_NET_RAW},
+	}
+	out, err := cmd.CombinedOutput()
+	if errors.Is(err, unix.EPERM) {
+		netns.Skip(t, "not allowed to start a process as another user with capabilities (run as root)")
+	}
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	daemon, command, _ := strings.Cut(string(out), "command:")
+	if !strings.Contains(daemon, "CapAmb: 0000000000003000") {
+		t.Fatalf("the daemon of this test has no ambient capabilities, so this shows nothing: %s", daemon)
+	}
+	const none = "0000000000000000"
+	for _, set := range []string{"CapPrm:", "CapEff:", "CapAmb:"} {
+		if !strings.Contains(command, set+none) {
+			t.Errorf("the command has capabilities, want %s%s in: %s", set, none, command)
+		}
+	}
+}
