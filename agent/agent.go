@@ -58,6 +58,7 @@ type Agent struct {
 	// The members' and, with run --with-proxy, the supervisor's; nil before live.
 	members, supervisors *group
 	news                 chan struct{} // buffered 1: status text may have changed
+	filesChanged         chan struct{} // buffered 1: the settings' files did, before the first join
 
 	mu       sync.Mutex // guards everything below
 	cfg      *bootstrap.Config
@@ -83,10 +84,15 @@ type Agent struct {
 
 // Run is the daemon's life: it returns nil when it was asked to stop, and an error when it cannot work.
 //
+// Under systemd a machine that never joined first waits for the files to join with (waiting.go).
+//
 // In: lock, DNS sockets, saved table, rules of a machine that joined before, DNS and admin socket (READY), then the membership,
 // which may take as long as it takes. Out, when asked to stop: unhealthy at istiod, rules out, stream closed, DNS last. When systemd
 // asks for a restart the rules, the sockets and the entry stay for the next process.
 func Run(ctx context.Context, o Options) error {
+	if ok, err := awaitFiles(ctx, o); err != nil || !ok {
+		return err
+	}
 	a, err := newAgent(o)
 	if err != nil {
 		return err
@@ -135,6 +141,9 @@ func newAgent(o Options) (*Agent, error) {
 		metrics:  prometheus.NewRegistry(),
 		hostname: hostname,
 		news:     make(chan struct{}, 1),
+
+		filesChanged: make(chan struct{}, 1),
+
 		cfg:      cfg,
 		source:   source,
 		loaded:   time.Now(),
@@ -246,6 +255,9 @@ func (a *Agent) live(ctx context.Context) error {
 		a.log.Warn("up again after a crash loop; rules that the guard took out are back", "cause", a.loop.Why, "at", a.loop.At, "capture", a.capture.report().Level)
 	}
 
+	if a.joined == nil {
+		a.services.start(task{name: "files", run: a.followFiles})
+	}
 	members.start(task{name: "member", run: a.keepMember})
 	if supervise != nil {
 		supervisors.start(task{name: "proxy", run: supervise})
@@ -260,6 +272,8 @@ func (a *Agent) live(ctx context.Context) error {
 		case <-ctx.Done():
 		case failed = <-a.services.fatal:
 		case <-a.opts.Reload:
+			a.reload()
+		case <-a.filesChanged:
 			a.reload()
 		}
 	}

@@ -18,6 +18,7 @@ import (
 const (
 	sourceFiles    = "files"
 	sourceLastGood = "last good"
+	sourceNone     = "none" // the machine waits for them
 )
 
 // lastGoodFile is below the state folder: the settings' files as they were when they last worked, one JSON object from path to content.

@@ -15,6 +15,7 @@ const adminSocket = "admin.sock"
 
 // Phases of the daemon.
 const (
+	phaseWaiting = "waiting" // for the files to join with
 	phaseJoining = "joining"
 	phaseJoined  = "joined"
 	phaseLeaving = "leaving"

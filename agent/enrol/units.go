@@ -8,6 +8,9 @@ import (
 	"os/exec"
 	"strings"
 	"time"
+
+	"wingman/agent"
+	"wingman/agent/status"
 )
 
 // Units of the package, as systemd/units has them. The agent's is wanted at boot; it brings the others.
@@ -15,6 +18,8 @@ const (
 	agentUnit = "wingman.service"
 	proxyUnit = "wingman-proxy.service"
 	rulesUnit = "wingman-rules.service"
+	// What starts the agent once the files to join with come; it goes with the agent's unit.
+	pathUnit = "wingman.path"
 )
 
 // A manager is systemd, as far as join and leave need it.
@@ -65,8 +70,20 @@ func (m *manager) stop(ctx context.Context) error {
 	if _, err := m.systemctl(ctx, "disable", "--quiet", agentUnit, rulesUnit); err != nil {
 		return err
 	}
-	_, err := m.systemctl(ctx, "stop", agentUnit, proxyUnit, rulesUnit)
+	_, err := m.systemctl(ctx, "stop", agentUnit, pathUnit, proxyUnit, rulesUnit)
 	return err
+}
+
+// Waiting is the status of a machine whose units wait for the files to join with, while no daemon runs yet. false: nothing waits there.
+func Waiting(ctx context.Context, root, version string) (status.Report, bool) {
+	systemd := managerOf(ctx, root)
+	if systemd == nil {
+		return status.Report{}, false
+	}
+	if state, err := systemd.systemctl(ctx, "show", "--property=ActiveState", "--value", pathUnit); err != nil || state != "active" {
+		return status.Report{}, false
+	}
+	return agent.Waiting(root, version)
 }
 
 // lastWords is the last error that the journal has of the agent's unit since then; it may be empty.

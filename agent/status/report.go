@@ -15,7 +15,7 @@ type Report struct {
 	StartedAt time.Time `json:"startedAt"`
 	Time      time.Time `json:"time"`
 
-	// Phase is where the machine stands: "joining" (no certificate or no configuration yet), "joined", "leaving".
+	// Phase is where the machine stands: "waiting" (for the files to join with; nothing else is known then), "joining" (no certificate or no configuration yet), "joined", "leaving".
 	Phase string `json:"phase"`
 	// Ready is what /healthz/ready answers; NotReady holds the reasons while it is false.
 	Ready    bool     `json:"ready"`
@@ -37,7 +37,7 @@ type Report struct {
 
 // ConfigReport says which settings are in force.
 type ConfigReport struct {
-	// Source is "files", or "last good" when the files as they are now cannot be used.
+	// Source is "files", "last good" when the files as they are now cannot be used, or "none" while the machine waits for them.
 	Source string `json:"source"`
 	// Loaded is when the files were read last, whether or not they could be used.
 	Loaded time.Time `json:"loaded"`

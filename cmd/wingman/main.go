@@ -1,7 +1,7 @@
 // Command wingman makes a virtual machine a member of an Istio mesh: identity, DNS, health, registration and capture.
 //
 // This package parses flags and prints; what the commands do is in package agent. Exit codes: 0 fine, 1 failed, 2 wrong use,
-// 3 degraded (status).
+// 3 degraded (status), 4 waiting for the files to join with (status).
 package main
 
 import (
@@ -22,10 +22,14 @@ const (
 	exitFailed   = 1
 	exitUsage    = 2
 	exitDegraded = 3
+	exitWaiting  = 4
 )
 
-// errDegraded ends a command with exitDegraded; what is degraded was printed.
-var errDegraded = errors.New("degraded")
+// errDegraded ends a command with exitDegraded, errWaiting with exitWaiting; what is degraded, or waited for, was printed.
+var (
+	errDegraded = errors.New("degraded")
+	errWaiting  = errors.New("waiting")
+)
 
 // extraCommands are those that only some builds have.
 var extraCommands []func(*options) *cobra.Command
@@ -59,6 +63,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return exitFine
 	case errors.Is(err, errDegraded):
 		return exitDegraded
+	case errors.Is(err, errWaiting):
+		return exitWaiting
 	case errors.As(err, &usage):
 		fmt.Fprintf(stderr, "wingman: %v (see wingman --help)\n", err)
 		return exitUsage

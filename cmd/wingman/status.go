@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"wingman/agent"
+	"wingman/agent/enrol"
 	"wingman/agent/status"
 	"wingman/bootstrap/identity"
 )
@@ -17,7 +18,7 @@ import (
 func newStatus(o *options) *cobra.Command {
 	return outputFlag(&cobra.Command{
 		Use:   "status",
-		Short: "Show what the running daemon does; exit 3 when something is degraded",
+		Short: "Show what the running daemon does; exit 3 when something is degraded, 4 when it waits for the files to join with",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			r, err := agent.Client(o.root).Status(cmd.Context())
@@ -25,17 +26,25 @@ func newStatus(o *options) *cobra.Command {
 				return fmt.Errorf("%w\n%s", status.ErrNotRunning, why)
 			}
 			if err != nil {
-				return err
+				waits := false
+				if r, waits = enrol.Waiting(cmd.Context(), o.root, version()); !waits {
+					return err
+				}
 			}
 			if o.output == "json" {
 				err = writeJSON(cmd.OutOrStdout(), r)
 			} else {
 				err = printStatus(cmd.OutOrStdout(), r)
 			}
-			if err == nil && len(r.Degraded) > 0 {
+			switch {
+			case err != nil:
+				return err
+			case r.Phase == "waiting":
+				return errWaiting
+			case len(r.Degraded) > 0:
 				return errDegraded
 			}
-			return err
+			return nil
 		},
 	}, o)
 }
@@ -52,11 +61,22 @@ func printStatus(w io.Writer, r status.Report) error {
 	line := func(key, format string, args ...any) {
 		fmt.Fprintf(&b, "%-10s %s\n", key, fmt.Sprintf(format, args...))
 	}
-	line("phase", "%s (wingman %s, pid %d, up %s)", r.Phase, r.Version, r.PID, r.Time.Sub(r.StartedAt).Round(time.Second))
+	daemon := "no daemon yet"
+	if r.PID != 0 {
+		daemon = fmt.Sprintf("pid %d, up %s", r.PID, r.Time.Sub(r.StartedAt).Round(time.Second))
+	}
+	line("phase", "%s (wingman %s, %s)", r.Phase, r.Version, daemon)
 	if r.Ready {
 		line("ready", "yes")
 	} else {
 		line("ready", "no: %s", strings.Join(r.NotReady, "; "))
+	}
+	if r.Phase == "waiting" { // there is nothing else to say
+		for _, p := range r.Config.Problems {
+			line("problem", "%s", p)
+		}
+		_, err := io.WriteString(w, b.String())
+		return err
 	}
 	if r.Drained != "" {
 		line("DRAINED", "%s", r.Drained)

@@ -1,6 +1,7 @@
 // Package units holds what systemd is given: unit files, users, folders, and the guard that runs when the agent dies.
 //
 //	wingman.service             wingman run; keeps DNS sockets in systemd while it restarts
+//	wingman.path                starts it on a machine that was never told of a mesh, once the files for that come
 //	wingman-rules.service       at boot, before the network: traffic rules of a machine whose traffic goes through Envoy
 //	wingman-proxy.service       wingman proxy; wanted by wingman.service alone, and gone when that is stopped
 //	istio-mesh-ready.target     applications that need the mesh order themselves after it …
@@ -20,7 +21,7 @@ import (
 	"io/fs"
 )
 
-//go:embed *.service *.target *.network *.conf wingman.sysusers wingman.tmpfiles wingman.rules crash-guard
+//go:embed *.service *.path *.target *.network *.conf wingman.sysusers wingman.tmpfiles wingman.rules crash-guard
 var files embed.FS
 
 // A File is one file of a package.
@@ -38,6 +39,7 @@ func Files() []File {
 		mode             fs.FileMode
 	}{
 		{"wingman.service", "/usr/lib/systemd/system", "wingman.service", 0o644},
+		{"wingman.path", "/usr/lib/systemd/system", "wingman.path", 0o644},
 		{"wingman-rules.service", "/usr/lib/systemd/system", "wingman-rules.service", 0o644},
 		{"wingman-proxy.service", "/usr/lib/systemd/system", "wingman-proxy.service", 0o644},
 		{"wingman-mesh-ready.service", "/usr/lib/systemd/system", "wingman-mesh-ready.service", 0o644},

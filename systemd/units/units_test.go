@@ -67,7 +67,7 @@ func services(t *testing.T) (names []string) {
 func TestSystemdFindsNoFault(t *testing.T) {
 	analyze := netns.Tool(t, "systemd-analyze")
 	root := install(t)
-	for _, unit := range append(services(t), "istio-mesh-ready.target") {
+	for _, unit := range append(services(t), "wingman.path", "istio-mesh-ready.target") {
 		out, err := exec.Command(analyze, "verify", "--man=no", "--root="+root, filepath.Join(root, "/usr/lib/systemd/system", unit)).CombinedOutput()
 		if err != nil || len(out) > 0 {
 			t.Errorf("%s: %v\n%s", unit, err, out)

@@ -20,6 +20,7 @@ func withDaemon(t *testing.T) *Machine {
 	Require(t)
 	m := NewSegment(t).Machine(t, "forum", "10.99.0.2/24")
 	m.Install(Build(t, "wingman/test/vm/testdata/daemon"))
+	m.Write("/var/lib/istio/envoy/cluster.env", "", 0o644) // without it the unit waits
 	m.Enable("wingman.service")
 	m.Boot()
 	m.waitActive("wingman.service")
@@ -231,6 +232,7 @@ func TestOnlyThoseWhoAskWaitForTheMesh(t *testing.T) {
 	Require(t)
 	m := NewSegment(t).Machine(t, "forum", "10.99.0.2/24")
 	m.Install(Build(t, "wingman/test/vm/testdata/daemon"))
+	m.Write("/var/lib/istio/envoy/cluster.env", "", 0o644) // without it the unit waits
 	m.Enable("wingman.service")
 	m.Write("/etc/systemd/system/app.service",
 		"[Unit]\nWants=istio-mesh-ready.target\nAfter=istio-mesh-ready.target\n[Service]\nType=exec\nExecStart=/bin/sleep infinity\n", 0o644)

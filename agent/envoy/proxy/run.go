@@ -5,11 +5,14 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"wingman/agent/envoy"
 	"wingman/agent/memory"
 	"wingman/bootstrap"
 	"wingman/systemd"
@@ -23,8 +26,11 @@ type Options struct {
 	Reopen         <-chan os.Signal // SIGHUP: the log file was moved away; may be nil
 }
 
-// settingsRetry is how often settings that cannot be used are read again.
-const settingsRetry = 5 * time.Second
+// settingsRetry is how often settings that cannot be used are read again, beginRetry how often the agent's first file is looked for.
+const (
+	settingsRetry = 5 * time.Second
+	beginRetry    = 250 * time.Millisecond
+)
 
 // When memory is given back: once what a change needs is over, and again where looking around has mapped some.
 const (
@@ -58,6 +64,9 @@ func Run(ctx context.Context, o Options) error {
 	defer helpers.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	if o.Getenv("NOTIFY_SOCKET") != "" { // else nobody may run an agent beside
+		waitAgent(ctx, bootstrap.DefaultPaths(o.Root), log, notify)
+	}
 	cfg := waitSettings(ctx, o.Root, log, notify)
 	if cfg == nil {
 		return nil // only ctx ends the wait
@@ -105,6 +114,31 @@ func mayTakeForeign() bool {
 	}
 	defer unix.Close(fd)
 	return unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_TRANSPARENT, 1) == nil
+}
+
+// waitAgent returns once a machine that never joined has an agent that is about to: its settings may be half there until then, and they are read once. A
+// machine that joined before has settings to go by, whatever its agent does.
+func waitAgent(ctx context.Context, p bootstrap.Paths, log *slog.Logger, notify *systemd.Notifier) {
+	there := func(files ...string) bool {
+		return slices.ContainsFunc(files, func(file string) bool {
+			_, err := os.Stat(file)
+			return err == nil
+		})
+	}
+	for said := false; !there(filepath.Join(p.StateDir, lastGoodFile), filepath.Join(p.StateDir, joinedFile), envoy.BootstrapPath(&bootstrap.Config{Paths: p})); {
+		pat(notify)
+		if !said {
+			said = true
+			if err := notify.Status("waiting for the agent to have files to join with"); err != nil {
+				log.Debug("systemd was not told", "cause", err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(beginRetry):
+		}
+	}
 }
 
 // waitSettings returns settings once there are some that can be used, nil when ctx ends before.

@@ -19,8 +19,11 @@ import (
 	"wingman/bootstrap"
 )
 
-// lastGoodFile is where the agent keeps the settings' files as they last worked, below the state folder.
-const lastGoodFile = "last-good.json"
+// What the agent keeps below the state folder: the settings' files as they last worked, and that this machine has joined.
+const (
+	lastGoodFile = "last-good.json"
+	joinedFile   = "joined.json"
+)
 
 // loadSettings reads the settings of a machine. Where the files cannot be used it takes those that the agent used last, as the agent
 // does: a file that was broken last must not take Envoy from a machine whose traffic goes through it. warning then says why.
