@@ -13,7 +13,8 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/types/known/structpb"
-	security "istio.io/api/security/v1alpha1"
+
+	"wingman/bootstrap/identity/internal/istioca"
 )
 
 // maxAnswer bounds a CA's answer; a chain with a few roots has 10 kB.
@@ -82,11 +83,9 @@ func (c *caClient) create(ctx context.Context, cred proof, csr []byte, verify fu
 		header.Set("authorization", "Bearer "+token)
 	}
 	signer := map[string]*structpb.Value{"CertSigner": structpb.NewStringValue(c.certSigner)}
-	reply, err := security.NewIstioCertificateServiceClient(conn).CreateCertificate(
-		metadata.NewOutgoingContext(ctx, header),
-		&security.IstioCertificateRequest{
-			Csr: string(csr), ValidityDuration: int64(c.ttl / time.Second), Metadata: &structpb.Struct{Fields: signer},
-		})
+	reply, err := istioca.Create(metadata.NewOutgoingContext(ctx, header), conn, &istioca.CertificateRequest{
+		Csr: string(csr), ValidityDuration: int64(c.ttl / time.Second), Metadata: &structpb.Struct{Fields: signer},
+	})
 	if err != nil {
 		failed := &callError{rpc: err}
 		if cause := local.Load(); cause != nil {
