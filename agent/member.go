@@ -14,10 +14,10 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"wingman/agent/xds"
+	"wingman/agent/xds/discovery"
 	"wingman/bootstrap"
 	"wingman/bootstrap/identity"
 	"wingman/health"
@@ -208,7 +208,7 @@ func (m *member) prepare(addrs []netip.Addr) error {
 		Address:       m.cfg.Discovery.Address,
 		ClusterID:     m.cfg.ClusterID,
 		Delta:         m.cfg.XDS.Delta,
-		Node:          func(context.Context) (*corev3.Node, error) { return node, nil },
+		Node:          func(context.Context) (*discovery.Node, error) { return node, nil },
 		TLS:           func() *tls.Config { return m.identity.ClientTLSFor(m.cfg.Discovery.ServerName) },
 		Token:         m.token,
 		Dial:          m.dialer.Dial,
@@ -265,16 +265,16 @@ func (m *member) renewRefused(ctx context.Context) error {
 }
 
 // node is what istiod is told of this machine.
-func (m *member) node(addrs []netip.Addr) (*corev3.Node, error) {
+func (m *member) node(addrs []netip.Addr) (*discovery.Node, error) {
 	n := m.cfg.Node(bootstrap.NodeFacts{Hostname: m.hostname, Addrs: addrs, Envoy: m.envoy})
 	md, err := structpb.NewStruct(n.Metadata)
 	if err != nil {
 		return nil, fmt.Errorf("node metadata: %w", err)
 	}
-	return &corev3.Node{
+	return &discovery.Node{
 		Id:       n.ID,
 		Cluster:  n.Cluster,
-		Locality: &corev3.Locality{Region: n.Locality.Region, Zone: n.Locality.Zone, SubZone: n.Locality.SubZone},
+		Locality: &discovery.Locality{Region: n.Locality.Region, Zone: n.Locality.Zone, SubZone: n.Locality.SubZone},
 		Metadata: md,
 	}, nil
 }

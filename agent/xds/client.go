@@ -13,12 +13,13 @@ import (
 	"sync"
 	"time"
 
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
+
+	"wingman/agent/xds/discovery"
 )
 
 // Timings of a stream.
@@ -49,7 +50,7 @@ type Config struct {
 	Delta     bool   // incremental xDS rather than state of the world
 
 	// Node makes the node of the next stream; istiod reads it once a stream.
-	Node func(context.Context) (*corev3.Node, error)
+	Node func(context.Context) (*discovery.Node, error)
 	// TLS returns the client configuration for the next stream, ServerName set.
 	TLS func() *tls.Config
 	// Token returns the bearer token to send, "" for none; optional. istiod accepts whichever of token and certificate passes.

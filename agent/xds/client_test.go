@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"wingman/agent/xds"
+	"wingman/agent/xds/discovery"
 	"wingman/agent/xds/nds"
 	"wingman/test/controlplane"
 )
@@ -64,7 +65,7 @@ func newVM(t *testing.T, istiod *controlplane.Server, delta bool, change func(*x
 	cfg := xds.Config{
 		Address: istiod.Addr(),
 		Delta:   delta,
-		Node:    func(context.Context) (*corev3.Node, error) { return node("forum"), nil },
+		Node:    func(context.Context) (*discovery.Node, error) { return own(node("forum")), nil },
 		TLS:     func() *tls.Config { return &tls.Config{RootCAs: roots, ServerName: istiod.ServerName()} },
 		Token:   func() string { return token },
 		Subscriptions: []xds.Subscription{{TypeURL: xds.TypeNameTable, Handle: func(p xds.Push) error {
@@ -138,6 +139,7 @@ func kind(k controlplane.EventKind) func(controlplane.Event) bool {
 	return func(e controlplane.Event) bool { return e.Kind == k }
 }
 
+// node is a machine as Envoy names it.
 func node(group string) *corev3.Node {
 	md, err := structpb.NewStruct(map[string]any{
 		"AUTO_REGISTER_GROUP": group, "NAMESPACE": "forum-services", "SERVICE_ACCOUNT": "forum-sa", "INSTANCE_IPS": "10.99.0.2",
@@ -147,6 +149,11 @@ func node(group string) *corev3.Node {
 		panic(err)
 	}
 	return &corev3.Node{Id: "sidecar~10.99.0.2~forum-vm.forum-services~forum-services.svc.cluster.local", Cluster: "forum.forum-services", Metadata: md}
+}
+
+// own is the same as the agent names it.
+func own(n *corev3.Node) *discovery.Node {
+	return &discovery.Node{Id: n.GetId(), Cluster: n.GetCluster(), Metadata: n.GetMetadata()}
 }
 
 // bothWires runs a test in delta and in state of the world.
@@ -284,7 +291,7 @@ func TestGracefulEndIsQuiet(t *testing.T) {
 func TestUnknownGroupNamesIt(t *testing.T) {
 	waiting := make(chan xds.State, 16)
 	v := newVM(t, newIstiod(t, controlplane.Config{}), true, func(c *xds.Config) {
-		c.Node = func(context.Context) (*corev3.Node, error) { return node("nobody"), nil }
+		c.Node = func(context.Context) (*discovery.Node, error) { return own(node("nobody")), nil }
 		c.OnState = func(s xds.State) {
 			if s.Phase == xds.PhaseWaiting {
 				select {

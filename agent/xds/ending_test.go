@@ -12,9 +12,10 @@ import (
 	"testing"
 	"time"
 
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"wingman/agent/xds/discovery"
 )
 
 func TestClassify(t *testing.T) {
@@ -181,7 +182,7 @@ func TestAGatewayWithNobodyBehindItIsAClosedPort(t *testing.T) {
 			}()
 			c, err := New(Config{
 				Address:       l.Addr().String(),
-				Node:          func(context.Context) (*corev3.Node, error) { return &corev3.Node{}, nil },
+				Node:          func(context.Context) (*discovery.Node, error) { return &discovery.Node{}, nil },
 				TLS:           func() *tls.Config { return &tls.Config{ServerName: "istiod.istio-system.svc"} },
 				Subscriptions: []Subscription{{TypeURL: TypeNameTable}},
 			})

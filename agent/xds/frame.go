@@ -4,13 +4,12 @@ import (
 	"errors"
 	"fmt"
 
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
-	statuspb "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
+
+	"wingman/agent/xds/discovery"
 )
 
 // A frame is one xDS message as it is on the wire. Envoy's go through the agent like this: a push of many megabytes is never decoded,
@@ -66,13 +65,13 @@ func (f *frame) decode(m proto.Message) error { return proto.Unmarshal(f.data.Ma
 
 // withNode returns a first request of Envoy that names this node; what only Envoy knows of itself (its build, its extensions) stays. So istiod sees one
 // node for the machine, also when its address or its settings changed after Envoy was started. f is used up unless there is an error.
-func (f *frame) withNode(delta bool, node *corev3.Node) (*frame, error) {
+func (f *frame) withNode(delta bool, node *discovery.Node) (*frame, error) {
 	var m interface {
 		proto.Message
-		GetNode() *corev3.Node
-	} = &discoveryv3.DiscoveryRequest{}
+		GetNode() *discovery.Node
+	} = &discovery.Request{}
 	if delta {
-		m = &discoveryv3.DeltaDiscoveryRequest{}
+		m = &discovery.DeltaRequest{}
 	}
 	if err := f.decode(m); err != nil {
 		return nil, fmt.Errorf("envoy's first request: %w: %w", errFrame, err)
@@ -94,10 +93,10 @@ func (f *frame) withNode(delta bool, node *corev3.Node) (*frame, error) {
 func (f *frame) refusalText(delta bool) string {
 	var m interface {
 		proto.Message
-		GetErrorDetail() *statuspb.Status
-	} = &discoveryv3.DiscoveryRequest{}
+		GetErrorDetail() *discovery.Status
+	} = &discovery.Request{}
 	if delta {
-		m = &discoveryv3.DeltaDiscoveryRequest{}
+		m = &discovery.DeltaRequest{}
 	}
 	if err := f.decode(m); err != nil {
 		return err.Error()

@@ -6,7 +6,7 @@ import (
 	"io"
 	"time"
 
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	"wingman/agent/xds/discovery"
 )
 
 // A session is one stream to istiod: the agent's own, or one that carries Envoy's requests and pushes beside the agent's.
@@ -42,7 +42,7 @@ func newSession(c *Client, w wire, e *envoy, cut context.CancelFunc, stands func
 // serve speaks on the stream until it ends or ctx does (nil then).
 //
 // It never waits for a message to be sent: istiod does not read while it sends a push that we do not read, and so both would wait for ever.
-func (s *session) serve(ctx context.Context, node *corev3.Node) error {
+func (s *session) serve(ctx context.Context, node *discovery.Node) error {
 	done := make(chan struct{})
 	defer close(done)
 	go s.read(done)
@@ -171,7 +171,7 @@ func (s *session) read(done <-chan struct{}) {
 
 // open sends what a stream begins with: the node, in Envoy's first request or in ours, and the agent's subscriptions. Its error wraps errFrame when
 // Envoy's request is not one.
-func (s *session) open(node *corev3.Node) error {
+func (s *session) open(node *discovery.Node) error {
 	if e := s.envoy; e != nil {
 		first, err := e.first.withNode(e.delta, node)
 		if err != nil {

@@ -6,7 +6,7 @@ import (
 	"sync"
 	"time"
 
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	"wingman/agent/xds/discovery"
 )
 
 // This file keeps the books of a Client: which session is the one that counts, and what status shows of it.
@@ -276,7 +276,7 @@ func (l *lastError) set(err error) { l.mu.Lock(); l.err = err; l.mu.Unlock() }
 func (l *lastError) get() error    { l.mu.Lock(); defer l.mu.Unlock(); return l.err }
 
 // factsOf reads back from a node what error messages name.
-func factsOf(n *corev3.Node) nodeFacts {
+func factsOf(n *discovery.Node) nodeFacts {
 	f := n.GetMetadata().GetFields()
 	return nodeFacts{
 		id:        f["SERVICE_ACCOUNT"].GetStringValue(),

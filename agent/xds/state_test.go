@@ -5,9 +5,10 @@ import (
 	"crypto/tls"
 	"testing"
 
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
+
+	"wingman/agent/xds/discovery"
 )
 
 // crossedGauge lets another phase come just before it is set, where one can.
@@ -32,7 +33,7 @@ func (g *crossedGauge) Set(v float64) {
 func TestTheGaugeSaysWhatTheStateSays(t *testing.T) {
 	c, err := New(Config{
 		Address:       "127.0.0.1:15012",
-		Node:          func(context.Context) (*corev3.Node, error) { return &corev3.Node{}, nil },
+		Node:          func(context.Context) (*discovery.Node, error) { return &discovery.Node{}, nil },
 		TLS:           func() *tls.Config { return &tls.Config{} },
 		Subscriptions: []Subscription{{TypeURL: TypeNameTable}},
 	})

@@ -6,7 +6,7 @@ import (
 	"sync"
 	"testing"
 
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	"wingman/agent/xds/discovery"
 )
 
 // States reach OnState in the order in which they came about, whichever goroutine brings them.
@@ -14,7 +14,7 @@ func TestStatesAreToldInOrder(t *testing.T) {
 	told, last, backwards := 0, 0, 0
 	c, err := New(Config{
 		Address: "127.0.0.1:1", Subscriptions: []Subscription{{TypeURL: TypeNameTable}},
-		Node: func(context.Context) (*corev3.Node, error) { return nil, nil }, TLS: func() *tls.Config { return nil },
+		Node: func(context.Context) (*discovery.Node, error) { return nil, nil }, TLS: func() *tls.Config { return nil },
 		OnState: func(s State) { // one call at a time: the race detector would see another
 			told++
 			if s.Streams < last {

@@ -3,13 +3,12 @@ package xds
 import (
 	"strings"
 
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
-	statuspb "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
+
+	"wingman/agent/xds/discovery"
 )
 
 // Type URLs that the agent itself subscribes to or sends; Envoy never sees them.
@@ -77,14 +76,14 @@ func (w wire) recv() (answer, error) {
 func (w wire) push(a answer) (Push, error) {
 	p := Push{TypeURL: a.typeURL, Version: a.version, Nonce: a.nonce}
 	if !w.delta {
-		var r discoveryv3.DiscoveryResponse
+		var r discovery.Response
 		if err := a.frame.decode(&r); err != nil {
 			return p, err
 		}
 		p.Resources = r.GetResources()
 		return p, nil
 	}
-	var r discoveryv3.DeltaDiscoveryResponse
+	var r discovery.DeltaResponse
 	if err := a.frame.decode(&r); err != nil {
 		return p, err
 	}
@@ -96,11 +95,11 @@ func (w wire) push(a answer) (Push, error) {
 
 // request is what the agent itself sends, in terms of both variants.
 type request struct {
-	node    *corev3.Node // on the first request of a stream only: istiod freezes it there
+	node    *discovery.Node // on the first request of a stream only: istiod freezes it there
 	typeURL string
 	version string // state of the world only: the version in use
 	nonce   string
-	detail  *statuspb.Status
+	detail  *discovery.Status
 }
 
 // encode makes the message of a request.
@@ -108,9 +107,9 @@ func (w wire) encode(r request) (*frame, error) {
 	var m proto.Message
 	if w.delta {
 		// No resource names: a wildcard subscription, which is how istiod serves the NameTable.
-		m = &discoveryv3.DeltaDiscoveryRequest{Node: r.node, TypeUrl: r.typeURL, ResponseNonce: r.nonce, ErrorDetail: r.detail}
+		m = &discovery.DeltaRequest{Node: r.node, TypeUrl: r.typeURL, ResponseNonce: r.nonce, ErrorDetail: r.detail}
 	} else {
-		m = &discoveryv3.DiscoveryRequest{Node: r.node, TypeUrl: r.typeURL, VersionInfo: r.version, ResponseNonce: r.nonce, ErrorDetail: r.detail}
+		m = &discovery.Request{Node: r.node, TypeUrl: r.typeURL, VersionInfo: r.version, ResponseNonce: r.nonce, ErrorDetail: r.detail}
 	}
 	return frameOf(m)
 }
@@ -125,16 +124,16 @@ func (w wire) pass(f *frame) error {
 func (w wire) closeSend() error { return w.stream.CloseSend() }
 
 // refusal is the error detail of a NACK.
-func refusal(reason error) *statuspb.Status {
-	return &statuspb.Status{Code: int32(codes.InvalidArgument), Message: text(reason.Error())}
+func refusal(reason error) *discovery.Status {
+	return &discovery.Status{Code: int32(codes.InvalidArgument), Message: text(reason.Error())}
 }
 
 // verdict is the error detail of a health report; nil means healthy.
-func verdict(h Health) *statuspb.Status {
+func verdict(h Health) *discovery.Status {
 	if h.Healthy {
 		return nil
 	}
-	return &statuspb.Status{Code: unhealthyCode, Message: text(h.Reason)}
+	return &discovery.Status{Code: unhealthyCode, Message: text(h.Reason)}
 }
 
 // text makes s fit for protobuf, which refuses a string that is not UTF-8: what a probe printed, say.

@@ -6,10 +6,11 @@ import (
 	"io"
 	"slices"
 
-	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"wingman/agent/xds/discovery"
 )
 
 // service is envoy/service/secret/v3/sds.proto, as generated code would have it. FetchSecrets, the polling form, is not served.
@@ -39,7 +40,7 @@ type wire interface {
 type sotwWire struct{ grpc.ServerStream }
 
 func (w sotwWire) receive() (request, error) {
-	var r discoveryv3.DiscoveryRequest
+	var r discovery.Request
 	if err := w.RecvMsg(&r); err != nil {
 		return request{}, err
 	}
@@ -50,7 +51,7 @@ func (w sotwWire) send(nonce string, changed []named, _ []string) error {
 	if len(changed) == 0 {
 		return nil // a client of this protocol finds out by waiting
 	}
-	r := &discoveryv3.DiscoveryResponse{TypeUrl: secretType, VersionInfo: changed[0].version, Nonce: nonce}
+	r := &discovery.Response{TypeUrl: secretType, VersionInfo: changed[0].version, Nonce: nonce}
 	for _, c := range changed {
 		r.Resources = append(r.Resources, c.any)
 	}
@@ -61,7 +62,7 @@ func (w sotwWire) send(nonce string, changed []named, _ []string) error {
 type deltaWire struct{ grpc.ServerStream }
 
 func (w deltaWire) receive() (request, error) {
-	var r discoveryv3.DeltaDiscoveryRequest
+	var r discovery.DeltaRequest
 	if err := w.RecvMsg(&r); err != nil {
 		return request{}, err
 	}
@@ -75,9 +76,9 @@ func (w deltaWire) receive() (request, error) {
 }
 
 func (w deltaWire) send(nonce string, changed []named, impossible []string) error {
-	r := &discoveryv3.DeltaDiscoveryResponse{TypeUrl: secretType, Nonce: nonce, RemovedResources: impossible}
+	r := &discovery.DeltaResponse{TypeUrl: secretType, Nonce: nonce, RemovedResources: impossible}
 	for _, c := range changed {
-		r.Resources = append(r.Resources, &discoveryv3.Resource{Name: c.name, Version: c.version, Resource: c.any})
+		r.Resources = append(r.Resources, &discovery.Resource{Name: c.name, Version: c.version, Resource: c.any})
 	}
 	return w.SendMsg(r)
 }
