@@ -10,6 +10,8 @@
 set -eu
 cd "$(dirname "$0")/.."
 tags=grpcnotrace
+# Bytes that a package may have; more fails.
+most=7000000
 
 # version prints a git description as packages compare them: v1.2.3 is 1.2.3, v1.2.3-rc.1 comes before it (~), five commits after
 # it come after it (+); without a tag there is only the commit's time.
@@ -37,7 +39,7 @@ compress "$shared"/man1/*.1 "$shared/wingman.yaml.5"
 
 for ARCH; do
 	mkdir -p "$DIST/$ARCH"
-	CGO_ENABLED=0 GOOS=linux GOARCH=$ARCH $go build -trimpath -tags "$tags" -ldflags "-s -w -buildid= -X main.release=$VERSION" -o "$DIST/$ARCH/wingman" ./cmd/wingman
+	GO=$go packaging/compile.sh "$ARCH" "$VERSION" "$DIST/$ARCH/wingman"
 done
 $go build -tags "$tags" -o "$DIST/host-wingman" ./cmd/wingman
 "$DIST/host-wingman" completion bash >"$shared/completion/wingman.bash"

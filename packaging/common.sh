@@ -14,9 +14,18 @@ DIST=${DIST:-dist}
 compress() { gzip -9 -n -f "$@"; }
 
 # package DESCRIPTION: the packages of $ARCH that an nfpm description on standard input is of. nfpm itself expands ${…} only in some places.
+# One of more than $most bytes, where that is set, is refused, and taken away again.
 package() {
 	sed "s|\${ARCH}|$ARCH|g; s|\${DIST}|$DIST|g; s|\${VERSION}|$VERSION|g; s|\${RELEASE}|${RELEASE:-1}|g; s|\${MAINTAINER}|$MAINTAINER|g; s|\${HOMEPAGE}|$HOMEPAGE|g; s|\${DATE}|$date|g" >"$DIST/$ARCH/$1"
 	for kind in ${KINDS:-deb rpm}; do
-		$go run "$nfpm" package --config "$DIST/$ARCH/$1" --packager "$kind" --target "$DIST/"
+		made=$($go run "$nfpm" package --config "$DIST/$ARCH/$1" --packager "$kind" --target "$DIST/")
+		made=${made##*created package: }
+		echo "$made"
+		size=$(wc -c <"$made")
+		if [ "$size" -gt "${most:-$size}" ]; then
+			rm -f "$made"
+			echo "$made had $size bytes, at most $most are allowed (docs/packaging.md, Size)" >&2
+			exit 1
+		fi
 	done
 }

@@ -26,7 +26,7 @@ import (
 
 // Goals of the project, in MB (10^6 bytes) as the figures are.
 const (
-	mostBinary   = 20.0
+	mostBinary   = 18.0 // packaging/compile.sh refuses more
 	mostResident = 20.0
 )
 
