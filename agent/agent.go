@@ -72,6 +72,7 @@ type Agent struct {
 	joined     *joinState
 	drained    *drained // nil: the machine takes part in load balancing
 	leaving    bool
+	shutdownAt time.Time // when peers were told that the machine shuts down; zero: it does not
 	// What the member was told last about Envoy, and whether the rules know it to be down.
 	unfit     string
 	envoyDown bool
@@ -262,6 +263,9 @@ func (a *Agent) live(ctx context.Context) error {
 	if supervise != nil {
 		supervisors.start(task{name: "proxy", run: supervise})
 	}
+	if a.opts.Getenv("NOTIFY_SOCKET") != "" {
+		a.services.start(task{name: "shutdown", run: a.delayShutdowns})
+	}
 	a.services.start(task{name: "notify", run: func(ctx context.Context) error {
 		return a.announce(ctx, a.dns.Ready(), admin.Ready())
 	}})
@@ -306,12 +310,12 @@ func (a *Agent) shutDown(members, supervisors *group, failed bool) error {
 		a.mu.Unlock()
 		a.log.Info("leaving the mesh")
 		if m != nil {
-			m.leave(context.Background(), "wingman on this machine stops")
+			m.leave(context.Background(), a.farewellReason())
 		}
 		if a.envoy.now().live {
 			cfg := a.config()
 			spread, shed := stopTimes(cfg.DrainPropagation, cfg.Envoy.TerminationDrain, a.stopLimit())
-			a.spread(m, spread)
+			a.spread(m, spread-a.heardSince())
 			a.envoy.drain(context.Background(), shed)
 		}
 		a.capture.look(context.Background())

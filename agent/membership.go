@@ -49,6 +49,9 @@ func (a *Agent) keepMember(ctx context.Context) error {
 		close(a.nextMember)
 		a.nextMember = make(chan struct{})
 		m.drained = a.drained.verdict() // it may have changed meanwhile
+		if !a.shutdownAt.IsZero() && !m.visit {
+			m.leaving = shutdownReason
+		}
 		superseded := a.cfg != cfg
 		a.mu.Unlock()
 		if superseded || a.envoy.now().announced != announce {

@@ -33,6 +33,13 @@ func (v verdict) health() (h xds.Health, known bool) {
 	return xds.Health{Reason: v.workload.Reason}, true
 }
 
+// callOff drops a shutdown as the reason to leave. Any other stays: the machine goes all the same.
+func (v *verdict) callOff() {
+	if v.leaving == shutdownReason {
+		v.leaving = ""
+	}
+}
+
 // report is the verdict for people, who want a reason for health too.
 func (v verdict) report(h xds.Health, now time.Time) health.Report {
 	r := health.Report{Healthy: h.Healthy, Reason: h.Reason, At: now}
@@ -138,4 +145,12 @@ func (m *member) leave(ctx context.Context, why string) {
 	if !client.HealthSent(ctx) {
 		m.log.Warn("istiod could not be told that this workload leaves")
 	}
+}
+
+// stay takes back that this machine shuts down.
+func (m *member) stay() {
+	m.mu.Lock()
+	m.callOff()
+	m.mu.Unlock()
+	m.tellHealth()
 }

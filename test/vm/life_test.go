@@ -20,6 +20,7 @@ func TestALife(t *testing.T) {
 	s.show(t, "stop", "`systemctl stop`", stop)
 	s.show(t, "loop", "crash loop", crashLoop)
 	s.show(t, "reboot", "reboot × 5", reboots)
+	s.show(t, "orderly", "`systemctl reboot`, the application running to the last", orderlyReboot)
 	s.show(t, "unit", "the application's unit stops (`systemdUnit:`)", unitProbe)
 	s.show(t, "network", "boot without network and with an expired token", noNetworkAtBoot)
 }
