@@ -25,7 +25,7 @@ type Machine struct {
 	name    string
 	segment *Segment
 	release Release // empty: Bookworm
-	root    string // its files, as this machine sees them
+	root    string  // its files, as this machine sees them
 
 	power *power // nil while it is off
 }
