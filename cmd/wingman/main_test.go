@@ -46,6 +46,9 @@ func TestExitCodes(t *testing.T) {
 		{"no files", []string{"run", "--root", root}, exitFailed, "cluster.env"},
 		{"no files to plan from", []string{"rules", "plan", "--root", root}, exitFailed, "cluster.env"},
 		{"no files to show", []string{"config", "show", "--root", root}, exitFailed, "cluster.env"},
+		{"an image that holds nothing", []string{"image", "check", "--root", root}, exitFine, ""},
+		{"an image that is not there", []string{"image", "check", "--root", root + "/none"}, exitFailed, "none"},
+		{"to clean nothing", []string{"image", "clean", "--root", root}, exitFine, ""},
 		{"a table that is none", []string{"dns", "serve", "--table", filepath.Join(root, "none.json")}, exitFailed, "none.json"},
 	} {
 		code, _, stderr := exec(t, tc.args...)
@@ -55,6 +58,28 @@ func TestExitCodes(t *testing.T) {
 		if tc.code != exitFine && strings.Count(strings.TrimSpace(stderr), "wingman: ") != 1 {
 			t.Errorf("%s: stderr %q, want one sentence of wingman's", tc.name, stderr)
 		}
+	}
+}
+
+func TestADirtyImageIsAFailure(t *testing.T) {
+	root := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(root, "var/lib/wingman"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(root, "var/lib/wingman/joined.json"), []byte("{}"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, output := range []string{"text", "json"} {
+		code, stdout, stderr := exec(t, "image", "check", "--root", root, "-o", output)
+		if code != exitFailed || !strings.Contains(stderr, "not clean") || !strings.Contains(stdout, "/var/lib/wingman/joined.json") || !strings.Contains(stdout, "wingman image clean") {
+			t.Errorf("-o %s: exit code %d, %q, %q; want %d, the file, and how to clean it", output, code, stdout, stderr, exitFailed)
+		}
+		if output == "json" && !json.Valid([]byte(stdout)) {
+			t.Errorf("no JSON: %s", stdout)
+		}
+	}
+	if code, stdout, _ := exec(t, "image", "clean", "--root", root); code != exitFine || !strings.Contains(stdout, "removed /var/lib/wingman/joined.json") {
+		t.Errorf("clean exits with %d: %s", code, stdout)
 	}
 }
 

@@ -102,8 +102,20 @@ func TestMachinesOfAnImageJoinByThemselves(t *testing.T) {
 	if code, out := m.exitCode("wingman", "status"); code != 1 {
 		t.Errorf("after a stop the status exits with %d, want 1:\n%s", code, out)
 	}
+	if code, out := m.exitCode("wingman", "image", "check"); code != 0 || !strings.Contains(out, "wingman.service is enabled") {
+		t.Errorf("image check on the build machine exits with %d, want 0 and the unit enabled:\n%s", code, out)
+	} else {
+		t.Logf("image check on the build machine:\n%s", out)
+	}
 	m.Sh("rm /root/wingman.deb; : >/etc/machine-id; journalctl --rotate --vacuum-time=1us")
 	m.PowerOff()
+	checkTree := func(m *Machine) (string, error) { // as with a mounted image, by this computer
+		out, err := exec.Command(Wingman(t), "image", "check", "--root", m.root).CombinedOutput()
+		return string(out), err
+	}
+	if out, err := checkTree(m.Machine); err != nil {
+		t.Errorf("image check of the image: %v\n%s", err, out)
+	}
 
 	first, second := m.clone(t, "first", "10.99.0.3/24"), m.clone(t, "second", "10.99.0.4/24")
 	put := func(m *Machine, name string) { // not in one step, as most write
@@ -199,4 +211,30 @@ func TestMachinesOfAnImageJoinByThemselves(t *testing.T) {
 	}
 	first.Run("systemctl", "start", "wingman")
 	first.waitActive("wingman.service")
+
+	// An image of this machine would be dirty, and one command makes it clean.
+	code, out := first.exitCode("wingman", "image", "check")
+	t.Logf("image check of a member:\n%s", out)
+	for _, want := range []string{"/var/lib/wingman/joined.json: ", "/key.pem: ", "/var/lib/wingman/nametable: ", "/etc/certs/cert-chain.pem: "} {
+		if code != 1 || !strings.Contains(out, want) {
+			t.Errorf("image check of a member exits with %d, want 1 and a line with %q:\n%s", code, want, out)
+		}
+	}
+	if code, out := first.exitCode("wingman", "image", "clean"); code != 1 || !strings.Contains(out, "systemctl stop wingman") {
+		t.Errorf("image clean beside a running agent exits with %d, want 1 and how to stop it:\n%s", code, out)
+	}
+	if strings.Contains(out, "/run/") {
+		t.Error("image check names what lies on a tmpfs, which no image holds")
+	}
+	first.Run("systemctl", "stop", "wingman")
+	if code, out := first.exitCode("wingman", "image", "clean"); code != 0 {
+		t.Errorf("image clean exits with %d:\n%s", code, out)
+	}
+	first.PowerOff()
+	if out, err := checkTree(first); err != nil {
+		t.Errorf("image check of a cleaned image: %v\n%s", err, out)
+	}
+	if out, err := checkTree(second); err == nil {
+		t.Errorf("image check of the tree of a member is content:\n%s", out)
+	}
 }

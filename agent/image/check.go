@@ -1,0 +1,335 @@
+package image
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"wingman/bootstrap"
+)
+
+// A Finding is something in an image that belongs to one machine.
+type Finding struct {
+	Path string `json:"path"` // as it will be on the machine
+	What string `json:"what"` // one phrase: what it is
+	// Clean says how to get rid of it.
+	Clean string `json:"clean"`
+
+	remove bool // Clean removes the file
+}
+
+// Report is what a look found. An image without findings is clean, whatever its notes.
+type Report struct {
+	Root     string            `json:"root"`
+	Clean    bool              `json:"clean"`
+	Findings []Finding         `json:"findings"` // sorted by path
+	Notes    []string          `json:"notes"`    // what is no fault of the image's, and worth a thought
+	Units    map[string]string `json:"units"`    // of the agent: "enabled", "disabled", "masked" or "absent"
+}
+
+// ByCommand is how to clean what is the agent's, or Istio's.
+const ByCommand = "wingman image clean"
+
+// depth is how far folders are searched that are for nothing else.
+const depth = 6
+
+// Check looks at the files below root. Its error means that something could not be looked at: the image is not proven clean then.
+func Check(root string) (Report, error) {
+	root, err := filepath.Abs(cmp.Or(root, "/"))
+	if err != nil {
+		return Report{}, err
+	}
+	t, err := openTree(root)
+	if err != nil {
+		return Report{}, err
+	}
+	defer t.dir.Close()
+	l := &looker{tree: t, found: map[string]Finding{}}
+	l.state()
+	l.settings()
+	l.units()
+	l.rules()
+	l.cloudInit()
+	l.others()
+	r := Report{Root: root, Findings: []Finding{}, Notes: l.notes, Units: l.unitStates()}
+	for _, name := range slices.Sorted(maps.Keys(l.found)) {
+		r.Findings = append(r.Findings, l.found[name])
+	}
+	if r.Notes == nil {
+		r.Notes = []string{}
+	}
+	r.Clean = len(r.Findings) == 0 && len(l.problems) == 0
+	return r, errors.Join(l.problems...)
+}
+
+// A looker gathers what a tree holds.
+type looker struct {
+	tree     *tree
+	found    map[string]Finding // by path: two reasons for one file are one finding
+	notes    []string
+	problems []error
+}
+
+func (l *looker) problem(err error) {
+	if err != nil {
+		l.problems = append(l.problems, err)
+	}
+}
+
+func (l *looker) find(file, what, clean string) {
+	if f, ok := l.found[file]; ok {
+		if !strings.Contains(f.What, what) {
+			f.What += ", " + what
+			l.found[file] = f
+		}
+		return
+	}
+	l.found[file] = Finding{Path: file, What: what, Clean: clean, remove: clean == ByCommand}
+}
+
+// scan judges the files at and below a path, by name and by content.
+func (l *looker) scan(at string, depth int, judge func(name string, content []byte) string) {
+	l.problem(l.tree.walk(at, depth, func(e entry) error {
+		var b []byte
+		var err error
+		switch {
+		case e.info.Mode().IsRegular():
+			b, err = l.tree.read(e.path)
+		case e.info.Mode()&fs.ModeSymlink != 0:
+			to, linkErr := l.tree.dir.Readlink(local(e.path))
+			if err = linkErr; strings.Contains(to, "var/lib/wingman/") || strings.Contains(to, "run/wingman/") {
+				l.find(e.path, "the agent's link to its key, certificate or roots", ByCommand)
+			}
+			return err
+		default: // a socket that an agent left behind holds nothing
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if what := judge(e.path, b); what != "" {
+			l.find(e.path, what, ByCommand)
+		}
+		return nil
+	}))
+}
+
+// leftovers takes everything below a folder for what must not be there.
+func (l *looker) leftovers(at string, what func(name string) string) {
+	l.problem(l.tree.walk(at, depth, func(e entry) error {
+		l.find(e.path, what(e.path), ByCommand)
+		return nil
+	}))
+}
+
+// secret judges a file by what it holds, and by names that say enough.
+func secret(name string, b []byte) string {
+	if what := byName(name); what != "" && len(b) > 0 {
+		return what
+	}
+	return strings.Join(contents(b), ", ")
+}
+
+// state looks at what is the agent's alone: whatever is there an agent left.
+func (l *looker) state() {
+	p := bootstrap.DefaultPaths("")
+	state := p.StateDir
+	if at, err := l.tree.resolve(state); err == nil {
+		state = at
+	}
+	l.leftovers(p.StateDir, func(name string) string { return ofState(strings.TrimPrefix(name, state+"/")) })
+	l.leftovers("/var/lib/wingman-adopt", func(string) string { return "the note of wingman adopt" })
+	for _, dir := range []string{p.RunDir, "/run/wingman-proxy", "/run/wingman-guard", "/run/wingman-machine"} {
+		l.leftovers(dir, func(string) string { return "what an agent left in /run" })
+	}
+}
+
+// settings looks where settings have the agent take or put something.
+func (l *looker) settings() {
+	root := l.tree.root
+	at := bootstrap.DefaultPaths(root)
+	put := bootstrap.Snapshot{}
+	if b, err := l.tree.content(l.inside(at.ClusterEnv)); err == nil && len(b) == 0 {
+		put[at.ClusterEnv] = []byte("ISTIO_META_CLUSTER_ID='none'\n") // an image has none, and the other settings count all the same
+	}
+	cfg, problems := bootstrap.LoadAhead(root, put)
+	if cfg == nil {
+		l.problem(fmt.Errorf("the image's settings cannot be used, so what they name was not looked at: %w", problems.Without(bootstrap.KeyRootCert).Err()))
+		cfg = &bootstrap.Config{Paths: at}
+	}
+	for _, dir := range []string{"/etc/certs", "/etc/istio", "/var/lib/istio", "/etc/wingman", "/var/run/secrets/tokens"} {
+		l.scan(dir, depth, secret)
+	}
+	// What a setting names may lie among things that are nobody's business: only files at its side.
+	for _, dir := range []string{l.inside(cfg.Paths.OutputCerts), l.inside(cfg.Paths.ProvCert), path.Dir(l.inside(cfg.Paths.Token)), path.Dir(l.inside(cfg.Paths.RootCert))} {
+		if dir != "" && dir != "." && dir != "/" {
+			l.scan(dir, 0, secret)
+		}
+	}
+	if dir := l.inside(cfg.Paths.OutputCerts); dir != "" {
+		l.scan(path.Join(dir, "groups"), depth, secret)
+	}
+	if file := l.inside(cfg.Paths.Token); file != "" {
+		l.scan(file, 0, func(_ string, b []byte) string {
+			if len(b) == 0 {
+				return ""
+			}
+			return "a token"
+		})
+	}
+	logs := []string{"/var/log/istio"}
+	if file := l.inside(cfg.Log.File); file != "" {
+		logs = append(logs, file)
+	}
+	for _, file := range logs {
+		l.scan(file, depth, func(_ string, b []byte) string {
+			if len(b) == 0 {
+				return ""
+			}
+			return "a log of the machine that built the image"
+		})
+	}
+	if len(cfg.InstanceIPs) > 0 {
+		file := "/etc/wingman/wingman.yaml"
+		for _, s := range cfg.Settings() {
+			if s.Key == "workload.addresses" && s.File != "" {
+				file = l.inside(s.File)
+			}
+		}
+		l.find(file, fmt.Sprintf("an address of one machine, %s", cfg.InstanceIPs[0]), "take workload.addresses (ISTIO_SVC_IP) out of it")
+	}
+	if len(put) == 0 {
+		l.notes = append(l.notes, fmt.Sprintf("istioctl's cluster.env is in the image: each machine made from it is one of workload %s, and joins as soon as it has a token", cfg.SPIFFEID()))
+	}
+}
+
+// inside is a path of bootstrap's as the machine will have it; "" stays.
+func (l *looker) inside(p string) string {
+	if p == "" || l.tree.root == "/" {
+		return p
+	}
+	return path.Clean("/" + strings.TrimPrefix(p, l.tree.root))
+}
+
+// units looks at credentials that the agent's units are given.
+func (l *looker) units() {
+	for _, dir := range []string{"/etc/credstore", "/etc/credstore.encrypted", "/run/credstore", "/run/credstore.encrypted", "/usr/lib/credstore"} {
+		for _, name := range []string{"istio-token", "wingman-seal-key"} {
+			l.scan(path.Join(dir, name), 0, func(string, []byte) string { return "a credential of the agent's unit" })
+		}
+	}
+	for _, dir := range []string{"/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system", "/usr/local/lib/systemd/system"} {
+		for _, unit := range []string{"wingman.service", "wingman-proxy.service"} {
+			for _, at := range []string{path.Join(dir, unit), path.Join(dir, unit+".d")} {
+				l.problem(l.tree.walk(at, 1, func(e entry) error {
+					if !e.info.Mode().IsRegular() {
+						return nil
+					}
+					b, err := l.tree.read(e.path)
+					if err != nil {
+						return err
+					}
+					files, set := loadedFrom(string(b))
+					if set {
+						l.find(e.path, "a credential in the unit itself (SetCredential=)", "take it out of the file")
+					}
+					for _, file := range files {
+						l.scan(file, 1, func(_ string, b []byte) string {
+							if len(b) == 0 {
+								return ""
+							}
+							return "a credential of the agent's unit"
+						})
+					}
+					if path.Base(e.path) == "seal.conf" && strings.HasSuffix(path.Dir(e.path), "wingman.service.d") {
+						l.find(e.path, "the drop-in for a key that only the build machine can decrypt", ByCommand)
+					}
+					return nil
+				}))
+			}
+		}
+	}
+}
+
+// rules looks at files that put rules into the kernel at boot, whoever saved them.
+func (l *looker) rules() {
+	for _, at := range []string{"/etc/iptables", "/etc/sysconfig/iptables", "/etc/sysconfig/ip6tables", "/etc/nftables.conf", "/etc/nftables.d", "/etc/sysconfig/nftables.conf"} {
+		l.problem(l.tree.walk(at, 1, func(e entry) error {
+			if !e.info.Mode().IsRegular() {
+				return nil
+			}
+			b, err := l.tree.read(e.path)
+			if err == nil && ourRules(b) {
+				l.find(e.path, "rules that capture traffic, saved for the next boot", "stop the agent (systemctl stop wingman) and save the rules again")
+			}
+			return err
+		}))
+	}
+}
+
+// cloudInit looks at what cloud-init keeps of the build machine's user-data.
+func (l *looker) cloudInit() {
+	l.problem(l.tree.walk("/var/lib/cloud", depth, func(e entry) error {
+		if !e.info.Mode().IsRegular() {
+			return nil
+		}
+		b, err := l.tree.read(e.path)
+		if err != nil {
+			return err
+		}
+		if what := contents(b); len(what) > 0 {
+			l.find(e.path, "cloud-init's copy of "+strings.Join(what, ", "), "cloud-init clean --logs")
+		}
+		return nil
+	}))
+}
+
+// others notes what is not the agent's, and makes copies of a machine look like one machine all the same.
+func (l *looker) others() {
+	if b, err := l.tree.content("/etc/machine-id"); err == nil {
+		if id := strings.TrimSpace(string(b)); id != "" && id != "uninitialized" {
+			l.notes = append(l.notes, "/etc/machine-id is not empty: copies would share it (truncate -s 0 /etc/machine-id)")
+		}
+	}
+	if at, err := l.tree.resolve("/var/lib/systemd/credential.secret"); err == nil {
+		l.notes = append(l.notes, at+" is the key that systemd-creds seals with: copies would share it (rm it, each machine makes its own)")
+	}
+	journal := false
+	l.problem(l.tree.walk("/var/log/journal", 2, func(e entry) error { journal = journal || strings.HasSuffix(e.path, ".journal"); return nil }))
+	if journal {
+		l.notes = append(l.notes, "the journal of the build machine is in /var/log/journal (journalctl --rotate --vacuum-time=1s)")
+	}
+}
+
+// unitStates tells whether the units start on a machine made from the image.
+func (l *looker) unitStates() map[string]string {
+	states := map[string]string{}
+	for _, unit := range []string{"wingman.service", "wingman-rules.service"} {
+		states[unit] = l.unitState(unit)
+	}
+	return states
+}
+
+func (l *looker) unitState(unit string) string {
+	const etc = "/etc/systemd/system"
+	if to, err := l.tree.dir.Readlink(local(path.Join(etc, unit))); err == nil && to == "/dev/null" {
+		return "masked"
+	}
+	there := slices.ContainsFunc([]string{etc, "/usr/lib/systemd/system", "/lib/systemd/system"}, func(dir string) bool {
+		_, err := l.tree.resolve(path.Join(dir, unit))
+		return err == nil
+	})
+	if !there {
+		return "absent"
+	}
+	if _, err := l.tree.dir.Lstat(local(path.Join(etc, "multi-user.target.wants", unit))); err == nil {
+		return "enabled"
+	}
+	return "disabled"
+}
