@@ -35,6 +35,15 @@ vm)
 	need pip3 python3-pip
 	;;
 automation)
+	need ssh openssh-client
+	need ssh-keygen openssh-client
+	need gpg gnupg
+	need apt-ftparchive apt-utils
+	need createrepo_c createrepo-c
+	need dnf dnf
+	need rpm rpm
+	need packer packer
+	python3 -c 'import ensurepip' 2>/dev/null || missing="$missing python3-venv"
 	need debootstrap debootstrap
 	need systemd-nspawn systemd-container
 	need python3 python3
