@@ -105,18 +105,24 @@ func (s *Segment) MachineOf(t testing.TB, release Release, name, prefix string, 
 
 func (s *Segment) machine(t testing.TB, image, name, prefix string, resolvers ...string) *Machine {
 	t.Helper()
-	if len(name) > 11 {
-		t.Fatalf("machine %s: found a name of %d letters, expected at most 11 (it names a network interface)", name, len(name))
+	m := &Machine{t: t, owner: t, name: name, segment: s, root: filepath.Join(t.TempDir(), name)}
+	unpack(t, image, m.root)
+	m.settleAt(prefix, resolvers...)
+	return m
+}
+
+// settleAt writes the machine's name and address onto its disk.
+func (m *Machine) settleAt(prefix string, resolvers ...string) {
+	m.t.Helper()
+	if len(m.name) > 11 {
+		m.t.Fatalf("machine %s: found a name of %d letters, expected at most 11 (it names a network interface)", m.name, len(m.name))
 	}
 	address, err := netip.ParsePrefix(prefix)
 	if err != nil {
-		t.Fatalf("machine %s: %v", name, err)
+		m.t.Fatalf("machine %s: %v", m.name, err)
 	}
-	m := &Machine{t: t, owner: t, name: name, segment: s, root: filepath.Join(t.TempDir(), name)}
-	unpack(t, image, m.root)
-	m.Write("/etc/hostname", name+"\n", 0o644)
-	m.Write("/etc/hosts", fmt.Sprintf("127.0.0.1 localhost\n::1 localhost\n%s %s\n", address.Addr(), name), 0o644)
+	m.Write("/etc/hostname", m.name+"\n", 0o644)
+	m.Write("/etc/hosts", fmt.Sprintf("127.0.0.1 localhost\n::1 localhost\n%s %s\n", address.Addr(), m.name), 0o644)
 	m.Write("/etc/systemd/network/10-host0.network", fmt.Sprintf(
 		"[Match]\nName=host0\n[Network]\nAddress=%s\nDNS=%s\nIPv6AcceptRA=no\n", prefix, strings.Join(resolvers, " ")), 0o644)
-	return m
 }
