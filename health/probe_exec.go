@@ -67,24 +67,7 @@ func limit(pid int, memory uint64) {
 	_ = os.WriteFile(filepath.Join("/proc", strconv.Itoa(pid), "oom_score_adj"), []byte(probeOOMScore), 0)
 }
 
-// daemonVariables are for the process that systemd started, not for its children.
-var daemonVariables = []string{
-	"NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID", "WATCHDOG_PID", "WATCHDOG_USEC",
-	"MAINPID", "MANAGERPID", "INVOCATION_ID", "SYSTEMD_EXEC_PID", "JOURNAL_STREAM", "FDSTORE", "CREDENTIALS_DIRECTORY",
-	"MEMORY_PRESSURE_WATCH", "MEMORY_PRESSURE_WRITE",
-}
-
-// probeEnviron is environ without daemonVariables, and with a PATH.
+// probeEnviron is a probe's environment where the daemon has environ: without what is the daemon's alone, and with a PATH.
 func probeEnviron(environ []string) []string {
-	env := []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"} // the last value of a key counts
-next:
-	for _, kv := range environ {
-		for _, name := range daemonVariables {
-			if strings.HasPrefix(kv, name+"=") {
-				continue next
-			}
-		}
-		env = append(env, kv)
-	}
-	return env
+	return append([]string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}, child.Environ(environ)...) // the last value of a key counts
 }

@@ -58,21 +58,3 @@ func splitLevels(s string) (level, components string) {
 	}
 	return level, strings.Join(parts, ",")
 }
-
-// ownVariables speak to this process alone: an Envoy that found them would talk to systemd in its name.
-var ownVariables = []string{"NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "JOURNAL_STREAM"}
-
-// environment is Envoy's: this process's own without what is for it alone.
-func environment(own []string) []string {
-	var env []string
-next:
-	for _, v := range own {
-		for _, name := range ownVariables {
-			if strings.HasPrefix(v, name+"=") {
-				continue next
-			}
-		}
-		env = append(env, v)
-	}
-	return env
-}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"wingman/agent/envoy"
+	"wingman/internal/child"
 )
 
 // Config is what a Supervisor is made from. Functions are called from Run's goroutine before each start; their errors are told and
@@ -258,7 +259,7 @@ func (s *Supervisor) start(ctx context.Context) error {
 		return err
 	}
 	c := command{
-		path: program, args: append([]string{"--config-path", file}, args...), env: environment(s.cfg.Env), dir: s.cfg.Dir,
+		path: program, args: append([]string{"--config-path", file}, args...), env: child.Environ(s.cfg.Env), dir: s.cfg.Dir,
 		user: s.cfg.User, lock: s.lock.file, stdout: s.cfg.Stdout, log: s.cfg.EnvoyLog, orphan: s.orphan,
 	}
 	if s.envoy, err = c.start(); err != nil {
