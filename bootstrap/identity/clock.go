@@ -64,13 +64,13 @@ func newClockWatch(log *slog.Logger) clockWatch {
 	fd, err := unix.TimerfdCreate(unix.CLOCK_REALTIME, unix.TFD_NONBLOCK|unix.TFD_CLOEXEC)
 	if err != nil {
 		log.Warn("clock is not watched, only looked at now and then", "every", longestSleep, "error", err)
-		return blindWatch{}
+		return blindClock{}
 	}
 	w := &timerWatch{file: os.NewFile(uintptr(fd), "timerfd"), events: make(chan struct{}, 1), done: make(chan struct{})}
 	if err := w.arm(); err != nil {
 		w.file.Close()
 		log.Warn("clock is not watched, only looked at now and then", "every", longestSleep, "error", err)
-		return blindWatch{}
+		return blindClock{}
 	}
 	go w.run() // ends with stop
 	return w
@@ -142,3 +142,9 @@ func jumpOf(wall, awake, asleep time.Duration) (jump, bool) {
 	}
 	return j, j != jump{}
 }
+
+// A blindClock never tells anything.
+type blindClock struct{}
+
+func (blindClock) changed() <-chan struct{} { return nil }
+func (blindClock) stop()                    {}

@@ -4,8 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"path/filepath"
 	"time"
+
+	"wingman/internal/filewatch"
 )
 
 // A rootInput is what is known of the root file.
@@ -95,3 +98,12 @@ func (r *runner) rootTrouble(err error, seen string, now time.Time) {
 	}
 	r.said.RootProblem = err.Error()
 }
+
+// A watch tells when something happened to one of the inputs; see package filewatch.
+type watch interface {
+	Arm(files []string)
+	Changed() <-chan struct{}
+	Stop()
+}
+
+func newWatch(log *slog.Logger) watch { return filewatch.New(log, longestSleep) }

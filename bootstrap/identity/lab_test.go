@@ -128,7 +128,9 @@ func (l *lab) onDisk() string { return pairOnDisk(l.t, l.vm.output) }
 
 type testWatch chan struct{}
 
-func (testWatch) arm([]string)               {}
+func (testWatch) Arm([]string)               {}
+func (w testWatch) Changed() <-chan struct{} { return w }
+func (testWatch) Stop()                      {}
 func (w testWatch) changed() <-chan struct{} { return w }
 func (testWatch) stop()                      {}
 

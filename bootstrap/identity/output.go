@@ -199,3 +199,16 @@ func sameFile(a, b string) bool {
 	y, errY := os.Stat(filepath.Dir(b))
 	return errX == nil && errY == nil && os.SameFile(x, y)
 }
+
+func isDir(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.IsDir()
+}
+
+// resolved is path behind its links, path itself when it leads nowhere.
+func resolved(path string) string {
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		return real
+	}
+	return path
+}

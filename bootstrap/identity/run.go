@@ -70,7 +70,7 @@ func (m *Manager) Run(ctx context.Context) error {
 		r.clear = &store{dir: filepath.Join(m.cfg.RunDir, storeName), disk: m.disk, log: m.cfg.Log}
 		r.output.store = r.clear.dir
 	}
-	defer r.watch.stop()
+	defer r.watch.Stop()
 
 	ctx, cancel := context.WithCancel(ctx)
 	var deliveries, delivered = chan delivery(nil), chan struct{}(nil)
@@ -93,7 +93,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	clock := m.newClock(m.cfg.Log)
 	defer clock.stop()
 	r.lastWall, r.lastTimer, r.lastSlept = m.now(), time.Now(), m.asleep()
-	r.watch.arm(r.inputs())
+	r.watch.Arm(r.inputs())
 	ev := r.load(m.now())
 	for {
 		r.turn(ctx, m.now(), ev)
@@ -104,7 +104,7 @@ func (m *Manager) Run(ctx context.Context) error {
 			timer.Stop()
 			return nil
 		case <-timer.C:
-		case <-r.watch.changed():
+		case <-r.watch.Changed():
 		case <-clock.changed():
 		case w := <-m.renewals:
 			if deliveries != nil {
@@ -126,7 +126,7 @@ func (m *Manager) Run(ctx context.Context) error {
 
 // turn looks at everything once: what the files say, what ev and the clock make of it, and what follows from that.
 func (r *runner) turn(ctx context.Context, now time.Time, ev event) {
-	r.watch.arm(r.inputs())
+	r.watch.Arm(r.inputs())
 	jumped := r.clockJumped(now)
 	newToken, newRoots := r.readTokens(now), r.readRootFile(now)
 	r.keepToken(now)

@@ -1,4 +1,9 @@
-package identity
+// Package filewatch tells when something happened to one of a few files, by inotify.
+//
+// It watches folders, those of the files and of the links on the way to them: files are replaced by rename, links are switched, folders on a tmpfs appear only
+// later. It says too much rather than too little; whoever listens reads the files and compares. Where inotify has nothing left to give it is silent, so
+// listeners look now and then anyway. One goroutine for each Watch. To match: nothing of Istio's.
+package filewatch
 
 import (
 	"errors"
@@ -9,27 +14,18 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/fsnotify/fsnotify"
 )
 
-// A watch tells when something happened to one of a few files. It watches folders: files are replaced by rename, folders on a tmpfs
-// appear only later. It says too much rather than too little; whoever listens compares contents.
-type watch interface {
-	// arm sets what is watched from now on. Only then read the files: what happens after arm is told.
-	arm(files []string)
-	// changed carries at most one pending word.
-	changed() <-chan struct{}
-	// stop ends the watch and waits for its goroutine.
-	stop()
-}
-
-// An fsWatch is a watch by inotify.
-type fsWatch struct {
-	inner  *fsnotify.Watcher
-	events chan struct{}
+// A Watch tells of a few files. Make it with New; its methods are for one goroutine.
+type Watch struct {
+	inner  *fsnotify.Watcher // nil: inotify has no more instances to give
+	events chan struct{}     // buffered 1
 	done   sync.WaitGroup
 	log    *slog.Logger
+	every  time.Duration
 	blind  sync.Once // that a folder cannot be watched is said once
 
 	mu     sync.Mutex // guards everything below
@@ -37,14 +33,15 @@ type fsWatch struct {
 	points []string // of the ways to them
 }
 
-// newWatch starts a watch. Where inotify has no more instances to give, files are only looked at every half minute; the log says so.
-func newWatch(log *slog.Logger) watch {
+// New starts a watch of no files yet. every is how often the listener looks without a word: the log says so where folders cannot be watched.
+func New(log *slog.Logger, every time.Duration) *Watch {
+	w := &Watch{events: make(chan struct{}, 1), log: log, every: every}
 	inner, err := fsnotify.NewWatcher()
 	if err != nil {
-		log.Warn("files are not watched, only looked at now and then", "every", longestSleep, "error", err)
-		return blindWatch{}
+		log.Warn("files are not watched, only looked at now and then", "every", every, "error", err)
+		return w
 	}
-	w := &fsWatch{inner: inner, events: make(chan struct{}, 1), log: log}
+	w.inner = inner
 	w.done.Go(func() {
 		for {
 			select {
@@ -66,21 +63,30 @@ func newWatch(log *slog.Logger) watch {
 	return w
 }
 
-func (w *fsWatch) tell() {
+func (w *Watch) tell() {
 	select {
 	case w.events <- struct{}{}:
 	default:
 	}
 }
 
-func (w *fsWatch) changed() <-chan struct{} { return w.events }
+// Changed carries at most one pending word.
+func (w *Watch) Changed() <-chan struct{} { return w.events }
 
-func (w *fsWatch) stop() {
-	w.inner.Close()
+// Stop ends the watch and waits for its goroutine.
+func (w *Watch) Stop() {
+	if w.inner != nil {
+		w.inner.Close()
+	}
 	w.done.Wait()
 }
 
-func (w *fsWatch) arm(files []string) {
+// Arm sets the files that are watched from now on, by absolute paths. Only then read them: what happens after Arm is told. Arm again when a word came, as
+// folders may have come and gone.
+func (w *Watch) Arm(files []string) {
+	if w.inner == nil {
+		return
+	}
 	for {
 		before, points := folders(files)
 		w.mu.Lock()
@@ -90,7 +96,7 @@ func (w *fsWatch) arm(files []string) {
 			// Again and again: a folder that was removed and made anew is another one.
 			if err := w.inner.Add(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				w.blind.Do(func() {
-					w.log.Warn("folder is not watched, only looked at now and then", "dir", dir, "every", longestSleep, "error", err)
+					w.log.Warn("folder is not watched, only looked at now and then", "dir", dir, "every", w.every, "error", err)
 				})
 			}
 		}
@@ -103,13 +109,9 @@ func (w *fsWatch) arm(files []string) {
 }
 
 // drop ends the watch of folders that matter no more.
-func (w *fsWatch) drop(keep []string) {
+func (w *Watch) drop(keep []string) {
 	for _, dir := range w.inner.WatchList() {
-		wanted := false
-		for _, k := range keep {
-			wanted = wanted || k == dir
-		}
-		if !wanted {
+		if !slices.Contains(keep, dir) {
 			w.inner.Remove(dir)
 		}
 	}
@@ -117,7 +119,7 @@ func (w *fsWatch) drop(keep []string) {
 
 // concerns reports whether an event at name can change what is read at one of the files: it is in the folder of one (a file is
 // replaced, a "..data" link is switched), or it is a folder or a link on the way to one.
-func (w *fsWatch) concerns(name string) bool {
+func (w *Watch) concerns(name string) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, f := range w.files {
@@ -176,10 +178,3 @@ func resolved(path string) string {
 	}
 	return path
 }
-
-// A blindWatch never tells anything.
-type blindWatch struct{}
-
-func (blindWatch) arm([]string)             {}
-func (blindWatch) changed() <-chan struct{} { return nil }
-func (blindWatch) stop()                    {}

@@ -1,30 +1,55 @@
-package identity
+package filewatch
 
 import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 )
 
 // realWatch is an inotify watch for the test's life.
-func realWatch(t *testing.T) watch {
+func realWatch(t *testing.T) *Watch {
 	t.Helper()
-	w := newWatch(slog.New(slog.DiscardHandler))
-	if _, blind := w.(blindWatch); blind {
+	w := New(slog.New(slog.DiscardHandler), time.Minute)
+	if w.inner == nil {
 		t.Skip("needs an inotify instance")
 	}
-	t.Cleanup(w.stop)
+	t.Cleanup(w.Stop)
 	return w
 }
 
+// awaitWord fails the test when the watch says nothing.
+func awaitWord(t *testing.T, w *Watch, of string) {
+	t.Helper()
+	select {
+	case <-w.Changed():
+	case <-time.After(5 * time.Second):
+		t.Fatalf("no word of %s", of)
+	}
+}
+
+// putFile puts a file in place by rename, with the folders that it needs.
+func putFile(t *testing.T, path, content string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path+".tmp", []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(path+".tmp", path); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // drain takes what is pending, so that only what follows counts.
-func drain(w watch) {
+func drain(w *Watch) {
 	for {
 		select {
-		case <-w.changed():
+		case <-w.Changed():
 		default:
 			return
 		}
@@ -90,10 +115,10 @@ func TestWatchTellsOfEveryWayAFileChanges(t *testing.T) {
 			dir := t.TempDir()
 			tt.before(t, dir)
 			w := realWatch(t)
-			w.arm([]string{dir + "/secrets/token"})
+			w.Arm([]string{dir + "/secrets/token"})
 			drain(w)
 			tt.change(t, dir)
-			within(t, 5*time.Second, w.changed(), "word of the change")
+			awaitWord(t, w, "the change")
 		})
 	}
 }
@@ -106,15 +131,15 @@ func TestWatchFollowsFoldersThatAppearAndComeBack(t *testing.T) {
 	follow := func() {
 		t.Helper()
 		for {
-			w.arm([]string{file})
+			w.Arm([]string{file})
 			if _, err := os.Stat(file); err == nil {
 				drain(w)
 				return
 			}
-			within(t, 5*time.Second, w.changed(), "word of the next folder")
+			awaitWord(t, w, "the next folder")
 		}
 	}
-	w.arm([]string{file})
+	w.Arm([]string{file})
 	for range 2 { // the second time the tmpfs was emptied, and all folders are new ones
 		go func() {
 			os.MkdirAll(filepath.Dir(file), 0o755)
@@ -124,13 +149,13 @@ func TestWatchFollowsFoldersThatAppearAndComeBack(t *testing.T) {
 		if err := os.RemoveAll(filepath.Join(dir, "run")); err != nil {
 			t.Fatal(err)
 		}
-		within(t, 5*time.Second, w.changed(), "word of the end")
-		w.arm([]string{file})
+		awaitWord(t, w, "the end")
+		w.Arm([]string{file})
 	}
 }
 
 func TestWatchIsSilentAboutOthersFiles(t *testing.T) {
-	w := &fsWatch{files: []string{"/etc/certs/root-cert.pem", "/run/secrets/tokens/istio-token"}}
+	w := &Watch{files: []string{"/etc/certs/root-cert.pem", "/run/secrets/tokens/istio-token"}}
 	for _, tt := range []struct {
 		name string
 		want bool
@@ -155,4 +180,64 @@ func TestWatchedFoldersAreTheNearestThatExist(t *testing.T) {
 	if want := "/ " + dir + " " + dir + "/a"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
+}
+
+func TestFolders(t *testing.T) {
+	root, err := filepath.EvalSymlinks(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{"certs/g1", "elsewhere/deep"} {
+		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for link, target := range map[string]string{
+		"certs/..data": "g1", "certs/c.pem": "..data/c.pem", "dir": "certs/..data", "far": root + "/elsewhere", "loop": "loop", "gone": "nowhere/x",
+	} {
+		if err := os.Symlink(target, filepath.Join(root, link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, file := range []string{"certs/g1/c.pem", "elsewhere/deep/c.pem", "plain"} {
+		if err := os.WriteFile(filepath.Join(root, file), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tests := []struct{ name, file, want string }{
+		{"an ordinary file", "plain", "."},
+		{"a file that is missing", "certs/g1/none", "certs/g1"},
+		{"a folder that is missing", "certs/none/of/this", "certs"},
+		{"a file where a folder should be", "plain/x", "."},
+		{"a link to a file behind a link", "certs/c.pem", "certs certs/g1"},
+		{"a linked folder, behind another link", "dir/c.pem", ". certs certs/g1"},
+		{"a link that leads elsewhere", "far/deep/c.pem", ". elsewhere/deep"},
+		{"a link to nothing", "gone/c.pem", "."},
+		{"a link to itself", "loop/c.pem", "."},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			var want []string
+			for _, dir := range strings.Fields(tt.want) {
+				want = append(want, filepath.Join(root, dir))
+			}
+			// An absolute link starts again above root: only what lies below is ours to know.
+			list, _ := folders([]string{filepath.Join(root, tt.file)})
+			got := slices.DeleteFunc(list, func(d string) bool { return !strings.HasPrefix(d, root) })
+			if !slices.Equal(got, want) {
+				t.Errorf("folders(%s) = %q, want %q", tt.file, got, want)
+			}
+		})
+	}
+}
+
+func TestWithoutInotifyItIsSilent(t *testing.T) {
+	w := &Watch{}
+	w.Arm([]string{"/etc/passwd"})
+	select {
+	case <-w.Changed():
+		t.Error("a word of nothing")
+	default:
+	}
+	w.Stop()
 }

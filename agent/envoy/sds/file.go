@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"wingman/internal/filewatch"
 )
 
 // maxFile bounds a PEM file; the certificates of every public authority are a quarter of it.
@@ -26,7 +28,7 @@ var systemBundles = []string{
 // files reads the secrets that names of files stand for.
 type files struct {
 	root  string
-	watch watch
+	watch *filewatch.Watch
 }
 
 // follow watches the files of names and no others.
@@ -44,7 +46,7 @@ func (f files) follow(names []string) {
 		}
 		paths = append(paths, f.rootFiles(r)...)
 	}
-	f.watch.arm(paths)
+	f.watch.Arm(paths)
 }
 
 // load reads and checks the secret of a name: what Envoy would refuse, or use wrongly, is an error here.

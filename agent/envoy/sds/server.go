@@ -14,6 +14,7 @@ import (
 
 	"wingman/agent/envoy/peer"
 	"wingman/bootstrap/identity"
+	"wingman/internal/filewatch"
 )
 
 // Source is where this workload's identity comes from; *identity.Manager is one.
@@ -138,8 +139,8 @@ func (s *Server) Run(ctx context.Context) error {
 
 // keep makes the store follow the Source and the files.
 func (s *Server) keep(ctx context.Context) {
-	f := files{root: s.cfg.Root, watch: newWatch(s.log)}
-	defer f.watch.stop()
+	f := files{root: s.cfg.Root, watch: filewatch.New(s.log, recheck)}
+	defer f.watch.Stop()
 	for {
 		values := s.identity()
 		names := s.store.files()
@@ -165,7 +166,7 @@ func (s *Server) keep(ctx context.Context) {
 		case <-s.fresh:
 		case <-s.store.asked:
 		case <-timer.C:
-		case <-f.watch.changed():
+		case <-f.watch.Changed():
 			select { // let a writer finish; a new certificate does not wait for that
 			case <-time.After(pause):
 			case <-s.fresh:
