@@ -89,6 +89,7 @@ func newEnvoySide(cfg *bootstrap.Config, logs *logs, metrics prometheus.Register
 		}
 		return 0
 	}))
+	metrics.MustRegister(proxy.NewCollector(proxy.RunDir(cfg)))
 	return e, nil
 }
 

@@ -4,6 +4,9 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
+
 	"wingman/agent/envoy/proxy"
 	"wingman/bootstrap"
 )
@@ -34,4 +37,24 @@ func TestSettingsWaitForTheSupervisorsRestart(t *testing.T) {
 	expect("without a supervisor")
 	see(sighting{proxy: proxy.State{Supervisor: 8}})
 	expect("with another supervisor")
+}
+
+// The supervisor has no port of its own: what docs/metrics.md says of it is scraped from the agent.
+func TestTheSupervisorsMetricsAreTold(t *testing.T) {
+	cfg := &bootstrap.Config{Root: t.TempDir(), Paths: bootstrap.Paths{RunDir: t.TempDir()}}
+	metrics := prometheus.NewPedanticRegistry()
+	logs, err := newLogs(cfg.Log, nil, func(string) string { return "" })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := newEnvoySide(cfg, logs, metrics, func() *bootstrap.Config { return cfg }, nil); err != nil {
+		t.Fatal(err)
+	}
+	families, err := metrics.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.ContainsFunc(families, func(f *dto.MetricFamily) bool { return f.GetName() == "wingman_proxy_up" }) {
+		t.Errorf("no wingman_proxy_up in %v", families)
+	}
 }
