@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
+	"regexp"
 	"slices"
 	"time"
 
@@ -28,7 +30,7 @@ func CheckAhead(root string, put map[string][]byte) (cfg *bootstrap.Config, prob
 	problems = mustHaveMesh(root, problems, member)
 	if cfg == nil {
 		// Whose token it should be is not known, but what it says of itself is.
-		cfg = &bootstrap.Config{Paths: bootstrap.DefaultPaths(root)}
+		cfg = &bootstrap.Config{Root: root, Paths: bootstrap.DefaultPaths(root)}
 	}
 	read := func() ([]byte, error) { return os.ReadFile(cfg.Paths.Token) }
 	if raw, ok := put[cfg.Paths.Token]; ok {
@@ -50,11 +52,11 @@ func CheckSettings(root string, content []byte) bootstrap.Problems {
 // checkToken judges the token by its claims. A member of the mesh has a certificate and can live without one, so nothing about it is an error there.
 func checkToken(cfg *bootstrap.Config, read func() ([]byte, error), member bool, now time.Time) bootstrap.Problems {
 	sources := cfg.Identity.Credentials
-	if sources != nil && !slices.Contains(sources, identity.SourceFile) {
+	if sources != nil && !slices.Contains(sources, identity.SourceFile) || cfg.Paths.WorkloadSocket != "" {
 		return nil
 	}
 	severity := bootstrap.Error
-	if member || len(slices.DeleteFunc(slices.Clone(sources), isFile)) > 0 { // another source may have one
+	if member || unitCredential(cfg.Root) || len(slices.DeleteFunc(slices.Clone(sources), isFile)) > 0 { // another source may have one
 		severity = bootstrap.Warning
 	}
 	audience := cmp.Or(cfg.Identity.Audience, identity.DefaultAudience)
@@ -88,6 +90,22 @@ func checkToken(cfg *bootstrap.Config, read func() ([]byte, error), member bool,
 		return bootstrap.Problems{p}
 	}
 	return nil
+}
+
+// givesToken is a line that gives a unit the credential that source systemd reads (systemd.exec(5)).
+var givesToken = regexp.MustCompile(`(?m)^[ \t]*(Load|Set)Credential(Encrypted)?[ \t]*=[ \t]*` + systemdToken + `(:|[ \t]*$)`)
+
+// unitCredential reports whether a drop-in gives the agent's unit a token: what it is nobody but systemd knows before the start.
+func unitCredential(root string) bool {
+	for _, dir := range []string{"etc/systemd/system", "run/systemd/system", "usr/lib/systemd/system"} {
+		files, _ := filepath.Glob(filepath.Join(root, dir, "wingman.service.d", "*.conf"))
+		for _, file := range files {
+			if b, err := os.ReadFile(file); err == nil && givesToken.Match(b) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // isFile reports whether a source is one of the files that a machine has by default.

@@ -13,25 +13,43 @@ import (
 // A token file that is not there is an error only where nothing else can bring a token.
 func TestCheckOfAMissingTokenFile(t *testing.T) {
 	for _, tt := range []struct {
+		name    string
 		sources []string
 		member  bool
+		socket  string // of a SPIFFE Workload API
+		dropIn  string // of the agent's unit
 		want    string
 	}{
-		{nil, false, "error"},
-		{[]string{"systemd", "file"}, false, "error"},
-		{[]string{"systemd", "file"}, true, "warning"},
-		{[]string{"file", "exec"}, false, "warning"},
-		{[]string{"gce"}, false, ""},
+		{"istioctl's files alone", nil, false, "", "", "error"},
+		{"the same, said", []string{"systemd", "file"}, false, "", "", "error"},
+		{"a member", []string{"systemd", "file"}, true, "", "", "warning"},
+		{"a program may have one", []string{"file", "exec"}, false, "", "", "warning"},
+		{"the cloud alone", []string{"gce"}, false, "", "", ""},
+		{"a program alone", []string{"exec"}, false, "", "", ""},
+		{"SPIRE gives certificates", nil, false, "/run/spire/agent.sock", "", ""},
+		{"systemd gives one to the unit", nil, false, "", "[Service]\nLoadCredential=istio-token\n", "warning"},
+		{"from a file elsewhere", nil, false, "", "[Service]\n LoadCredentialEncrypted = istio-token:/root/t\n", "warning"},
+		{"another credential", nil, false, "", "[Service]\nLoadCredential=istio-token-old:/x\n#LoadCredential=istio-token\n", "error"},
 	} {
-		cfg := &bootstrap.Config{}
+		cfg := &bootstrap.Config{Root: t.TempDir()}
 		cfg.Identity.Credentials = tt.sources
-		cfg.Paths.Token = filepath.Join(t.TempDir(), "istio-token")
+		cfg.Paths.Token = filepath.Join(cfg.Root, "istio-token")
+		cfg.Paths.WorkloadSocket = tt.socket
+		if tt.dropIn != "" {
+			dir := filepath.Join(cfg.Root, "etc/systemd/system/wingman.service.d")
+			if err := os.MkdirAll(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(dir, "token.conf"), []byte(tt.dropIn), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
 		got := ""
 		for _, p := range checkToken(cfg, func() ([]byte, error) { return os.ReadFile(cfg.Paths.Token) }, tt.member, time.Now()) {
 			got = map[bootstrap.Severity]string{bootstrap.Error: "error", bootstrap.Warning: "warning"}[p.Severity]
 		}
 		if got != tt.want {
-			t.Errorf("sources %v, member %v: %q, want %q", tt.sources, tt.member, got, tt.want)
+			t.Errorf("%s: %q, want %q", tt.name, got, tt.want)
 		}
 	}
 }

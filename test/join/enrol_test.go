@@ -277,3 +277,42 @@ func TestJoinSaysWhatKeepsIt(t *testing.T) {
 		t.Errorf("join without a WorkloadGroup: %v, want it named, and the way back", err)
 	}
 }
+
+// A machine whose token comes from a program needs no istio-token, not even for the join.
+func TestJoinWithoutATokenFile(t *testing.T) {
+	istiod := newIstiod(t, controlplane.Config{})
+	fresh, err := istiod.MintToken(controlplane.TokenOptions{Namespace: files.Namespace, ServiceAccount: files.ServiceAccount})
+	if err != nil {
+		t.Fatal(err)
+	}
+	program := filepath.Join(t.TempDir(), "get-token")
+	script := "#!/bin/sh\necho '{\"apiVersion\":\"client.authentication.k8s.io/v1\",\"kind\":\"ExecCredential\",\"status\":{\"token\":\"" + fresh + "\"}}'\n"
+	if err := os.WriteFile(program, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	m := newMachine(t, istiod, "identity: {credentials: [exec], exec: {command: ["+program+"]}}", "envoy: {enabled: false}")
+	dir := m.istioctl()
+	if err := os.Remove(filepath.Join(dir, "istio-token")); err != nil {
+		t.Fatal(err)
+	}
+	m.signalled()
+	var said []string
+	o := enrol.Options{Root: m.root, Timeout: patience, Say: func(s string) { said = append(said, s) }}
+	if _, err := enrol.Join(t.Context(), dir, o); !errors.Is(err, enrol.ErrNoDaemon) {
+		t.Fatalf("join without a daemon: %v, want that nobody runs one", err)
+	}
+	m.start()
+	m.until("up", func(status.Report) bool { return true })
+	r, err := enrol.Join(t.Context(), dir, o)
+	if err != nil || !joined(r) {
+		t.Fatalf("join: %v, report %+v", err, r)
+	}
+	for _, s := range said {
+		if strings.Contains(s, "istio-token") {
+			t.Errorf("join says %q on a machine that needs no such file", s)
+		}
+	}
+	if r.Identity.Source != "exec" {
+		t.Errorf("the certificate came by %q, want exec", r.Identity.Source)
+	}
+}
