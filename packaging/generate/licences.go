@@ -17,11 +17,12 @@ import (
 // A module is one whose code is linked into the program.
 type module struct {
 	Path, Version, Dir string
+	inside             []string // folders of its packages that are linked in, and those between, where code of others may have a licence of its own
 }
 
 // linkedModules returns the modules of the packages that the program consists of, Go's own library first.
 func linkedModules() ([]module, error) {
-	cmd := exec.Command("go", "list", "-deps", "-tags", "grpcnotrace", "-json=Module", "./cmd/wingman")
+	cmd := exec.Command("go", "list", "-deps", "-tags", "grpcnotrace", "-json=Module,Dir", "./cmd/wingman")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux")
 	out, err := cmd.Output()
 	if err != nil {
@@ -31,9 +32,10 @@ func linkedModules() ([]module, error) {
 	if err != nil {
 		return nil, fmt.Errorf("go env: %w", err)
 	}
-	all := map[string]module{}
+	all := map[string]*module{}
 	for d := json.NewDecoder(bytes.NewReader(out)); ; {
 		var p struct {
+			Dir    string
 			Module *struct {
 				Path, Version, Dir string
 				Main               bool
@@ -44,13 +46,23 @@ func linkedModules() ([]module, error) {
 		} else if err != nil {
 			return nil, fmt.Errorf("go list: %w", err)
 		}
-		if m := p.Module; m != nil && !m.Main {
-			all[m.Path] = module{m.Path, m.Version, m.Dir}
+		m := p.Module
+		if m == nil || m.Main {
+			continue
+		}
+		if all[m.Path] == nil {
+			all[m.Path] = &module{Path: m.Path, Version: m.Version, Dir: m.Dir}
+		}
+		for dir := p.Dir; dir != m.Dir && strings.HasPrefix(dir, m.Dir); dir = filepath.Dir(dir) {
+			if !slices.Contains(all[m.Path].inside, dir) {
+				all[m.Path].inside = append(all[m.Path].inside, dir)
+			}
 		}
 	}
-	list := []module{{"Go's standard library", strings.TrimPrefix(runtime.Version(), "go"), strings.TrimSpace(string(goroot))}}
+	list := []module{{Path: "Go's standard library", Version: strings.TrimPrefix(runtime.Version(), "go"), Dir: strings.TrimSpace(string(goroot))}}
 	for _, m := range all {
-		list = append(list, m)
+		slices.Sort(m.inside)
+		list = append(list, *m)
 	}
 	slices.SortFunc(list[1:], func(a, b module) int { return strings.Compare(a.Path, b.Path) })
 	return list, nil
@@ -61,27 +73,35 @@ const noticeMark = "\x00"
 
 // licence returns a module's licences and then its notices, in their own words.
 func (m module) licence() (string, error) {
-	entries, err := os.ReadDir(m.Dir)
-	if err != nil {
-		return "", fmt.Errorf("%s: %w", m.Path, err)
-	}
 	var text, notices strings.Builder
-	for _, e := range entries {
-		name := strings.ToUpper(e.Name())
-		to, before := &text, ""
-		switch {
-		case e.IsDir():
-			continue
-		case strings.HasPrefix(name, "NOTICE"):
-			to, before = &notices, noticeMark
-		case !strings.HasPrefix(name, "LICENSE") && !strings.HasPrefix(name, "LICENCE") && !strings.HasPrefix(name, "COPYING"):
-			continue
-		}
-		content, err := os.ReadFile(filepath.Join(m.Dir, e.Name()))
+	for i, dir := range append([]string{m.Dir}, m.inside...) {
+		entries, err := os.ReadDir(dir)
 		if err != nil {
 			return "", fmt.Errorf("%s: %w", m.Path, err)
 		}
-		fmt.Fprintf(to, "%s%s\n", before, bytes.TrimSpace(content))
+		for _, e := range entries {
+			name := strings.ToUpper(e.Name())
+			to, before := &text, ""
+			switch {
+			case e.IsDir() || strings.HasSuffix(name, ".GO"):
+				continue
+			case strings.HasPrefix(name, "NOTICE"):
+				to, before = &notices, noticeMark
+			case !strings.HasPrefix(name, "LICENSE") && !strings.HasPrefix(name, "LICENCE") && !strings.HasPrefix(name, "COPYING"):
+				continue
+			}
+			file := filepath.Join(dir, e.Name())
+			content, err := os.ReadFile(file)
+			if err != nil {
+				return "", fmt.Errorf("%s: %w", m.Path, err)
+			}
+			if i > 0 {
+				within, _ := filepath.Rel(m.Dir, dir) // below it
+				fmt.Fprintf(to, "%sOf its folder %s:\n\n%s\n", before, within, bytes.TrimSpace(content))
+				continue
+			}
+			fmt.Fprintf(to, "%s%s\n", before, bytes.TrimSpace(content))
+		}
 	}
 	if text.Len() == 0 {
 		return "", fmt.Errorf("%s %s has no licence file in %s", m.Path, m.Version, m.Dir)
@@ -89,26 +109,42 @@ func (m module) licence() (string, error) {
 	return text.String() + notices.String(), nil
 }
 
-// Names of licences, with words that each holds and the ones above it do not. A licence with none of them is refused: somebody
-// has to read it first.
+// Names of licences, with words that each holds and no other. Only those may be linked in that ask for no more than to be named: a program that
+// holds them stays under Apache-2.0, source and all. A licence that is not here is refused, for somebody has to read it first.
 var names = []struct{ name, words string }{
-	{"Apache-2.0", "Apache License\nVersion 2.0"},
-	{"MPL-2.0", "Mozilla Public License Version 2.0"},
+	{"Apache-2.0", "Apache License Version 2.0"},
+	{"Apache-2.0", "under the Apache License, Version 2.0"},
 	{"ISC", "Permission to use, copy, modify, and/or distribute this software for any purpose with or without fee"},
 	{"MIT", "Permission is hereby granted, free of charge, to any person obtaining a copy"},
-	{"BSD-3-clause", "Neither the name of"},
-	{"BSD-2-clause", "Redistributions of source code must retain"},
+	{"BSD-3-Clause", "Neither the name of"},
+	{"BSD-2-Clause", "Redistributions of source code must retain"},
 }
 
-// licenceName names a licence by SPDX's short names as Debian writes them.
-func licenceName(text string) (string, bool) {
-	text = strings.Join(strings.Fields(text), " ")
-	for _, n := range names {
-		if strings.Contains(strings.ToLower(text), strings.ToLower(strings.Join(strings.Fields(n.words), " "))) {
-			return n.name, true
+// Words of licences that ask for more, beside whatever else a file says.
+var refused = []string{
+	"GNU General Public License", "GNU Lesser General Public License", "GNU Library General Public License", "GNU Affero General Public License",
+	"Mozilla Public License", "Eclipse Public License", "Common Development and Distribution License", "Server Side Public License",
+	"Business Source License", "Elastic License", "Commons Clause", "Creative Commons",
+}
+
+// licenceNames names the licences in a text by SPDX's short names. It is an error when there is none that is known, or one that may not be linked in.
+func licenceNames(text string) ([]string, error) {
+	text = strings.ToLower(strings.Join(strings.Fields(text), " "))
+	for _, words := range refused {
+		if strings.Contains(text, strings.ToLower(words)) {
+			return nil, fmt.Errorf("speaks of the %s, under which nothing may be linked in", words)
 		}
 	}
-	return "", false
+	var found []string
+	for _, n := range names {
+		if strings.Contains(text, strings.ToLower(n.words)) && !slices.Contains(found, n.name) && !(n.name == "BSD-2-Clause" && slices.Contains(found, "BSD-3-Clause")) {
+			found = append(found, n.name)
+		}
+	}
+	if found == nil {
+		return nil, errors.New("a licence that nobody has read yet")
+	}
+	return found, nil
 }
 
 // debianCopyright is the .deb's copyright file, in Debian's machine-readable form. Of the licences that every Debian system has in
@@ -123,7 +159,8 @@ Copyright: The Wingman authors
 License: Apache-2.0
  On Debian systems the whole text is in /usr/share/common-licenses/Apache-2.0.
 `)
-	err := eachLicence(modules, func(m module, name, text, same string) {
+	err := eachLicence(modules, func(m module, names []string, text, same string) {
+		name := strings.Join(names, " and ")
 		fmt.Fprintf(&b, "\nComment: %s %s is linked into /usr/bin/wingman under %s.\n", m.Path, m.Version, name)
 		switch {
 		case same != "":
@@ -131,7 +168,7 @@ License: Apache-2.0
 		case name == "Apache-2.0":
 			b.WriteString(" Its licence is in /usr/share/common-licenses/Apache-2.0.\n")
 			if _, notice, ok := strings.Cut(text, noticeMark); ok {
-				b.WriteString(indent(notice))
+				b.WriteString(indent(strings.ReplaceAll(notice, noticeMark, "\n")))
 			}
 		default:
 			b.WriteString(" .\n" + indent(strings.ReplaceAll(text, noticeMark, "\n")))
@@ -148,8 +185,8 @@ func allLicences(modules []module) ([]byte, error) {
 	}
 	b := bytes.NewBuffer(own)
 	b.WriteString("\nWhat follows is linked into /usr/bin/wingman.\n")
-	err = eachLicence(modules, func(m module, name, text, same string) {
-		fmt.Fprintf(b, "\n-- %s %s: %s\n\n", m.Path, m.Version, name)
+	err = eachLicence(modules, func(m module, names []string, text, same string) {
+		fmt.Fprintf(b, "\n-- %s %s: %s\n\n", m.Path, m.Version, strings.Join(names, " and "))
 		if same != "" {
 			fmt.Fprintf(b, "The words of the licence of %s.\n", same)
 			return
@@ -159,19 +196,44 @@ func allLicences(modules []module) ([]byte, error) {
 	return b.Bytes(), err
 }
 
-// eachLicence tells of every module its licence's name and words, and the module before it that has the same words.
-func eachLicence(modules []module, tell func(m module, name, text, same string)) error {
+// licencesPage is docs/licences.md.
+func licencesPage(modules []module) ([]byte, error) {
+	var b bytes.Buffer
+	b.WriteString(`# Licences
+
+Wingman itself is under Apache-2.0. What follows is linked into the program, by name and version; the packages hold the words: the .deb in
+/usr/share/doc/wingman/copyright, the .rpm in /usr/share/licenses/wingman/LICENSES. This page is written by
+"go test ./packaging/generate -run TestLicencesPage -update" from the licence files of the modules themselves, and a test compares.
+
+Only licences that ask for no more than to be named are let in: Apache-2.0, MIT, ISC and BSD with two or three clauses. Any other, one that nobody has
+read, and a module without a licence fail "make test" and every build of a package (packaging/generate/licences.go).
+
+| module | version | licence |
+|---|---|---|
+`)
+	err := eachLicence(modules, func(m module, names []string, _, _ string) {
+		version := m.Version
+		if m.Path == modules[0].Path {
+			version = "of the toolchain" // another patch release is no news
+		}
+		fmt.Fprintf(&b, "| %s | %s | %s |\n", m.Path, version, strings.Join(names, ", "))
+	})
+	return b.Bytes(), err
+}
+
+// eachLicence tells of every module the names and words of its licences, and the module before it that has the same words.
+func eachLicence(modules []module, tell func(m module, names []string, text, same string)) error {
 	seen := map[string]string{}
 	for _, m := range modules {
 		text, err := m.licence()
 		if err != nil {
 			return err
 		}
-		name, known := licenceName(text)
-		if !known {
-			return fmt.Errorf("%s %s: a licence that nobody has read yet in %s", m.Path, m.Version, m.Dir)
+		names, err := licenceNames(text)
+		if err != nil {
+			return fmt.Errorf("%s %s: %w (in %s)", m.Path, m.Version, err, m.Dir)
 		}
-		tell(m, name, text, seen[text])
+		tell(m, names, text, seen[text])
 		if seen[text] == "" {
 			seen[text] = m.Path
 		}
