@@ -8,48 +8,63 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"wingman/agent/tested"
 	"wingman/bootstrap"
 )
 
-// release is set by the linker: -X main.release=v1.2.3.
-var release = "devel"
+// Set by the linker, see packaging/compile.sh.
+var (
+	release = "devel" // -X main.release=1.2.3
+	commit  string    // -X main.commit=, 40 hexadecimal digits; "-dirty" follows where files were changed
+)
 
-// version is the release, with the commit it was built from where the toolchain noted one.
-func version() string {
-	if c := commit(); c != "" {
-		return release + "+" + c
-	}
-	return release
-}
+// version is the release, as the mesh and the log are told it.
+func version() string { return release }
 
-func commit() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return ""
+// builtFrom is the commit of this program: what the build said, else what the toolchain noted, else nothing.
+func builtFrom() string {
+	if commit != "" {
+		return commit
 	}
-	for _, s := range info.Settings {
-		if s.Key == "vcs.revision" && len(s.Value) >= 12 {
-			return s.Value[:12]
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" {
+				return s.Value
+			}
 		}
 	}
 	return ""
 }
 
+// A versionReport is what `wingman version` tells.
+type versionReport struct {
+	Version string `json:"version"`
+	Commit  string `json:"commit,omitempty"`
+	Go      string `json:"go"`
+	Arch    string `json:"arch"`
+	Istio   string `json:"istio"` // release whose behaviour it implements
+	Tested  struct {
+		Istio string `json:"istio"`
+		Envoy string `json:"envoy"`
+	} `json:"tested"`
+}
+
 func newVersion(o *options) *cobra.Command {
 	return outputFlag(&cobra.Command{
 		Use:   "version",
-		Short: "Print the version, and the Istio release whose behaviour it implements",
+		Short: "Print the version and commit, the Istio release whose behaviour it implements, and what it was tested with",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			v := struct {
-				Version string `json:"version"`
-				Go      string `json:"go"`
-				Istio   string `json:"istio"`
-			}{version(), runtime.Version(), bootstrap.IstioVersion}
+			v := versionReport{Version: version(), Commit: builtFrom(), Go: runtime.Version(), Arch: runtime.GOARCH, Istio: bootstrap.IstioVersion}
+			v.Tested.Istio, v.Tested.Envoy = tested.Istio, tested.Envoy
 			if o.output == "json" {
 				return json.NewEncoder(cmd.OutOrStdout()).Encode(v)
 			}
-			_, err := fmt.Fprintf(cmd.OutOrStdout(), "wingman %s (%s), behaves as Istio %s\n", v.Version, v.Go, v.Istio)
+			text := fmt.Sprintf("wingman %s (%s, %s), behaves as Istio %s\n", v.Version, v.Go, v.Arch, v.Istio)
+			if v.Commit != "" {
+				text += fmt.Sprintf("commit %s\n", v.Commit)
+			}
+			_, err := fmt.Fprintf(cmd.OutOrStdout(), "%stested with Istio %s and Envoy %s\n", text, v.Tested.Istio, v.Tested.Envoy)
 			return err
 		},
 	}, o)

@@ -11,6 +11,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+
+	"wingman/agent/tested"
 )
 
 const (
@@ -22,7 +24,7 @@ const (
 
 	// linkFlags strip the binaries, and stamp Istio's with the version that a development build of that commit has: an
 	// unstamped pilot-agent tells istiod ISTIO_VERSION "unknown".
-	linkFlags = "-s -w -X istio.io/istio/pkg/version.buildVersion=1.31-alpha.eed52ebb66ad"
+	linkFlags = "-s -w -X istio.io/istio/pkg/version.buildVersion=" + tested.Istio
 
 	// The build tags of Istio's own releases (Makefile.core.mk: STANDARD_TAGS, AGENT_TAGS).
 	standardTags = "vtprotobuf,disable_pgv"
