@@ -66,15 +66,18 @@ test-vm: build
 	  WINGMAN_VM=1 WINGMAN_BIN=$(CURDIR)/bin/wingman WINGMAN_VM_TABLE=$$table $(GO) test -count=1 -tags $(TAGS) -timeout 20m ./test/vm/... || status=$$?; \
 	  cat "$$table"; exit $$status
 
-# cloud-init, Terraform, Ansible, Packer and package repositories, each by its own tool, against real systemd machines.
+# cloud-init, Terraform, Ansible, Packer and package repositories, each by its own tool, against real systemd machines. The first time OpenTofu is built,
+# some minutes of both cores.
 test-automation:
 	@sh test/setup/setup.sh automation
 	WINGMAN_VM=1 $(GO) test -count=1 -tags $(TAGS) -timeout 15m ./test/automation/...
+	cd test/automation/hcl && $(GO) test -count=1 -timeout 20m ./...
 
 lint:
 	@files=$$(git ls-files '*.go' | xargs gofmt -l); if [ -n "$$files" ]; then echo "gofmt would change:"; echo "$$files"; exit 1; fi
 	$(GO) vet -tags $(TAGS) ./...
 	cd test/mesh && $(GO) vet ./...
+	cd test/automation/hcl && $(GO) vet ./...
 	$(GO) tool staticcheck -tags $(TAGS) ./...
 	@for f in $$(git ls-files '*.sh' .ci/run); do sh -n $$f || bash -n $$f || exit 1; done
 
