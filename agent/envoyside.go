@@ -344,17 +344,19 @@ func (e *envoySide) report() (r status.EnvoyReport, degraded []string) {
 	e.mu.Unlock()
 	r = status.EnvoyReport{
 		Announced: p.announced, Live: p.live, Phase: string(s.proxy.Phase), PID: s.proxy.PID, Starts: s.proxy.Starts,
-		Program: s.proxy.Program, Cause: cmp.Or(p.cause, s.proxy.Cause),
+		Program: s.proxy.Program, Version: s.proxy.Version, Cause: cmp.Or(p.cause, s.proxy.Cause),
 	}
 	if s.supervisor != nil {
-		r.Phase = ""
+		r.Phase, s.proxy.Outdated, s.proxy.Refused = "", "", ""
 	}
 	why := p.unfit(time.Now())
 	if why == "" && errors.Is(s.program, envoy.ErrNoProgram) && e.cfg().Envoy.Enabled == "true" {
 		why = s.program.Error()
 	}
-	if why != "" {
-		degraded = append(degraded, why)
+	for _, why := range []string{why, s.proxy.Outdated, s.proxy.Refused} {
+		if why != "" {
+			degraded = append(degraded, why)
+		}
 	}
 	return r, degraded
 }

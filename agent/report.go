@@ -70,7 +70,7 @@ func (a *Agent) report() status.Report {
 			degraded = append(degraded, name+": "+cause)
 		}
 	}
-	if rejoining {
+	if r.Rejoining = rejoining; rejoining {
 		degraded = append(degraded, "out of the mesh for another WorkloadEntry: its labels, or whether it can take mutual TLS, are to change")
 	}
 	if r.Capture.Why != "" && joined != nil {

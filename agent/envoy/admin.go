@@ -3,6 +3,7 @@ package envoy
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -57,6 +58,50 @@ func (a *Admin) Drain(ctx context.Context) error {
 		return err
 	}
 	return a.post(ctx, "/drain_listeners", url.Values{"graceful": {""}, "inboundonly": {""}})
+}
+
+// StopListening makes Envoy accept no further connection, whether inbound or outbound. Those that it has go on, and HTTP clients are told with
+// their next answer to go elsewhere.
+func (a *Admin) StopListening(ctx context.Context) error {
+	if err := a.post(ctx, "/healthcheck/fail", nil); err != nil {
+		return err
+	}
+	return a.post(ctx, "/drain_listeners", nil)
+}
+
+// Version is Envoy's release, "1.40.0".
+func (a *Admin) Version(ctx context.Context) (string, error) {
+	res, err := a.do(ctx, http.MethodGet, "/server_info", nil)
+	if err != nil {
+		return "", err
+	}
+	defer res.Body.Close()
+	var info struct {
+		Version string `json:"version"` // COMMIT/RELEASE/Clean/RELEASE/BoringSSL
+	}
+	if err := json.NewDecoder(io.LimitReader(res.Body, 1<<20)).Decode(&info); err != nil {
+		return "", fmt.Errorf("read envoy's server_info: %w", err)
+	}
+	parts := strings.Split(info.Version, "/")
+	if len(parts) < 2 || parts[1] == "" {
+		return "", fmt.Errorf("read envoy's version: %q has no release", info.Version)
+	}
+	return parts[1], nil
+}
+
+// requestsStat ends the names of the statistics that count the HTTP requests which have no whole answer yet.
+const requestsStat = "downstream_rq_active"
+
+// Requests counts the HTTP requests that Envoy is at work on, but for those of the admin port. known is false when Envoy does not count them,
+// because another bootstrap file keeps it from it.
+func (a *Admin) Requests(ctx context.Context) (n int, known bool, err error) {
+	err = a.stats(ctx, `^http\..*\.`+requestsStat+`$`, func(name string, value int) {
+		known = true
+		if !strings.HasPrefix(name, "http.admin.") {
+			n += value
+		}
+	})
+	return n, known, err
 }
 
 // connectionsStat ends the names of the statistics that count a listener's connections.

@@ -60,8 +60,8 @@ func statsTags(pc proxyConfig) (tags list, notes []string) {
 // What is counted whatever the mesh says. Everything else costs memory in each of thousands of clusters.
 var (
 	countedPrefixes = []string{"cluster_manager", "listener_manager", "server", "cluster.xds-grpc", "wasm", "reporter=", "component", "istio"}
-	// downstream_cx_active is what a drain waits for (Admin.Connections).
-	countedSuffixes = []string{"rbac.allowed", "rbac.denied", "shadow_allowed", "shadow_denied", connectionsStat}
+	// downstream_cx_active is what a drain waits for (Admin.Connections), downstream_rq_active what a replacement does (Admin.Requests).
+	countedSuffixes = []string{"rbac.allowed", "rbac.denied", "shadow_allowed", "shadow_denied", connectionsStat, requestsStat}
 	countedRegexps  = []string{`vhost\..*\.route\..*`}
 )
 

@@ -20,6 +20,8 @@ type Report struct {
 	// Ready is what /healthz/ready answers; NotReady holds the reasons while it is false.
 	Ready    bool     `json:"ready"`
 	NotReady []string `json:"notReady,omitempty"`
+	// Rejoining is true while the machine is out of the mesh for another WorkloadEntry.
+	Rejoining bool `json:"rejoining,omitempty"`
 	// Drained says that an operator has taken this machine out of load balancing, and why; empty when it takes part.
 	Drained string `json:"drained,omitempty"`
 	// Degraded holds one sentence for each thing that a person should look at. Empty means all is well.
@@ -95,6 +97,7 @@ type EnvoyReport struct {
 	PID       int    `json:"pid,omitempty"`     // Envoy's; 0: none runs
 	Starts    int    `json:"starts,omitempty"`  // of Envoy, by this supervisor
 	Program   string `json:"program,omitempty"` // as started last
+	Version   string `json:"version,omitempty"` // of that; empty before it is live
 	Cause     string `json:"cause,omitempty"`   // why Envoy does not serve
 }
 

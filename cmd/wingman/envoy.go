@@ -6,12 +6,14 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"wingman/agent"
 	"wingman/agent/envoy/proxy"
 	"wingman/bootstrap"
 )
 
 func newEnvoy(o *options) *cobra.Command {
-	return group("envoy", "Look at what Envoy is given",
+	return group("envoy", "Look at what Envoy is given, and replace it",
+		newEnvoyReplace(o),
 		&cobra.Command{
 			Use:   "bootstrap",
 			Short: "Print the bootstrap file that Envoy would be started with",
@@ -37,4 +39,22 @@ func newEnvoy(o *options) *cobra.Command {
 			},
 		},
 	)
+}
+
+func newEnvoyReplace(o *options) *cobra.Command {
+	var running string
+	c := &cobra.Command{
+		Use:   "replace",
+		Short: "Put the Envoy that lies there now in the place of the one that runs, once it has shown that it can; requests in flight end first, new connections wait",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			said, err := agent.ReplaceEnvoy(cmd.Context(), o.root, running)
+			if err == nil {
+				fmt.Fprintln(cmd.OutOrStdout(), said)
+			}
+			return err
+		},
+	}
+	c.Flags().StringVar(&running, "running", "", "only where this program runs, and another file lies there now; else nothing is done")
+	return c
 }

@@ -127,7 +127,7 @@ func printStatus(w io.Writer, r status.Report) error {
 	line("capture", "%s", r.Capture.Level)
 	switch e := r.Envoy; {
 	case e.Live:
-		line("envoy", "serves, pid %d, %s", e.PID, e.Program)
+		line("envoy", "serves, pid %d, %s", e.PID, strings.TrimSuffix(e.Program+" "+e.Version, " "))
 	case e.Announced:
 		line("envoy", "does not serve: %s", e.Cause)
 	default:

@@ -28,8 +28,8 @@ type requests struct {
 
 // failure is a request that got no answer, or not the right one.
 type failure struct {
-	began time.Time
-	err   error
+	began, ended time.Time
+	err          error
 }
 
 // startRequests asks url over connections that dial makes. check says what is wrong with an answer.
@@ -64,7 +64,7 @@ func (r *requests) send() {
 			defer r.mu.Unlock()
 			r.sent++
 			if err != nil {
-				r.failed = append(r.failed, failure{began, err})
+				r.failed = append(r.failed, failure{began, time.Now(), err})
 			}
 		})
 	}

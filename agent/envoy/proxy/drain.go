@@ -59,3 +59,37 @@ func Drain(ctx context.Context, admin *envoy.Admin, log *slog.Logger) {
 		}
 	}
 }
+
+// handoverPoll is between two looks whether requests are left: what waits for the next Envoy waits for that.
+const handoverPoll = 25 * time.Millisecond
+
+// handOver has Envoy accept nothing more and returns when the requests that it had are answered, it cannot be asked, or ctx ends.
+// Connections without a request are not waited for.
+func handOver(ctx context.Context, admin *envoy.Admin, log *slog.Logger) {
+	if err := admin.StopListening(ctx); err != nil {
+		log.Warn("Envoy cannot be told to accept nothing more; it is ended at once", "cause", err)
+		return
+	}
+	tick := time.NewTicker(handoverPoll)
+	defer tick.Stop()
+	for empty := 0; ; {
+		n, known, err := admin.Requests(ctx)
+		if err != nil {
+			if ctx.Err() == nil {
+				log.Warn("Envoy does not tell of its requests; it is ended at once", "cause", err)
+			}
+			return
+		}
+		if empty++; !known || n > 0 {
+			empty = 0
+		}
+		if empty == drainEmpty {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}

@@ -15,6 +15,7 @@ const (
 	PhaseLive     Phase = "live"     // it serves
 	PhaseHanging  Phase = "hanging"  // its admin port did not answer for HangTimeout, or no thread for a few seconds: it was told to abort
 	PhaseBackoff  Phase = "back-off" // it ended; the next start comes by itself
+	PhaseHandover Phase = "handover" // about to be replaced: requests come to their ends, new connections wait
 	PhaseDraining Phase = "draining" // asked to stop: connections come to their ends
 	PhaseStopping Phase = "stopping" // told to end
 	PhaseStopped  Phase = "stopped"
@@ -29,6 +30,7 @@ type timings struct {
 	deaf        int
 	freeze      time.Duration // between the first and the last of deaf questions that no thread answered
 	drain       time.Duration // most that a drain takes; zero: none
+	handover    time.Duration // most that requests in flight have before an Envoy is replaced
 	grace       time.Duration // between SIGABRT or SIGTERM and SIGKILL
 }
 
@@ -46,6 +48,7 @@ type machine struct {
 	frozenAt time.Time     // the first of them
 	liveAt   time.Time     // since when the present Envoy is live; zero: not yet
 	shedding time.Time     // since when it drains because somebody else told it to, as the agent does when it leaves; zero: it does not
+	replace  bool          // asked to put another in the place of the present Envoy
 	stop     bool          // asked to stop
 }
 
@@ -62,7 +65,8 @@ const (
 	evSilent                   // its main thread did not answer
 	evFrozen                   // and no worker either
 	evEnded
-	evDrained // after actDrain: nothing left to wait for
+	evDrained // after actDrain or actHandOver: nothing left to wait for
+	evReplace // another Envoy is to take the place of the present one, which serves
 	evStop    // the supervisor is to stop
 )
 
@@ -75,6 +79,7 @@ const (
 	actAbort     // SIGABRT: Envoy says where it hangs
 	actKill      // SIGKILL
 	actDrain     // begin to drain; evDrained follows
+	actHandOver  // have Envoy accept nothing more; evDrained follows
 	actTerminate // SIGTERM
 	actDone      // nothing runs any more
 )
@@ -104,7 +109,7 @@ func (m machine) next(ev event, now time.Time) (machine, action) {
 			return m, actStart
 		case evStarted:
 			m.phase, m.deadline, m.failed, m.answered, m.silent = PhaseStarting, time.Time{}, 0, now, 0
-			m.frozen = 0
+			m.frozen, m.replace = 0, false
 			m.liveAt, m.shedding = time.Time{}, time.Time{}
 		case evCannotStart:
 			m.phase = PhaseWaiting
@@ -130,6 +135,11 @@ func (m machine) next(ev event, now time.Time) (machine, action) {
 				m.phase, m.deadline = PhaseHanging, now.Add(m.grace)
 				return m, actAbort
 			}
+		case evReplace:
+			if m.phase == PhaseLive {
+				m.phase, m.replace, m.deadline = PhaseHandover, true, now.Add(m.handover)
+				return m, actHandOver
+			}
 		case evEnded:
 			return m.backOff(now), actNone
 		}
@@ -144,12 +154,12 @@ func (m machine) next(ev event, now time.Time) (machine, action) {
 			}
 			return m.backOff(now), actNone
 		}
-	case PhaseDraining:
+	case PhaseDraining, PhaseHandover:
 		switch ev {
 		case evDrained, evDeadline:
 			return m.terminate(now)
 		case evEnded:
-			return m.done()
+			return m.over(now)
 		}
 	case PhaseStopping:
 		switch ev {
@@ -157,16 +167,16 @@ func (m machine) next(ev event, now time.Time) (machine, action) {
 			m.deadline = time.Time{}
 			return m, actKill
 		case evEnded:
-			return m.done()
+			return m.over(now)
 		}
 	}
 	return m, actNone
 }
 
-// holds reports whether connections that come after the end of the present Envoy are worth being kept waiting: it served, ended unasked,
-// and the next one starts soon. In a loop of crashes they are refused.
+// holds reports whether connections that come after the end of the present Envoy are worth being kept waiting: it served, and the
+// next one starts soon. In a loop of crashes they are refused.
 func (m machine) holds(now time.Time) bool {
-	return !m.stop && !m.liveAt.IsZero() && m.backOff(now).deadline.Sub(now) <= soon
+	return !m.stop && !m.liveAt.IsZero() && (m.replace || m.backOff(now).deadline.Sub(now) <= soon)
 }
 
 // unanswered counts a question without an answer. Workers begin to serve when Envoy is live.
@@ -205,7 +215,16 @@ func (m machine) stopNow(now time.Time) (machine, action) {
 		m.phase, m.deadline = PhaseDraining, now.Add(left)
 		return m, actDrain
 	}
-	return m, actNone // hanging: its end, which is under way, is the end
+	return m, actNone // hanging, or to be replaced: its end, which is under way, is the end
+}
+
+// over goes on after the end of an Envoy that was told to end: at once to the next one, where one is to take its place.
+func (m machine) over(now time.Time) (machine, action) {
+	if m.stop || !m.replace {
+		return m.done()
+	}
+	m.phase, m.deadline = PhaseBackoff, now
+	return m, actNone
 }
 
 func (m machine) terminate(now time.Time) (machine, action) {

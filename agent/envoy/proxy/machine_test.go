@@ -8,16 +8,16 @@ import (
 
 var eventNames = map[string]event{
 	"deadline": evDeadline, "started": evStarted, "cannot start": evCannotStart, "live": evLive, "not live": evNotLive,
-	"silent": evSilent, "frozen": evFrozen, "shedding": evShedding, "ended": evEnded, "drained": evDrained, "stop": evStop,
+	"silent": evSilent, "frozen": evFrozen, "shedding": evShedding, "ended": evEnded, "drained": evDrained, "replace": evReplace, "stop": evStop,
 }
 
 var actionNames = map[action]string{
-	actNone: "", actStart: "start", actAbort: "abort", actKill: "kill", actDrain: "drain", actTerminate: "terminate", actDone: "done",
+	actNone: "", actStart: "start", actAbort: "abort", actKill: "kill", actDrain: "drain", actHandOver: "hand over", actTerminate: "terminate", actDone: "done",
 }
 
 var testTimings = timings{
 	first: 50 * time.Millisecond, most: 400 * time.Millisecond, retry: 200 * time.Millisecond, well: time.Minute,
-	hang: 10 * time.Second, deaf: 2, freeze: 5 * time.Second, drain: 5 * time.Second, grace: 3 * time.Second,
+	hang: 10 * time.Second, deaf: 2, freeze: 5 * time.Second, drain: 5 * time.Second, handover: 2 * time.Second, grace: 3 * time.Second,
 }
 
 // happening is an event, some time after the one before, and what must follow from it.
@@ -101,6 +101,22 @@ func TestStep(t *testing.T) {
 		{"a stop while it hangs waits for its end", nil, append(up[:4:4],
 			happening{time.Second, "silent", "live"}, happening{9 * time.Second, "silent", "hanging: abort +3s"}, happening{0, "stop", "hanging +3s"},
 			happening{3 * time.Second, "deadline", "hanging: kill"}, happening{0, "ended", "stopped: done"})},
+		{"one that is to be replaced hands over, ends, and the next starts at once", nil, append(up[:4:4],
+			happening{0, "replace", "handover: hand over +2s"}, happening{time.Second, "silent", "handover +1s"}, happening{0, "replace", "handover +1s"},
+			happening{0, "drained", "stopping: terminate +3s"}, happening{0, "replace", "stopping +3s"}, happening{0, "ended", "back-off +0s"},
+			happening{0, "deadline", "back-off: start"}, happening{0, "started", "starting"}, happening{0, "ended", "back-off +50ms"})},
+		{"requests that take too long do not keep the next one away, nor does one that ignores its end", nil, append(up[:4:4],
+			happening{0, "replace", "handover: hand over +2s"}, happening{2 * time.Second, "deadline", "stopping: terminate +3s"},
+			happening{3 * time.Second, "deadline", "stopping: kill"}, happening{0, "ended", "back-off +0s"})},
+		{"one that ends by itself while it hands over is followed at once too", nil, append(up[:4:4],
+			happening{0, "replace", "handover: hand over +2s"}, happening{0, "ended", "back-off +0s"})},
+		{"a stop goes before a replacement", nil, append(up[:4:4],
+			happening{0, "replace", "handover: hand over +2s"}, happening{0, "stop", "handover +2s"}, happening{0, "drained", "stopping: terminate +3s"},
+			happening{0, "ended", "stopped: done"})},
+		{"after a stop there is nothing to replace", nil, append(up[:4:4],
+			happening{0, "stop", "draining: drain +5s"}, happening{0, "replace", "draining +5s"}, happening{0, "ended", "stopped: done"})},
+		{"one that does not serve is not replaced", nil, []happening{
+			{0, "replace", "waiting +0s"}, {0, "deadline", "waiting: start"}, {0, "started", "starting"}, {0, "replace", "starting"}}},
 		{"what comes late changes nothing", nil, append(up[:4:4],
 			happening{0, "ended", "back-off +50ms"}, happening{0, "live", "back-off +50ms"}, happening{0, "silent", "back-off +50ms"},
 			happening{0, "stop", "stopped: done"}, happening{0, "live", "stopped"}, happening{0, "ended", "stopped"}, happening{0, "deadline", "stopped"})},

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -18,6 +19,7 @@ func (s *Supervisor) moved(from, to machine) machine {
 		s.sayPhase(from, to)
 		if to.phase == PhaseLive {
 			s.serves()
+			s.judge()
 		}
 	}
 	s.publish(to)
@@ -39,6 +41,8 @@ func (s *Supervisor) sayPhase(from, to machine) {
 		log.Error("Envoy does not answer; it is aborted", "seconds", to.hang.Seconds())
 	case PhaseBackoff:
 		log.Info("Envoy is started again soon", "next", time.Until(to.deadline).Round(time.Millisecond))
+	case PhaseHandover:
+		log.Info("Envoy is about to be replaced; what comes now waits for the next one", "at_most", to.deadline.Sub(to.since))
 	case PhaseDraining:
 		log.Info("Envoy drains", "at_most", to.deadline.Sub(to.since))
 	case PhaseStopping:
@@ -93,13 +97,13 @@ func (s *Supervisor) publishCause(cause string) {
 	}
 }
 
-// noteWord notes what Envoy says of itself.
-func (s *Supervisor) noteWord(word string) {
+// noteWord notes what Envoy says of itself, and what is to be seen of it.
+func (s *Supervisor) noteWord(a answer) {
 	s.mu.Lock()
-	changed := word != "" && s.state.EnvoyState != word
-	if changed {
-		s.state.EnvoyState = word
-	}
+	was := s.state
+	s.state.EnvoyState, s.state.Version = cmp.Or(a.state, was.EnvoyState), cmp.Or(a.version, was.Version)
+	s.state.Outdated = outdated(was.PID, was.Program)
+	changed := s.state != was
 	s.mu.Unlock()
 	if changed {
 		s.tell()

@@ -22,8 +22,11 @@ type State struct {
 	Supervisor int       `json:"supervisor"`            // its pid
 	PID        int       `json:"pid,omitempty"`         // Envoy's; 0: none runs
 	Program    string    `json:"program,omitempty"`     // Envoy's, as started last
+	Version    string    `json:"version,omitempty"`     // as that says of itself (1.40.0); empty before it is live
 	Starts     int       `json:"starts"`                // Envoys started since the supervisor's own start
 	Cause      string    `json:"cause,omitempty"`       // why Envoy cannot be started, or ended last; empty once it is live
+	Refused    string    `json:"refused,omitempty"`     // why the program that lies there now has not replaced the one that runs
+	Outdated   string    `json:"outdated,omitempty"`    // Envoy does not run from the file that lies at Program now
 	NextStart  time.Time `json:"next_start,omitzero"`   // in phase back-off
 	EnvoyState string    `json:"envoy_state,omitempty"` // Envoy's own word (LIVE, PRE_INITIALIZING, …), empty without an answer
 }

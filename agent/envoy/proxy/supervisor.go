@@ -3,7 +3,6 @@ package proxy
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"net/netip"
@@ -14,7 +13,6 @@ import (
 	"time"
 
 	"wingman/agent/envoy"
-	"wingman/internal/child"
 )
 
 // Config is what a Supervisor is made from. Functions are called from Run's goroutine before each start; their errors are told and
@@ -77,8 +75,12 @@ type Supervisor struct {
 	helpers sync.WaitGroup // what asks and drains
 	heard   chan answer    // what Envoy said
 	drained chan struct{}
-	served  []netip.AddrPort // ports of the mesh's traffic that the present or last Envoy has
-	held    *hold            // of those ports; nil: nothing is held
+	wishes  chan *replacement // to put another Envoy in the place of this one
+	next    *replacement      // the one under way; nil: none
+	judged  chan error        // of next: what is to be said against it
+	spare   spare             // the program that was replaced last, should the next one not do
+	served  []netip.AddrPort  // ports of the mesh's traffic that the present or last Envoy has
+	held    *hold             // of those ports; nil: nothing is held
 	// Whether held stands by while Envoy serves; else, whether the ports take a socket of ours when it ended.
 	standsBy, shared bool
 	killed           bool // by this supervisor
@@ -93,9 +95,10 @@ const drainingWord = "DRAINING"
 
 // answer is the outcome of one question to an admin port.
 type answer struct {
-	pid   int // of the Envoy that was asked
-	event event
-	state string
+	pid     int // of the Envoy that was asked
+	event   event
+	state   string
+	version string // once it is live
 }
 
 // New checks cfg. It opens and starts nothing.
@@ -117,8 +120,8 @@ func New(cfg Config) (*Supervisor, error) {
 	}
 	return &Supervisor{
 		cfg: cfg, log: cfg.Log,
-		timings: timings{first: firstWait, most: mostWait, retry: mostRetry, well: wellAfter, hang: cfg.HangTimeout, deaf: deafAfter, freeze: min(freezeAfter, cfg.HangTimeout), drain: cfg.Drain, grace: endGrace},
-		heard:   make(chan answer), drained: make(chan struct{}, 1),
+		timings: timings{first: firstWait, most: mostWait, retry: mostRetry, well: wellAfter, hang: cfg.HangTimeout, deaf: deafAfter, freeze: min(freezeAfter, cfg.HangTimeout), drain: cfg.Drain, handover: handoverFor, grace: endGrace},
+		heard:   make(chan answer), drained: make(chan struct{}, 1), wishes: make(chan *replacement), judged: make(chan error, 1),
 		state: State{Phase: PhaseStopped, Supervisor: os.Getpid(), Since: time.Now()},
 	}, nil
 }
@@ -143,6 +146,8 @@ func (s *Supervisor) Run(ctx context.Context) error {
 	s.lock = l
 	defer l.close()
 	defer func() { s.held.release() }()
+	defer s.listen()()
+	defer func() { s.settle("", errStopped) }()
 	if n, err := raiseFileLimit(); err != nil {
 		s.log.Warn("Envoy gets no more open files than this process had", "cause", err)
 	} else {
@@ -175,15 +180,24 @@ func (s *Supervisor) Run(ctx context.Context) error {
 		case err := <-ended:
 			s.holdConnections(m)
 			s.gone(err, m)
+			s.mourn(m, err)
 			ev = evEnded
 		case a := <-s.heard:
 			if s.envoy == nil || a.pid != s.envoy.pid {
 				continue
 			}
-			s.noteWord(a.state)
+			s.noteWord(a)
 			ev = a.event
 		case <-s.drained:
 			ev = evDrained
+		case r := <-s.wishes:
+			s.consider(ctx, m, r)
+			continue
+		case err := <-s.judged:
+			if !s.decide(m, err) {
+				continue
+			}
+			ev = evReplace
 		case <-beat:
 			s.cfg.Beat()
 			continue
@@ -207,6 +221,7 @@ func (s *Supervisor) act(ctx context.Context, m machine, act action) machine {
 			ev = evCannotStart
 			s.publishCause(err.Error())
 			s.sayCannotStart(err)
+			s.mourn(m, err)
 		}
 		next, _ := m.step(ev, time.Now())
 		return s.moved(m, next)
@@ -220,78 +235,59 @@ func (s *Supervisor) act(ctx context.Context, m machine, act action) machine {
 	case actTerminate:
 		s.envoy.signal(syscall.SIGTERM)
 	case actDrain:
-		drainCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-		end := s.cancel
-		s.cancel = func() { cancel(); end() }
-		admin := s.admin
-		s.helpers.Go(func() {
-			Drain(drainCtx, admin, s.log)
-			s.drained <- struct{}{} // it holds one, and there is one drain
-		})
+		s.shed(ctx, Drain)
+	case actHandOver:
+		if s.standsBy {
+			s.shed(ctx, handOver)
+		} else {
+			s.drained <- struct{}{} // nobody would hold what comes once Envoy accepts nothing more
+		}
 	}
 	return m
 }
 
-// start looks for everything that Envoy needs, and starts it.
+// start starts an Envoy.
 func (s *Supervisor) start(ctx context.Context) error {
-	program, err := s.cfg.Program()
+	p, err := s.plan(ctx, s.program)
 	if err != nil {
 		return err
 	}
-	file, err := s.cfg.Bootstrap(ctx)
-	if err != nil {
+	if err := checkPorts(p.ports, s.held.inodes()); err != nil {
 		return err
 	}
-	content, err := os.ReadFile(file)
-	if err != nil {
-		return fmt.Errorf("envoy's bootstrap file: %w", err)
-	}
-	facts, err := envoy.FactsOf(content)
-	if err != nil {
-		return err
-	}
-	ports := s.cfg.Ports(facts)
-	if err := checkPorts(ports, s.held.inodes()); err != nil {
-		return err
-	}
-	args, err := s.cfg.Args(facts)
-	if err != nil {
-		return err
-	}
-	c := command{
-		path: program, args: append([]string{"--config-path", file}, args...), env: child.Environ(s.cfg.Env), dir: s.cfg.Dir,
-		user: s.cfg.User, lock: s.lock.file, stdout: s.cfg.Stdout, log: s.cfg.EnvoyLog, orphan: s.orphan,
-	}
-	if s.envoy, err = c.start(); err != nil {
+	if s.envoy, err = p.command.start(); err != nil {
 		return err
 	}
 	clear := s.said != "" // what kept it from starting is over
 	s.said, s.killed = "", false
 	s.served = nil
-	for _, p := range ports {
-		if p.Mesh {
-			s.served = append(s.served, p.Addr)
+	for _, port := range p.ports {
+		if port.Mesh {
+			s.served = append(s.served, port.Addr)
 		}
 	}
-	if p, err := processOf(s.envoy.pid); err == nil { // else it ended already
-		if err := s.lock.note(p); err != nil {
+	if own, err := processOf(s.envoy.pid); err == nil { // else it ended already
+		if err := s.lock.note(own); err != nil {
 			s.log.Warn("an Envoy left over would not be known", "cause", err)
 		}
 	}
-	s.admin = envoy.NewAdmin(facts.Admin, facts.OwnPorts()...)
+	s.admin = envoy.NewAdmin(p.facts.Admin, p.facts.OwnPorts()...)
 	askCtx, cancel := context.WithCancel(context.Background())
 	s.cancel = cancel
 	admin, pid, worker := s.admin, s.envoy.pid, netip.AddrPort{}
 	if s.cfg.Worker != nil {
-		worker = s.cfg.Worker(facts)
+		worker = s.cfg.Worker(p.facts)
 	}
 	s.helpers.Go(func() { s.ask(askCtx, admin, worker, pid) })
 
 	s.mu.Lock()
 	s.state.Starts++
-	s.state.PID, s.state.Program, s.state.EnvoyState = pid, program, ""
+	s.state.PID, s.state.Program, s.state.Version, s.state.EnvoyState = pid, p.program, "", ""
 	if clear {
 		s.state.Cause = ""
+	}
+	if !s.spare.used && s.next == nil {
+		s.state.Refused = "" // what lies there now runs
 	}
 	s.mu.Unlock()
 	return nil
@@ -300,7 +296,7 @@ func (s *Supervisor) start(ctx context.Context) error {
 // ask asks Envoy how it is, until ctx ends: often until it is live and while it does not answer, else now and then.
 func (s *Supervisor) ask(ctx context.Context, admin *envoy.Admin, worker netip.AddrPort, pid int) {
 	limit := max(min(s.cfg.HangTimeout/4, 2*time.Second), 50*time.Millisecond)
-	calmly := askEagerly
+	calmly, version := askEagerly, ""
 	for {
 		pause := calmly
 		one, cancel := context.WithTimeout(ctx, limit)
@@ -313,6 +309,12 @@ func (s *Supervisor) ask(ctx context.Context, admin *envoy.Admin, worker netip.A
 				a.event = evFrozen
 			}
 		case live:
+			if a.version = version; version == "" {
+				one, cancel := context.WithTimeout(ctx, limit)
+				version, _ = admin.Version(one) // asked again
+				cancel()
+				a.version = version
+			}
 			calmly = min(askCalmly, limit)
 			a.event, pause = evLive, calmly
 		case word == drainingWord:
@@ -374,6 +376,10 @@ func (s *Supervisor) gone(err error, m machine) {
 	case <-s.drained: // a drain that the end cut short
 	default:
 	}
+	select {
+	case <-s.judged:
+	default:
+	}
 	pid := s.envoy.pid
 	s.envoy, s.admin, s.cancel = nil, nil, nil
 	if noteErr := s.lock.note(process{}); noteErr != nil {
@@ -387,9 +393,9 @@ func (s *Supervisor) gone(err error, m machine) {
 		cause += " (not by this process: the kernel does that when memory runs out)"
 	}
 	s.mu.Lock()
-	s.state.PID, s.state.EnvoyState, s.state.Cause = 0, "", cause
+	s.state.PID, s.state.EnvoyState, s.state.Outdated, s.state.Cause = 0, "", "", cause
 	s.mu.Unlock()
-	if m.stop {
+	if m.stop || m.replace {
 		s.log.Info("Envoy has ended", "pid", pid, "with", cause)
 		return
 	}
