@@ -290,7 +290,7 @@ func TestJoinWithoutATokenFile(t *testing.T) {
 	if err := os.WriteFile(program, []byte(script), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	m := newMachine(t, istiod, "identity: {credentials: [exec], exec: {command: ["+program+"]}}", "envoy: {enabled: false}")
+	m := newMachine(t, istiod, "identity: {credentials: [exec], exec: {command: ["+program+"]}}")
 	dir := m.istioctl()
 	if err := os.Remove(filepath.Join(dir, "istio-token")); err != nil {
 		t.Fatal(err)

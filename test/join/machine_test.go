@@ -69,6 +69,7 @@ func newMachine(t *testing.T, istiod *controlplane.Server, extra ...string) *mac
 		"dns: {listen: \"" + m.dns.String() + "\"}",
 		"status: {port: " + statusPort + "}",
 		"capture: none",
+		"envoy: {path: " + filepath.Join(m.root, "no-envoy") + "}", // whatever is installed where the test runs
 	}, extra...), "\n")+"\n")
 	return m
 }
