@@ -113,6 +113,7 @@ envoy-package:
 	@sh packaging/envoy/build.sh
 lint-packages: packages envoy-package
 	@sh test/setup/setup.sh packages
+	shellcheck $$(git ls-files '*.sh') systemd/units/crash-guard
 	lintian --fail-on error,warning dist/*.deb
 	rpmlint --strict -c packaging/files/rpmlint.toml dist/*.rpm
 

@@ -3,6 +3,11 @@
 # Every step may run again, and nothing here starts or enables an agent that its owner did not.
 set -e
 
+# What may be enabled.
+units="wingman.service wingman-rules.service"
+# Made by a removal that stopped the agent, until it is through.
+stopped=/run/wingman-removal
+
 # act VERB UNIT …: systemctl, by way of Debian's wrapper where there is one, which asks policy-rc.d first.
 act() {
 	if command -v deb-systemd-invoke >/dev/null 2>&1; then
@@ -20,23 +25,46 @@ abort-upgrade | abort-remove | abort-deconfigure) upgrade=yes ;;
 *) exit 0 ;;
 esac
 
-systemd-sysusers wingman.conf
-systemd-tmpfiles --create wingman.conf || true # of /run, which an image build may not have
+# Without a running systemd (a chroot, an image build; DPKG_ROOT: files of another system) there is nobody to tell.
+booted=
+if [ -z "${DPKG_ROOT:-}" ] && [ -d /run/systemd/system ]; then booted=yes; fi
+
+systemd-sysusers ${DPKG_ROOT:+--root="$DPKG_ROOT"} wingman.conf
+# An image has nothing in /run, and may not have the folder.
+if [ -n "$booted" ]; then
+	systemd-tmpfiles --create wingman.conf || true
+else
+	systemd-tmpfiles ${DPKG_ROOT:+--root="$DPKG_ROOT"} --exclude-prefix=/run --create wingman.conf || true
+fi
 
 if command -v deb-systemd-helper >/dev/null 2>&1; then
-	for unit in wingman.service wingman-rules.service; do
-		# A removal masked the units; only those of an earlier installation are known to the helper.
+	for unit in $units; do
+		# A removal masked the units; only those of an earlier installation are known to the helper. What their owner enabled is
+		# enabled as this version's files say, and nothing else.
 		if deb-systemd-helper debian-installed "$unit"; then
 			deb-systemd-helper unmask "$unit" >/dev/null || true
+			if deb-systemd-helper --quiet was-enabled "$unit"; then
+				deb-systemd-helper enable "$unit" >/dev/null || true
+			fi
 		fi
 		deb-systemd-helper update-state "$unit" >/dev/null || true
 	done
+elif [ "$1" = 1 ]; then
+	# Ours says no; an owner's preset, which goes first, may say yes.
+	# shellcheck disable=SC2086 # a list
+	systemctl --no-reload preset $units >/dev/null 2>&1 || true
 fi
 
-# Without a running systemd (a chroot, an image build) there is nothing to tell.
-[ -d /run/systemd/system ] || exit 0
+[ -n "$booted" ] || exit 0
 systemctl --system daemon-reload >/dev/null || true
 if [ -n "$upgrade" ]; then
 	# Only an agent that runs is restarted; Envoy never is: its connections go on.
 	act try-restart wingman.service
+fi
+# A removal that was broken off had stopped an agent that ran.
+if [ -e "$stopped" ]; then
+	case "$1" in
+	abort-*) act start wingman.service ;;
+	esac
+	rm -f "$stopped"
 fi

@@ -2,41 +2,54 @@
 # After the files are gone: deb "remove", "purge" (and "upgrade", "disappear", "abort-…"), rpm 0 (removal) or 1 (upgrade).
 set -e
 
+units="wingman.service wingman-rules.service"
+root=${DPKG_ROOT:-}
+
 case "${1:-}" in
 remove)
 	if command -v deb-systemd-helper >/dev/null 2>&1; then
-		for unit in wingman.service wingman-rules.service; do
+		for unit in $units; do
 			deb-systemd-helper mask "$unit" >/dev/null || true
 		done
 	fi
 	;;
 purge)
 	if command -v deb-systemd-helper >/dev/null 2>&1; then
-		for unit in wingman.service wingman-rules.service; do
+		for unit in $units; do
 			deb-systemd-helper purge "$unit" >/dev/null || true
 			deb-systemd-helper unmask "$unit" >/dev/null || true
 		done
 	fi
-	# Links of an owner who enabled the units by hand, and what such an owner added to them.
-	rm -f /etc/systemd/system/*.wants/wingman.service /etc/systemd/system/*.wants/wingman-rules.service
-	rm -rf /etc/systemd/system/wingman.service.d /etc/systemd/system/wingman-proxy.service.d
+	# Links of an owner who enabled or masked the units by hand, and what such an owner added to them.
+	for unit in $units wingman.path wingman-proxy.service wingman-mesh-ready.service istio-mesh-ready.target; do
+		rm -f "$root"/etc/systemd/system/*.wants/"$unit"
+		rm -rf "$root/etc/systemd/system/$unit.d"
+		if [ "$(readlink "$root/etc/systemd/system/$unit")" = /dev/null ]; then rm -f "$root/etc/systemd/system/$unit"; fi
+	done
 	# Identity, saved names, join. The links into it go with it, and what stood in their places comes back.
 	for name in key.pem cert-chain.pem root-cert.pem; do
-		case $(readlink "/etc/certs/$name" 2>/dev/null) in
+		link=$root/etc/certs/$name
+		case $(readlink "$link") in
 		*/var/lib/wingman/*)
-			rm -f "/etc/certs/$name"
-			if [ -f "/etc/certs/$name.before-wingman" ]; then mv "/etc/certs/$name.before-wingman" "/etc/certs/$name"; fi
+			rm -f "$link"
+			if [ -f "$link.before-wingman" ]; then mv "$link.before-wingman" "$link"; fi
 			;;
 		esac
 	done
-	rmdir --ignore-fail-on-non-empty /etc/certs 2>/dev/null || true
-	rm -rf /var/lib/wingman /run/wingman /run/wingman-proxy /run/wingman-guard /run/wingman-machine
-	if [ -d /etc/wingman ]; then rmdir --ignore-fail-on-non-empty /etc/wingman; fi
+	rm -rf "$root/var/lib/wingman" "$root/etc/certs/groups"
+	if [ -d "$root/etc/certs" ]; then rmdir --ignore-fail-on-non-empty "$root/etc/certs"; fi
+	# The key by which the identity was sealed: nothing is left that it opens.
+	rm -f "$root/etc/credstore.encrypted/wingman-seal-key"
+	if [ -d "$root/etc/wingman" ]; then rmdir --ignore-fail-on-non-empty "$root/etc/wingman"; fi
 	;;
 0) ;;
 *) exit 0 ;;
 esac
 
-if [ -d /run/systemd/system ]; then
+# Notes that go with the next boot anyhow.
+case "$1" in
+remove | 0) rm -rf "$root/run/wingman" "$root/run/wingman-proxy" "$root/run/wingman-guard" "$root/run/wingman-machine" "$root/run/wingman-removal" ;;
+esac
+if [ -z "$root" ] && [ -d /run/systemd/system ]; then
 	systemctl --system daemon-reload >/dev/null || true
 fi

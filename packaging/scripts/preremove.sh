@@ -3,6 +3,9 @@
 # A removal leaves the mesh politely; an upgrade changes nothing here.
 set -e
 
+units="wingman.service wingman-rules.service"
+stopped=/run/wingman-removal
+
 # act VERB UNIT …: systemctl, by way of Debian's wrapper where there is one, which asks policy-rc.d first.
 act() {
 	if command -v deb-systemd-invoke >/dev/null 2>&1; then
@@ -16,19 +19,30 @@ case "${1:-}" in
 remove | 0) ;;
 *) exit 0 ;;
 esac
-[ -d /run/systemd/system ] || exit 0
-
-# Unhealthy first, then Envoy drains, rules out, entry gone: what a stop does.
-act stop wingman.service wingman-proxy.service
-
-# Rules of a machine whose agent was down, as it crashed or was stopped by force. Istio's own agent names its chains alike: only
-# where this agent has joined can they be ours.
-if [ -e /var/lib/wingman/joined.json ]; then
-	wingman rules remove || echo "wingman: traffic rules may still be there; they go with the next reboot" >&2
-fi
-act stop wingman-rules.service
 
 # rpm keeps no record of what was enabled; deb does, and masks the units after the removal.
 if [ "$1" = 0 ]; then
-	systemctl --no-reload disable wingman.service wingman-rules.service >/dev/null 2>&1 || true
+	# shellcheck disable=SC2086 # a list
+	systemctl --no-reload disable $units >/dev/null 2>&1 || true
 fi
+if [ -n "${DPKG_ROOT:-}" ] || [ ! -d /run/systemd/system ]; then exit 0; fi
+
+# For the case that the removal is broken off. rpm's never is.
+if [ "$1" = remove ]; then
+	case $(systemctl show --property=ActiveState --value wingman.service) in
+	inactive | failed) ;;
+	*) : >"$stopped" ;;
+	esac
+fi
+
+# Unhealthy first, then Envoy drains, rules out, entry gone: what a stop does. An agent that waits for its files has no process, but a path.
+act stop wingman.service wingman.path wingman-proxy.service
+
+# Rules of a machine whose agent could not take them out, as it crashed, hung or is masked, whatever became of Envoy: the guard needs
+# no program of ours for it. Then those that nobody noted.
+# Istio's own agent names its chains alike: only where this agent has joined can they be ours.
+/usr/lib/wingman/crash-guard --stopped || true
+if [ -e /var/lib/wingman/joined.json ]; then
+	timeout 60 wingman rules remove || echo "wingman: traffic rules may still be there; they go with the next reboot" >&2
+fi
+act stop wingman-rules.service

@@ -52,6 +52,7 @@ automation)
 packages)
 	need lintian lintian
 	need rpmlint rpmlint
+	need shellcheck shellcheck
 	;;
 envoy | mesh)
 	need python3 python3
@@ -60,13 +61,14 @@ envoy | mesh)
 esac
 
 [ -z "$missing" ] && exit 0
+# shellcheck disable=SC2086 # a list
 missing=$(printf '%s\n' $missing | sort -u | tr '\n' ' ')
 
 if command -v apt-get >/dev/null 2>&1; then
 	install="apt-get install -y --no-install-recommends $missing"
 	update="apt-get update"
 elif command -v dnf >/dev/null 2>&1; then
-	install="dnf install -y $(echo "$missing" | sed 's/iproute2/iproute/; s/bind9-dnsutils/bind-utils/; s/dnsmasq-base/dnsmasq/; s/musl-tools/musl-gcc/; s/libc-ares-dev/c-ares-devel/')"
+	install="dnf install -y $(echo "$missing" | sed 's/iproute2/iproute/; s/bind9-dnsutils/bind-utils/; s/dnsmasq-base/dnsmasq/; s/musl-tools/musl-gcc/; s/shellcheck/ShellCheck/; s/libc-ares-dev/c-ares-devel/')"
 	update=true
 else
 	echo "missing: $missing; install them with this system's package manager" >&2
