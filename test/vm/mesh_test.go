@@ -51,6 +51,12 @@ func (m *mesh) settings() {
 // newMeshWithout makes a machine with istioctl's files, switched off and without Wingman.
 func newMeshWithout(t *testing.T) *mesh {
 	t.Helper()
+	return newMeshOf(t, Bookworm, "forum")
+}
+
+// newMeshOf is newMeshWithout for a release, and for a name that no other machine at the same time has.
+func newMeshOf(t *testing.T, release Release, name string) *mesh {
+	t.Helper()
 	segment := NewSegment(t)
 	segment.AddAddress(t, "10.99.0.1/24")
 	istiod, err := controlplane.New(controlplane.Config{Addr: istiodAddress})
@@ -71,7 +77,7 @@ func newMeshWithout(t *testing.T) *mesh {
 	files.AddGroup(istiod)
 	istiod.AddService("istioinaction", "webapp", "10.96.97.98")
 
-	m := &mesh{segment.Machine(t, "forum", "10.99.0.2/24", "10.99.0.1"), istiod}
+	m := &mesh{segment.MachineOf(t, release, name, "10.99.0.2/24", "10.99.0.1"), istiod}
 	m.CopyIn(Build(t, "wingman/test/vm/testdata/daemon"), "/usr/bin/app", 0o755)
 	m.Write("/etc/systemd/system/app.service", "[Service]\nType=exec\nExecStart=/usr/bin/app app\n[Install]\nWantedBy=multi-user.target\n", 0o644)
 	m.Enable("app.service")

@@ -1,271 +1,235 @@
 package vm
 
 import (
-	"context"
-	"fmt"
-	"os"
-	"os/exec"
-	"path/filepath"
-	"runtime"
-	"slices"
 	"strings"
 	"testing"
 	"time"
 )
 
-// Versions of the package that the tests install over each other.
-const (
-	oldVersion = "1.0.0"
-	newVersion = "1.1.0~rc.1" // after 1.0.0, and spelled as the build script does for a tag v1.1.0-rc.1
-)
-
-// buildPackages builds both versions for this computer's architecture and returns the files of one kind ("deb", "rpm"), by version.
-func buildPackages(t *testing.T, kind string) map[string]string {
-	t.Helper()
-	Require(t)
-	files := map[string]string{}
-	for _, version := range []string{oldVersion, newVersion} {
-		dir := t.TempDir()
-		cmd := exec.Command("sh", "../../packaging/build.sh", runtime.GOARCH)
-		cmd.Env = append(cmd.Environ(), "VERSION="+version, "DIST="+dir, "KINDS="+kind)
-		must(t, cmd)
-		found, err := filepath.Glob(filepath.Join(dir, "*."+kind))
-		if err != nil || len(found) != 1 {
-			t.Fatalf("packaging/build.sh left %q of kind %s, want one file (%v)", found, kind, err)
-		}
-		files[version] = found[0]
-	}
-	return files
+// A chapter is one thing that happens to a package, and what must hold after it.
+type chapter struct {
+	name string
+	do   func(*packaged)
+	want expected
+	// Requests both ways and queries go on meanwhile, 200 a second each, and none may be lost.
+	load bool
 }
 
-// tree lists the machine's files but for what changes by itself while it runs, and what dpkg and useradd note in places of their own.
-func (m *Machine) tree() []string {
-	m.t.Helper()
-	return strings.Split(m.Sh(`find / -xdev \( -path /proc -o -path /sys -o -path /run -o -path /tmp -o -path /var/tmp -o -path /var/log -o -path /var/cache \
-		-o -path /var/lib/dpkg -o -path /var/lib/systemd -o -path /etc/systemd/network \) -prune \
-		-o \( -name 'passwd*' -o -name 'group*' -o -name 'shadow*' -o -name 'gshadow*' -o -name '.pwd.lock' \) -path '/etc/*' -prune -o -printf '%M %u:%g %p %l\n' | sort -k3`), "\n")
-}
-
-// differences lists what one list has and the other has not.
-func differences(before, after []string) string {
-	var b strings.Builder
-	for _, line := range after {
-		if !slices.Contains(before, line) {
-			fmt.Fprintf(&b, "+ %s\n", line)
-		}
-	}
-	for _, line := range before {
-		if !slices.Contains(after, line) {
-			fmt.Fprintf(&b, "- %s\n", line)
-		}
-	}
-	return b.String()
-}
-
-// install hands a package to dpkg, as an unattended upgrade does: it keeps settings that were edited.
-func (m *Machine) install(file string) {
-	m.t.Helper()
-	m.CopyIn(file, "/root/wingman.deb", 0o644)
-	m.Run("dpkg", "--force-confold", "--install", "/root/wingman.deb")
-}
-
-// mustBeQuiet fails for every complaint in the journal by or about Wingman's units since the boot.
-func (m *Machine) mustBeQuiet() {
-	m.t.Helper()
-	for _, e := range m.Journal("") {
-		if e.Priority <= 3 && strings.Contains(e.Unit+e.Message, "wingman") {
-			m.t.Errorf("the journal complains: %+v", e)
+// live takes a package through its chapters.
+func (p *packaged) live(t *testing.T, steps []chapter) {
+	for _, s := range steps {
+		if !t.Run(strings.ReplaceAll(s.name, " ", "_"), func(t *testing.T) {
+			p.Tell(t)
+			began := time.Now()
+			var end []func()
+			if s.load {
+				in, out := p.inbound(), p.outbound()
+				names := startQueries(t, p.Machine, stub, lookUp("webapp.istioinaction.svc.cluster.local."))
+				end = []func(){func() { in.mustBeWhole("inbound") }, func() { out.mustBeWhole("outbound") }, func() {
+					if sent, lost := names.end(); lost > 0 || sent < 100 {
+						t.Errorf("%d of %d queries were lost, want none of at least 100", lost, sent)
+					}
+				}}
+				p.await("traffic", func() bool { return in.answered() > 100 && out.answered() > 100 })
+			}
+			s.do(p)
+			if s.load {
+				p.awaitEnvoy() // by the agent that is there now
+			}
+			for _, do := range end {
+				do()
+			}
+			done := time.Now()
+			p.look(s.want)
+			t.Logf("%s, and %s to look", done.Sub(began).Round(10*time.Millisecond), time.Since(done).Round(10*time.Millisecond))
+		}) {
+			t.Fatal("what comes after this builds on it")
 		}
 	}
 }
 
-// A .deb from its first installation to its purge, each step followed by a look at what the machine has become.
+func putVersion(version string) func(*packaged) { return func(p *packaged) { p.put(version) } }
+
+// putAndWait is an upgrade, or downgrade, of an agent that runs: it must be another process then, and its stream another one.
+func putAndWait(version string) func(*packaged) {
+	return func(p *packaged) {
+		pid, events := p.mainPID("wingman.service"), len(p.istiod.Events())
+		p.put(version)
+		p.waitActive("wingman.service")
+		if p.mainPID("wingman.service") == pid {
+			p.t.Error("the agent was not restarted")
+		}
+		p.await("a stream of the new agent", func() bool {
+			all := p.istiod.Entries()
+			return len(p.istiod.Events()) > events && len(all) == 1 && serving(all[0])
+		})
+	}
+}
+
+// join is what an owner does once.
+func join(p *packaged) {
+	p.mesh.settings() // an edit of the settings file
+	p.settings = p.Sh("cat " + settingsFile)
+	p.token()
+	p.Run("systemctl", "enable", "--quiet", "--now", "wingman")
+}
+
+// killsCaller puts a program in the way of one that a maintainer script calls: it kills the script, once.
+func (p *packaged) killsCaller(program string) {
+	p.t.Helper()
+	p.Write("/usr/sbin/"+program, // where dpkg's scripts look first, and rpm's too
+		"#!/bin/sh\nrm -f \"$0\"\nkill -KILL $PPID\n", 0o755)
+}
+
+// mustFail runs what is to be broken off.
+func (p *packaged) mustFail(line string, args ...string) {
+	p.t.Helper()
+	if out, err := p.Try(append([]string{"sh", "-ec", line, "sh"}, args...)...); err == nil {
+		p.t.Errorf("%s was not broken off: %s", line, out)
+	}
+}
+
+func (p *packaged) reload() { p.t.Helper(); p.Run("systemctl", "daemon-reload") }
+
+// broken makes the agent and Envoy's supervisor die and stay dead: systemd would start them again much later, and the program is of no use any more.
+func broken(p *packaged) {
+	p.t.Helper()
+	for _, unit := range []string{"wingman.service", "wingman-proxy.service"} {
+		p.Write("/run/systemd/system/"+unit+".d/late.conf", "[Service]\nRestartSec=1h\n", 0o644)
+	}
+	p.reload()
+	p.Write("/usr/bin/wingman", "#!/bin/sh\nexit 1\n", 0o755)
+	for _, unit := range []string{"wingman.service", "wingman-proxy.service"} {
+		p.Run("systemctl", "kill", "--signal=KILL", unit)
+		p.await(unit+" to be dead", func() bool { return p.show(unit, "SubState") == "auto-restart" })
+	}
+	if got := p.allRules(); got == p.bare {
+		p.t.Error("the rules are out already: nothing is shown")
+	}
+}
+
+// deadAgent are the complaints that broken is the cause of.
+const deadAgent = "DNS is taken away|Failed to|ended badly|code=killed"
+
+// mended undoes what broken left in /run.
+func mended(p *packaged) {
+	p.t.Helper()
+	p.Sh("rm -r /run/systemd/system/wingman*.d; systemctl daemon-reload")
+}
+
+// debSteps are the life of a .deb.
+func debSteps() []chapter {
+	fresh := expected{version: oldVersion, enabled: "disabled"}
+	member := func(version string) expected { return expected{version: version, enabled: "enabled", member: true} }
+	stopped := func(version, enabled string) expected {
+		return expected{version: version, enabled: enabled, kept: true}
+	}
+	waiting := func(version string) expected {
+		return expected{version: version, enabled: "enabled", waits: true, kept: true}
+	}
+	removed := expected{kept: true, enabled: "masked"}
+	return []chapter{
+		{name: "install", do: putVersion(oldVersion), want: fresh},
+		{name: "install again", do: putVersion(oldVersion), want: fresh},
+		{name: "wait for files", do: func(p *packaged) {
+			p.Sh("mv /var/lib/istio/envoy/cluster.env /root")
+			p.Run("systemctl", "enable", "--quiet", "--now", "wingman")
+		}, want: waiting(oldVersion)},
+		{name: "upgrade while it waits", do: putVersion(newVersion), want: waiting(newVersion)},
+		{name: "downgrade while it waits", do: putVersion(oldVersion), want: waiting(oldVersion)},
+		{name: "remove what waits", do: func(p *packaged) { p.Run("sh", "-c", p.remove) }, want: removed},
+		{name: "install what waited", do: func(p *packaged) {
+			p.put(oldVersion)
+			p.Sh("mv /root/cluster.env /var/lib/istio/envoy")
+		}, want: expected{version: oldVersion, enabled: "enabled", kept: true}},
+		{name: "join", do: join, want: member(oldVersion)},
+		{name: "upgrade", do: putAndWait(newVersion), want: member(newVersion), load: true},
+		{name: "dpkg-reconfigure", do: func(p *packaged) { p.Run("dpkg-reconfigure", "wingman") }, want: member(newVersion), load: true},
+		{name: "downgrade", do: putAndWait(oldVersion), want: member(oldVersion), load: true},
+
+		// Broken off, and taken up again.
+		{name: "only unpacked, and the agent crashes", do: func(p *packaged) {
+			p.Run("dpkg", "--force-confold", "--unpack", p.at[newVersion])
+			p.kill("wingman.service", "KILL")
+		}, want: expected{version: newVersion, unfinished: "iU", enabled: "enabled", member: true}, load: true},
+		{name: "configured", do: func(p *packaged) { p.Run("dpkg", "--force-confold", "--configure", "--pending") }, want: member(newVersion), load: true},
+		{name: "postinst killed", do: func(p *packaged) {
+			p.killsCaller("systemd-sysusers")
+			p.mustFail(p.install, p.at[oldVersion])
+		}, want: expected{version: oldVersion, unfinished: "iF", enabled: "enabled", member: true, runs: newVersion}, load: true},
+		{name: "configured after that", do: func(p *packaged) { p.Run("dpkg", "--force-confold", "--configure", "--pending") }, want: member(oldVersion), load: true},
+		{name: "prerm of the removal killed", do: func(p *packaged) {
+			p.killsCaller("timeout")
+			p.mustFail(p.remove)
+			p.envoy = 0 // it was stopped, and is another one
+		}, want: expected{version: oldVersion, unfinished: "ri", enabled: "enabled", member: true}}, // to be removed, and installed
+		{name: "upgrade after that", do: putAndWait(newVersion), want: member(newVersion), load: true},
+
+		// The owner's word holds.
+		{name: "policy-rc.d forbids", do: func(p *packaged) {
+			p.Write("/usr/sbin/policy-rc.d", "#!/bin/sh\nexit 101\n", 0o755)
+			pid := p.mainPID("wingman.service")
+			p.put(oldVersion)
+			if now := p.mainPID("wingman.service"); now != pid {
+				p.t.Error("the agent was restarted all the same")
+			}
+			p.Run("rm", "/usr/sbin/policy-rc.d")
+		}, want: expected{version: oldVersion, enabled: "enabled", member: true, runs: newVersion}, load: true},
+		{name: "stopped stays stopped", do: func(p *packaged) {
+			p.Run("systemctl", "stop", "wingman")
+			p.put(newVersion)
+		}, want: stopped(newVersion, "enabled")},
+		{name: "disabled stays disabled", do: func(p *packaged) {
+			p.Run("systemctl", "disable", "--quiet", "wingman.service", "wingman-rules.service")
+			p.put(oldVersion)
+		}, want: stopped(oldVersion, "disabled")},
+		{name: "masked stays masked", do: func(p *packaged) {
+			p.Run("systemctl", "mask", "--quiet", "wingman.service", "wingman-rules.service")
+			p.put(newVersion)
+		}, want: stopped(newVersion, "masked")},
+		{name: "started again", do: func(p *packaged) {
+			p.Run("systemctl", "unmask", "--quiet", "wingman.service", "wingman-rules.service")
+			p.Run("systemctl", "enable", "--quiet", "--now", "wingman.service")
+		}, want: member(newVersion)},
+
+		// Removals, and back without a token.
+		{name: "remove", do: func(p *packaged) {
+			queries := startQueries(p.t.(*testing.T), p.Machine, stub, lookUp("www.example.com."))
+			p.Run("sh", "-c", p.remove)
+			if sent, lost := queries.end(); lost > 0 {
+				p.t.Errorf("%d of %d queries were lost, want none", lost, sent)
+			}
+			p.Run("rm", "/run/secrets/tokens/istio-token")
+		}, want: removed},
+		{name: "reinstall", do: func(p *packaged) { p.put(oldVersion); p.Run("systemctl", "start", "wingman") }, want: member(oldVersion)},
+		{name: "remove with agent and Envoy dead and the program broken", do: func(p *packaged) {
+			broken(p)
+			p.Run("sh", "-c", p.remove)
+			mended(p)
+		}, want: expected{kept: true, enabled: "masked", complaints: deadAgent}},
+		{name: "reinstall after that", do: func(p *packaged) { p.put(newVersion); p.Run("systemctl", "start", "wingman") }, want: member(newVersion)},
+		{name: "remove with the agent masked", do: func(p *packaged) {
+			p.Run("systemctl", "mask", "--quiet", "wingman.service")
+			p.Run("sh", "-c", p.remove)
+		}, want: expected{kept: true, enabled: "masked", complaints: "Failed to add fd to store"}}, // of a masked unit systemd keeps no sockets
+		{name: "reinstall masked", do: func(p *packaged) {
+			p.put(oldVersion)
+			p.Run("systemctl", "unmask", "--quiet", "wingman.service")
+			p.Run("systemctl", "enable", "--quiet", "--now", "wingman.service")
+		}, want: member(oldVersion)},
+		{name: "remove again", do: func(p *packaged) { p.Run("sh", "-c", p.remove) }, want: removed},
+		{name: "purge what was removed", do: func(p *packaged) { p.Run("sh", "-c", p.purge); p.settings = "" }, want: expected{}},
+		{name: "install once more", do: func(p *packaged) { p.put(newVersion); join(p) }, want: member(newVersion)},
+		{name: "purge a member", do: func(p *packaged) { p.Run("sh", "-c", p.purge); p.settings = "" }, want: expected{}},
+	}
+}
+
+// A .deb from its first installation to its purge, with the real Envoy and under traffic, each step followed by a look at all that it may have touched.
 func TestADebianPackageThroughItsLife(t *testing.T) {
-	debs := buildPackages(t, "deb")
-	m := newMeshWithout(t)
-	m.Boot()
-	m.Run("find", "/etc/systemd/system", "-type", "d", "-empty", "-delete") // deb-systemd-helper tidies these up
-	before, bareRules := m.tree(), m.rules()
-	enabled := func() string {
-		out, _ := m.Try("systemctl", "is-enabled", "wingman.service", "wingman-rules.service")
-		return strings.Join(strings.Fields(out), " ")
-	}
-	version := func() string { return strings.Fields(m.Run("wingman", "version"))[1] }
-
-	m.install(debs[oldVersion])
-	if got := enabled(); !strings.HasPrefix(got, "disabled disabled") {
-		t.Errorf("after the first installation the units are %q, want them disabled: nothing is captured before the owner says so", got)
-	}
-	if out, _ := m.Try("systemctl", "is-active", "wingman.service", "wingman-proxy.service", "wingman-rules.service"); strings.Contains(out, "active\nactive") || strings.HasPrefix(out, "active") {
-		t.Errorf("the first installation started units: %q", out)
-	}
-	if got := m.rules(); got != bareRules {
-		t.Errorf("the first installation changed rules:\n%s", got)
-	}
-	m.Run("id", "istio-proxy")
-	for _, look := range []string{"man --version >/dev/null 2>&1 || true; test -s /usr/share/man/man1/wingman-run.1.gz", "dpkg --verify wingman", "bash -n /usr/share/bash-completion/completions/wingman"} {
-		m.Sh(look)
-	}
-	m.Run("wingman", "config", "check", "--help")
-
-	m.settings() // an owner's edit of the conffile
-	edited := m.Read(settingsFile)
-	m.token()
-	m.Run("systemctl", "enable", "--now", "wingman")
-	m.entry("joined", serving)
-	m.mustResolve("webapp.istioinaction.svc.cluster.local", "10.96.97.98")
-	entry := m.istiod.Entries()[0]
-
-	for _, step := range []struct{ name, version string }{{"upgrade", newVersion}, {"downgrade", oldVersion}, {"upgrade again", newVersion}} {
-		load := startQueries(t, m.Machine, "127.0.0.53:53", lookUp("www.example.com."))
-		pid, events := m.mainPID("wingman.service"), len(m.istiod.Events())
-		m.install(debs[step.version])
-		m.waitActive("wingman.service")
-		if got := version(); !strings.HasPrefix(got, step.version) {
-			t.Errorf("%s: the program is %s, want %s", step.name, got, step.version)
-		}
-		if m.mainPID("wingman.service") == pid {
-			t.Errorf("%s: the agent was not restarted", step.name)
-		}
-		m.await("a stream of the new agent", func() bool { return len(m.istiod.Events()) > events && serving(m.istiod.Entries()[0]) })
-		if sent, lost := load.end(); lost > 0 {
-			t.Errorf("%s: %d of %d queries were lost, want none", step.name, lost, sent)
-		}
-		if got := m.Read(settingsFile); got != edited {
-			t.Errorf("%s: the owner's settings became\n%s", step.name, got)
-		}
-		if all := m.istiod.Entries(); len(all) != 1 || all[0].Name != entry.Name {
-			t.Errorf("%s: entries %+v, want the one from before", step.name, all)
-		}
-	}
-
-	// dpkg is killed between its two halves, and every script runs again.
-	m.CopyIn(debs[oldVersion], "/root/wingman.deb", 0o644)
-	m.Run("dpkg", "--unpack", "/root/wingman.deb")
-	m.Run("systemctl", "restart", "wingman")
-	m.Run("dpkg", "--configure", "-a")
-	m.Run("/var/lib/dpkg/info/wingman.postinst", "configure", oldVersion)
-	m.Run("/var/lib/dpkg/info/wingman.postinst", "abort-upgrade", newVersion)
-	m.waitActive("wingman.service")
-	m.entry("serving after the interruption", serving)
-
-	m.Run("dpkg", "--remove", "wingman")
-	m.mustBeGone(bareRules, entry.Namespace, entry.Name)
-	if got := m.Read(settingsFile); got != edited {
-		t.Errorf("a removal took the settings: %q", got)
-	}
-	m.Run("test", "-e", "/var/lib/wingman/joined.json")
-	if got := enabled(); !strings.Contains(got, "masked") {
-		t.Errorf("after the removal the units are %q, want them masked until they are back", got)
-	}
-
-	// Back again: settings, state and the owner's word still hold.
-	m.install(debs[newVersion])
-	if got := enabled(); got != "enabled enabled" {
-		t.Errorf("installed again the units are %q, want them enabled as they were", got)
-	}
-	m.Run("systemctl", "start", "wingman")
-	m.entry("back in the mesh", serving)
-
-	m.Run("dpkg", "--purge", "wingman")
-	m.mustBeGone(bareRules, entry.Namespace, entry.Name)
-	m.Run("rm", "/root/wingman.deb")
-	// The agent took over istioctl's root-cert.pem; the purge put it back.
-	m.Run("chown", "root:root", "/etc/certs") // its owner stays, and so does what the owner owns
-	if diff := differences(before, m.tree()); diff != "" {
-		t.Errorf("a purge does not leave the machine as it was:\n%s", diff)
-	}
-	m.Run("id", "istio-proxy") // users stay: files of theirs may be anywhere
-	if failed := m.Run("systemctl", "--failed", "--plain", "--no-legend"); failed != "" {
-		t.Errorf("units failed:\n%s", failed)
-	}
-	m.mustBeQuiet()
-}
-
-// mustBeGone fails unless nothing of the agent is at work: units, rules, the entry; and the machine's own resolver answers.
-func (m *mesh) mustBeGone(bareRules, namespace, entry string) {
-	m.t.Helper()
-	if out, _ := m.Try("pgrep", "-a", "wingman"); out != "" {
-		m.t.Errorf("processes are left: %s", out)
-	}
-	if out := m.rules(); strings.Contains(out, "ISTIO") || strings.Contains(strings.ToLower(out), "wingman") {
-		m.t.Errorf("rules are left:\n%s\nbefore there were\n%s", out, bareRules)
-	}
-	ctx, cancel := context.WithTimeout(m.t.Context(), time.Minute)
-	defer cancel()
-	if err := m.istiod.WaitNoEntry(ctx, namespace, entry); err != nil {
-		m.t.Errorf("the entry is still there: %v", err)
-	}
-	m.mustResolve("www.example.com", "192.0.2.80")
-}
-
-// An .rpm in a root of its own, by the real rpm: its scriptlets run there without systemd, as in an image build.
-func TestAnRPMPackageThroughItsLife(t *testing.T) {
-	if _, err := exec.LookPath("rpm"); err != nil {
-		t.Fatalf("rpm is needed: %v (test/setup/setup.sh vm installs it)", err)
-	}
-	rpms := buildPackages(t, "rpm")
-	root := filepath.Join(t.TempDir(), "root")
-	unpack(t, image(t), root)
-	rpm := func(argv ...string) string {
-		t.Helper()
-		cmd := exec.Command("rpm", append([]string{"--root", root}, argv...)...)
-		out, err := cmd.CombinedOutput()
-		if err != nil {
-			t.Fatalf("%s: %v\n%s", cmd, err, out)
-		}
-		return string(out)
-	}
-	files := func() []string {
-		t.Helper()
-		out, err := exec.Command("find", root, "(", "-path", root+"/var/lib/rpm", "-o", "-path", root+"/var/log", "-o", "-path", root+"/var/cache", ")", "-prune",
-			"-o", "(", "-name", "passwd*", "-o", "-name", "group*", "-o", "-name", "shadow*", "-o", "-name", "gshadow*", "-o", "-name", ".pwd.lock", ")", "-path", root+"/etc/*", "-prune",
-			"-o", "-printf", "%M %U:%G %P %l\n").Output()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return strings.Split(string(out), "\n")
-	}
-	must(t, exec.Command("rpm", "--root", root, "--initdb"))
-	// Folders that the package "filesystem" owns where rpm is at home.
-	for _, dir := range []string{"doc", "licenses", "man/man1", "man/man5", "zsh/site-functions", "fish/vendor_completions.d", "bash-completion/completions"} {
-		if err := os.MkdirAll(filepath.Join(root, "usr/share", dir), 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	before := files()
-
-	rpm("--install", "--nodeps", rpms[oldVersion])
-	passwd, err := os.ReadFile(filepath.Join(root, "etc/passwd"))
-	if err != nil || !strings.Contains(string(passwd), "istio-proxy") {
-		t.Errorf("the scriptlet made no user istio-proxy (%v)", err)
-	}
-	if links, _ := filepath.Glob(filepath.Join(root, "etc/systemd/system/*.wants/wingman*")); len(links) > 0 {
-		t.Errorf("the installation enabled %q", links)
-	}
-	if out := rpm("--verify", "--nodeps", "wingman"); out != "" {
-		t.Errorf("rpm --verify says:\n%s", out)
-	}
-	settings := filepath.Join(root, "etc/wingman/wingman.yaml")
-	if err := os.WriteFile(settings, []byte("log: {level: debug}\n"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	rpm("--upgrade", "--nodeps", rpms[newVersion])
-	rpm("--upgrade", "--nodeps", "--oldpackage", rpms[oldVersion])
-	rpm("--upgrade", "--nodeps", rpms[newVersion])
-	if got, err := os.ReadFile(settings); err != nil || string(got) != "log: {level: debug}\n" {
-		t.Errorf("an upgrade changed the owner's settings to %q (%v)", got, err)
-	}
-	if got := rpm("--query", "--queryformat", "%{VERSION}", "wingman"); got != newVersion {
-		t.Errorf("version %s is installed, want %s", got, newVersion)
-	}
-	rpm("--erase", "--nodeps", "wingman")
-	// rpm keeps settings that were edited beside their place.
-	if err := os.Remove(settings + ".rpmsave"); err != nil {
-		t.Errorf("the owner's settings were not kept: %v", err)
-	}
-	os.Remove(filepath.Dir(settings))
-	if diff := differences(before, files()); diff != "" {
-		t.Errorf("after the removal:\n%s", diff)
+	for release, name := range map[Release]string{Bookworm: "deb12", Trixie: "deb13"} {
+		t.Run(string(release), func(t *testing.T) {
+			t.Parallel()
+			newPackaged(t, release, name, dpkg).live(t, debSteps())
+		})
 	}
 }

@@ -28,6 +28,9 @@ func TestMain(m *testing.M) {
 			code = max(code, 1)
 		}
 	}
+	if builtIn != "" {
+		os.RemoveAll(builtIn)
+	}
 	os.Exit(code)
 }
 
