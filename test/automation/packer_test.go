@@ -1,0 +1,77 @@
+package automation
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"wingman/test/vm"
+)
+
+// packer prepares Debian's packer (1.6) on the templates. It is older than plugins: their block is left out.
+func packer(t *testing.T, argv ...string) *exec.Cmd {
+	t.Helper()
+	dir := t.TempDir()
+	run(t, exec.Command("sh", "-euc", `cd ../../packaging/packer; cp -r wingman.pkr.hcl scripts "$1"`, "sh", dir))
+	cmd := exec.Command(tool(t, "packer"), append(argv, ".")...)
+	cmd.Dir = dir // this old one takes path.root for the working directory
+	cmd.Env = append(cmd.Environ(), "CHECKPOINT_DISABLE=1", "PACKER_NO_COLOR=1", "HOME="+t.TempDir(), "PACKER_CACHE_DIR="+t.TempDir())
+	return cmd
+}
+
+func TestPackerTemplates(t *testing.T) {
+	vm.Require(t)
+	run(t, exec.Command(tool(t, "packer"), "fmt", "-check", "-diff", "../../packaging/packer")) // parses plugins.pkr.hcl too
+	key := filepath.Join(t.TempDir(), "key")
+	run(t, exec.Command("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key))
+	pkg := write(t, filepath.Join(t.TempDir(), "wingman.deb"), "")
+	// Every builder, as far as it can be judged without its cloud: the checksum's list would be downloaded.
+	out := run(t, packer(t, "validate", "-var", "package="+pkg, "-var", "ssh_private_key_file="+key, "-var", "disk_checksum=none"))
+	t.Log(out)
+	if out, err := packer(t, "validate", "-var", "ssh_private_key_file="+key, "-var", "disk_checksum=none").CombinedOutput(); err == nil {
+		t.Errorf("no package is no mistake:\n%s", out)
+	}
+}
+
+// A real build over ssh, of a machine that somebody else makes an image of: what it leaves, and that it fails for what one machine leaves in it.
+func TestPackerBuild(t *testing.T) {
+	f := newFleet(t, "image")
+	m := f.machines["image"]
+	build := func(argv ...string) (string, error) {
+		t.Helper()
+		return f.output(packer(t, append([]string{"build", "-only=null.machine", "-var", "machine=10.99.0.2", "-var", "ssh_private_key_file=" + f.key,
+			"-var", "package=" + packageOf(t, oldVersion, "deb")}, argv...)...))
+	}
+	if out, err := build("-var", "settings=log: {level: loud}"); err == nil || !strings.Contains(out, "log.level: found") {
+		t.Errorf("a build with wrong settings: %v\n%s", err, out)
+	}
+	m.Sh("rm /tmp/script_*") // of Packer, which leaves it where a build fails
+	out, err := build("-var", "settings=log: {level: debug}")
+	if err != nil {
+		t.Fatalf("packer build: %v\n%s", err, out)
+	}
+	for _, look := range []struct{ line, want string }{
+		{"systemctl is-enabled wingman", "enabled"},
+		{"systemctl is-active wingman || :", "inactive"},
+		{"cat /etc/wingman/wingman.yaml", "log: {level: debug}"},
+		{"wc -c </etc/machine-id", "0"},
+		{"ls /tmp/wingman-package* /tmp/script* 2>/dev/null || :", ""},
+		{"iptables-save | grep -i istio || :", ""},
+	} {
+		if got := m.Sh(look.line); got != look.want {
+			t.Errorf("%s in the image: %q, want %q", look.line, got, look.want)
+		}
+	}
+
+	// What a member would leave.
+	key, err := os.ReadFile(f.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Write("/var/lib/wingman/identity/key.pem", string(key), 0o600)
+	if out, err := build(); err == nil || !strings.Contains(out, "/var/lib/wingman/identity/key.pem") {
+		t.Errorf("a build on a machine with a key: %v, want a failure that names it\n%s", err, out)
+	}
+}
