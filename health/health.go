@@ -2,15 +2,12 @@
 //
 // It owns the probes (HTTP, HTTPS, TCP, gRPC, exec, systemd unit), their schedule and thresholds, the verdict.
 // It leaves to others what a verdict is good for: agent sends it to istiod (HealthInformation), on change and on
-// each new stream, and keeps the history of what istiod was told. Other parts of the daemon that know a reason not to serve (no identity, Envoy dead, a drain) say so
-// with Veto; that counts at once and does not wait for a probe.
+// each new stream, keeps the history of what istiod was told, and puts reasons of its own above the workload's (no identity, Envoy dead, a drain).
 //
 //	probe ──result──► tally (thresholds) ─┐
-//	probe ──result──► tally (thresholds) ─┼─ all ─► damping ─┐
-//	                                      ┘                  ├─ all ─► verdict ──change──► OnReport
-//	Veto, Lift ──────────────────────────────────────────────┘
+//	probe ──result──► tally (thresholds) ─┴─ all ─► damping ─► verdict ──change──► OnReport
 //
-//	verdict:  unknown ──first success──► healthy ◄──all pass, no veto──► unhealthy ◄──first failure, veto── unknown
+//	verdict:  unknown ──first success──► healthy ◄──all pass / one fails──► unhealthy ◄──first failure── unknown
 //
 // Goroutines: Run's own, which alone steps the verdict and calls OnReport, and per probe one that keeps its schedule and
 // one for the probe in flight. A probe never overlaps itself. Files and ports: none of its own.
@@ -25,7 +22,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net/netip"
 	"os"
 	"sync"
@@ -74,10 +70,8 @@ type Checker struct {
 	metrics  *metrics
 	watchers []watcher
 	ready    chan struct{}
-	vetoed   chan struct{} // holds a token when vetoes changed since Run last looked
 
 	mu      sync.Mutex // guards everything below
-	vetoes  map[string]string
 	verdict verdict
 	latest  *Report // nil before the first verdict
 }
@@ -115,8 +109,6 @@ func New(cfg Config) (*Checker, error) {
 		onReport: cfg.OnReport,
 		log:      log,
 		ready:    make(chan struct{}),
-		vetoed:   make(chan struct{}, 1),
-		vetoes:   map[string]string{},
 	}
 	for _, p := range cfg.Probe.leaves() {
 		c.watchers = append(c.watchers, p.watcher(host, probeEnviron(environ), log))
@@ -149,9 +141,7 @@ func (c *Checker) Run(ctx context.Context) error {
 
 	damped := time.NewTimer(time.Hour)
 	defer damped.Stop()
-	// The first step is made with the vetoes alone: it decides when there is no probe, and a workload that was vetoed
-	// before Run is never reported healthy, not even for a moment.
-	e := c.currentVetoes()
+	var e event = tick{} // the first step decides when there is no probe
 	for {
 		if wakeAt := c.step(e); wakeAt.IsZero() {
 			damped.Stop()
@@ -165,18 +155,10 @@ func (c *Checker) Run(ctx context.Context) error {
 			c.metrics.probed(c.watchers[o.probe].kind(), o.err == nil)
 			c.log.Debug("probe done", "probe", c.watchers[o.probe].target(), "error", o.err)
 			e = o
-		case <-c.vetoed:
-			e = c.currentVetoes()
 		case <-damped.C:
 			e = tick{}
 		}
 	}
-}
-
-func (c *Checker) currentVetoes() event {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return vetoes(maps.Clone(c.vetoes))
 }
 
 // step feeds e to the verdict, publishes a change, and returns when the verdict wants to be stepped again.
@@ -206,32 +188,6 @@ func (c *Checker) step(e event) (wakeAt time.Time) {
 
 // Ready is closed once the first verdict is there.
 func (c *Checker) Ready() <-chan struct{} { return c.ready }
-
-// Veto makes the verdict unhealthy at once, whatever the probes say, until Lift is called with the same name.
-//
-// by is a short, stable name ("drain", "envoy", "identity") and comes first in the report's reason. A second Veto by the
-// same name replaces the reason, for the next report. A veto made before Run is in force from Run's first moment.
-func (c *Checker) Veto(by, reason string) {
-	c.mu.Lock()
-	c.vetoes[by] = reason
-	c.mu.Unlock()
-	c.noteVetoes()
-}
-
-// Lift takes a veto back. Without one by that name it changes nothing.
-func (c *Checker) Lift(by string) {
-	c.mu.Lock()
-	delete(c.vetoes, by)
-	c.mu.Unlock()
-	c.noteVetoes()
-}
-
-func (c *Checker) noteVetoes() {
-	select {
-	case c.vetoed <- struct{}{}:
-	default: // a token is there already; Run will see this change with it
-	}
-}
 
 // Latest returns the current verdict; false before the first one.
 func (c *Checker) Latest() (Report, bool) {

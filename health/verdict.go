@@ -3,7 +3,6 @@ package health
 import (
 	"cmp"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -62,7 +61,7 @@ func (t *tally) count(now time.Time, err error) {
 }
 
 // Damping holds back a workload that flaps: once its probes made it unhealthy Changes times within Window, it is
-// reported healthy again only after they passed for Hold without a break. Vetoes are facts and are never damped.
+// reported healthy again only after they passed for Hold without a break.
 // Istio has no such thing. The zero value is off.
 type Damping struct {
 	Changes int           // at least 2, or zero for no damping
@@ -81,7 +80,7 @@ func (d Damping) check() error {
 	return nil
 }
 
-// An event is something that can change the verdict: probed, vetoes or tick.
+// An event is something that can change the verdict: probed or tick.
 type event any
 
 type (
@@ -90,17 +89,14 @@ type (
 		probe int
 		err   error
 	}
-	// vetoes is the whole set now in force, reason by name.
-	vetoes map[string]string
-	// tick is the time wakeAt having come.
+	// tick is the start, and the time wakeAt having come.
 	tick struct{}
 )
 
-// verdict combines the probes and vetoes into one state. It has no clock and does no I/O: see step.
+// verdict combines the probes into one state. It has no clock and does no I/O: see step.
 type verdict struct {
 	damping Damping
 	probes  []tally
-	vetoes  vetoes
 	current state // as last reported; never goes back to unknown
 
 	drops        []time.Time // when the probes made the workload unhealthy, within damping.Window
@@ -120,41 +116,27 @@ func newVerdict(watchers []watcher, d Damping) verdict {
 
 // step takes one event in. changed reports whether the verdict is another one now, or the first one; report is it then.
 func (v *verdict) step(now time.Time, e event) (report Report, changed bool) {
-	cause := ""
-	switch e := e.(type) {
-	case probed:
+	reason := ""
+	if e, ok := e.(probed); ok {
 		v.probes[e.probe].count(now, e.err)
-		cause = v.probes[e.probe].target + " succeeded"
-	case vetoes:
-		var lifted []string
-		for _, by := range slices.Sorted(maps.Keys(v.vetoes)) {
-			if _, still := e[by]; !still {
-				lifted = append(lifted, by+" lifted")
-			}
-		}
-		cause = strings.Join(lifted, "; ")
-		v.vetoes = e
+		reason = v.probes[e.probe].target + " succeeded"
 	}
 	probes := v.damp(now, v.combined())
-	next, reason := probes, cause
 	switch {
-	case len(v.vetoes) > 0:
-		next, reason = unhealthy, strings.Join(append(v.vetoReasons(), v.probeReasons()...), "; ")
 	case probes == unhealthy && v.damped && !v.failing:
 		reason = fmt.Sprintf("flapping: unhealthy %d times within %s; probes must pass for %s", len(v.drops), v.damping.Window, v.damping.Hold)
 	case probes == unhealthy:
 		reason = strings.Join(v.probeReasons(), "; ")
 	case len(v.probes) == 0:
-		reason = cmp.Or(cause, "no probe configured")
+		reason = "no probe configured"
 	case v.damping != (Damping{}):
-		reason = cmp.Or(cause, "probes passed for "+v.damping.Hold.String())
+		reason = cmp.Or(reason, "probes passed for "+v.damping.Hold.String())
 	}
-	// A veto lifted before the probes know anything leaves the verdict as it was.
-	if next == unknown || next == v.current {
+	if probes == unknown || probes == v.current {
 		return Report{}, false
 	}
-	v.current = next
-	return Report{Healthy: next == healthy, Reason: clip(cmp.Or(reason, "no reason given"), maxReason), At: now}, true
+	v.current = probes
+	return Report{Healthy: probes == healthy, Reason: clip(cmp.Or(reason, "no reason given"), maxReason), At: now}, true
 }
 
 // combined is healthy if all probes are, unhealthy if any is, unknown otherwise.
@@ -199,14 +181,6 @@ func (v *verdict) damp(now time.Time, probes state) state {
 	}
 	v.damped, v.passingSince, v.drops = false, time.Time{}, nil
 	return healthy
-}
-
-func (v *verdict) vetoReasons() []string {
-	var reasons []string
-	for _, by := range slices.Sorted(maps.Keys(v.vetoes)) {
-		reasons = append(reasons, by+": "+cmp.Or(oneLine(v.vetoes[by]), "no reason given"))
-	}
-	return reasons
 }
 
 func (v *verdict) probeReasons() []string {

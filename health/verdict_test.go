@@ -9,12 +9,10 @@ import (
 
 // play feeds events to a verdict on one or two probes, one second apart, and returns the reports as letters.
 //
-// h, u: the first probe succeeds, fails; n: it fails with an empty message; H, U: the second one; v, w: a veto by
-// "drain", by "envoy"; l, m: it is lifted; a dot is a second in which nothing happens but a due tick.
+// h, u: the first probe succeeds, fails; n: it fails with an empty message; H, U: the second one; a dot is a second in which nothing happens but a due tick.
 func play(t *testing.T, v verdict, events string) (letters string, reports []Report) {
 	t.Helper()
 	now := time.Unix(1_000_000, 0)
-	in := vetoes{}
 	for _, c := range events {
 		now = now.Add(time.Second)
 		var e event
@@ -29,22 +27,6 @@ func play(t *testing.T, v verdict, events string) (letters string, reports []Rep
 			e = probed{1, nil}
 		case 'U':
 			e = probed{1, errors.New("TCP: refused")}
-		case 'v', 'w', 'l', 'm':
-			next := vetoes{}
-			for by, reason := range in {
-				next[by] = reason
-			}
-			switch c {
-			case 'v':
-				next["drain"] = "asked by an operator"
-			case 'w':
-				next["envoy"] = ""
-			case 'l':
-				delete(next, "drain")
-			case 'm':
-				delete(next, "envoy")
-			}
-			in, e = next, next
 		case '.':
 			if v.wakeAt.IsZero() || now.Before(v.wakeAt) {
 				continue
@@ -98,7 +80,7 @@ func TestThresholds(t *testing.T) {
 	}
 }
 
-func TestProbesAndVetoesCombine(t *testing.T) {
+func TestProbesCombine(t *testing.T) {
 	for _, tt := range []struct {
 		name, events, want string
 		reason             string // of the last report
@@ -108,16 +90,6 @@ func TestProbesAndVetoesCombine(t *testing.T) {
 		{"one failure is enough", "hU", "U", "TCP: refused"},
 		{"healthy again only when the last one is", "hHUuHh", "HUH", "GET / succeeded"},
 		{"a second failure is no change", "hHuU", "HU", "GET /: refused"},
-		{"a veto counts at once", "hHv", "HU", "drain: asked by an operator"},
-		{"a veto counts before any probe", "v", "U", "drain: asked by an operator"},
-		{"a veto lifted early leaves the verdict until the probes know", "vl", "U", "drain: asked by an operator"},
-		{"and then they decide", "vlhH", "UH", "TCP succeeded"},
-		{"lifting the last veto is healthy if the probes are", "hHvl", "HUH", "drain lifted"},
-		{"each veto has to be lifted", "hHvwl", "HU", "drain: asked by an operator"},
-		{"a veto and a failure", "hHvwlm", "HUH", "envoy lifted"},
-		{"a probe that recovers under a veto is silent", "hHuvhl", "HUH", "drain lifted"},
-		{"a probe that fails under a veto is silent, and counts when it is lifted", "hHvul", "HU", "drain: asked by an operator"},
-		{"lifting what is not there changes nothing", "hHlm", "H", "TCP succeeded"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			got, reports := play(t, twoProbes(rule{1, 1}), tt.events)
@@ -143,8 +115,6 @@ func TestDamping(t *testing.T) {
 		{"a failure within the hold begins it anew", "huhuhhuhhh.", "HUHUH"},
 		{"failures further apart than the window do not count", "huh..........uh", "HUHUH"},
 		{"after the hold the count begins anew", "huhuh...uh", "HUHUHUH"},
-		{"a veto is not flapping", "hvlvlvl", "HUHUHUH"},
-		{"a veto does not end the hold", "huhuhvl", "HUHU"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			v := oneProbe(rule{1, 1})
@@ -162,11 +132,9 @@ func TestReasonsAreForPeople(t *testing.T) {
 		events []event
 		want   string
 	}{
-		{"no probe", []event{vetoes{}}, "no probe configured"},
+		{"no probe", []event{tick{}}, "no probe configured"},
 		{"an empty failure", []event{probed{0, errors.New(" \n")}}, "GET /: no reason given"},
 		{"lines and control characters", []event{probed{0, errors.New("exec x: exit status 1: a\r\n\tb\x1b[31m\xff")}}, "exec x: exit status 1: a | b?[31m?"},
-		{"several at once", []event{probed{0, errors.New("GET /: a")}, vetoes{"envoy": "b", "drain": ""}}, "GET /: a"},
-		{"vetoes in order, then probes", []event{vetoes{"envoy": "b", "drain": "c\nd"}}, "drain: c | d; envoy: b"},
 		{"very long", []event{probed{0, errors.New(strings.Repeat("é", 2*maxReason))}}, strings.Repeat("é", (maxReason-3)/2) + "…"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
