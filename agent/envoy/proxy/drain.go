@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"log/slog"
+	"net/netip"
 	"time"
 
 	"wingman/agent/envoy"
@@ -63,9 +64,15 @@ func Drain(ctx context.Context, admin *envoy.Admin, log *slog.Logger) {
 // handoverPoll is between two looks whether requests are left: what waits for the next Envoy waits for that.
 const handoverPoll = 25 * time.Millisecond
 
-// handOver has Envoy accept nothing more and returns when the requests that it had are answered, it cannot be asked, or ctx ends.
-// Connections without a request are not waited for.
-func handOver(ctx context.Context, admin *envoy.Admin, log *slog.Logger) {
+// handOver has Envoy accept nothing more at ports, which a hold stands by for, and returns when the requests that it had are answered, it cannot be
+// asked, or ctx ends. Connections without a request are not waited for.
+func handOver(ctx context.Context, admin *envoy.Admin, ports []netip.AddrPort, owner *User, log *slog.Logger) {
+	if diverted, err := divert(ports, owner); err != nil {
+		log.Debug("connections that Envoy has not accepted yet will be reset", "cause", err)
+	} else {
+		awaitAccepted(ctx, ports)
+		defer diverted.release() // what stands by takes over
+	}
 	if err := admin.StopListening(ctx); err != nil {
 		log.Warn("Envoy cannot be told to accept nothing more; it is ended at once", "cause", err)
 		return

@@ -19,11 +19,15 @@ import (
 // Variables that make the test binary something else than tests.
 const (
 	fakeVar      = "WINGMAN_FAKE_ENVOY"     // an Envoy with these habits, separated by commas: see fakeEnvoy
+	habitsSuffix = ".habits"                // of the file beside a program that has other ones
 	superviseVar = "WINGMAN_TEST_SUPERVISE" // a supervisor of the station in that folder
 )
 
 func TestMain(m *testing.M) {
 	if habits, ok := os.LookupEnv(fakeVar); ok {
+		if own, err := os.ReadFile(os.Args[0] + habitsSuffix); err == nil {
+			habits = string(own)
+		}
 		fakeEnvoy(strings.Split(habits, ","))
 	}
 	if dir := os.Getenv(superviseVar); dir != "" {
@@ -33,9 +37,20 @@ func TestMain(m *testing.M) {
 }
 
 // fakeEnvoy does on cue what Envoys do. Its habits: "exits" with a last word, "deaf" (no admin port ever), "cold" (never live by
-// itself), "stubborn" (ends for SIGKILL alone). Its admin port takes cues below /fake/.
+// itself), "stubborn" (ends for SIGKILL alone), "no-version" (runs for nobody), "invalid" (refuses its
+// bootstrap file), "refuses" (takes two listeners of istiod less than others). Its admin port takes cues below /fake/.
 func fakeEnvoy(habits []string) {
 	has := func(habit string) bool { return slices.Contains(habits, habit) }
+	switch {
+	case slices.Contains(os.Args, "--version") && has("no-version"):
+		fmt.Fprintln(os.Stderr, "error: no such instruction")
+		os.Exit(132)
+	case slices.Contains(os.Args, "validate") && has("invalid"):
+		fmt.Fprintln(os.Stderr, "critical\tmain\tunknown field")
+		os.Exit(1)
+	case slices.Contains(os.Args, "--version"), slices.Contains(os.Args, "validate"):
+		os.Exit(0)
+	}
 	fmt.Fprintln(os.Stderr, "info\tmain\tfake envoy begins")
 	if has("exits") {
 		fmt.Fprintln(os.Stderr, "critical\tmain\terror initializing configuration '/x': no such thing")
@@ -67,7 +82,7 @@ func fakeEnvoy(habits []string) {
 	if err != nil {
 		panic(err)
 	}
-	f := &fake{state: "LIVE", hangs: make(chan struct{})}
+	f := &fake{refuses: has("refuses"), state: "LIVE", hangs: make(chan struct{})}
 	if has("cold") {
 		f.state = "PRE_INITIALIZING"
 	}
@@ -76,6 +91,7 @@ func fakeEnvoy(habits []string) {
 
 type fake struct {
 	mu          sync.Mutex // guards everything below
+	refuses     bool
 	state       string
 	connections string // of listener 15006; empty: not counted
 	calls       []string
@@ -107,7 +123,15 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			w.WriteHeader(http.StatusServiceUnavailable)
 		}
 		fmt.Fprintln(w, f.state)
+	case "/server_info":
+		fmt.Fprintln(w, `{"version": "0123456789abcdef/1.40.0/Clean/RELEASE/BoringSSL"}`)
 	case "/stats":
+		listeners, rejected := 3, 0
+		if f.refuses {
+			listeners, rejected = 1, 1
+		}
+		fmt.Fprintf(w, "listener_manager.workers_started: 1\nlistener_manager.total_listeners_active: %d\nlistener_manager.lds.update_rejected: %d\n", listeners, rejected)
+		fmt.Fprint(w, "http.admin.downstream_rq_active: 1\nlistener_manager.lds.update_success: 1\ncluster_manager.cds.update_success: 1\n")
 		if f.connections != "" {
 			fmt.Fprintf(w, "listener.admin.downstream_cx_active: 1\nlistener.0.0.0.0_15006.downstream_cx_active: %s\n", f.connections)
 		}

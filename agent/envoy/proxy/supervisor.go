@@ -238,7 +238,10 @@ func (s *Supervisor) act(ctx context.Context, m machine, act action) machine {
 		s.shed(ctx, Drain)
 	case actHandOver:
 		if s.standsBy {
-			s.shed(ctx, handOver)
+			ports, owner := s.served, s.cfg.User
+			s.shed(ctx, func(ctx context.Context, admin *envoy.Admin, log *slog.Logger) {
+				handOver(ctx, admin, ports, owner, log)
+			})
 		} else {
 			s.drained <- struct{}{} // nobody would hold what comes once Envoy accepts nothing more
 		}
