@@ -27,6 +27,11 @@ func (a *Applier) snapshot(ctx context.Context) (restore func(ctx context.Contex
 		return nil, err
 	}
 	parts = append(parts, part)
+	istios, err := snapshotIstioTables(s)
+	if err != nil {
+		return nil, err
+	}
+	parts = append([]func(ctx context.Context) error{istios}, parts...) // first: no moment without rules
 	routes, err := staleRoutes(nil, s.marks)
 	if err != nil {
 		return nil, err
@@ -89,4 +94,26 @@ func (n *native) snapshot(s *seen) (func(ctx context.Context) error, error) {
 		return nil, err
 	}
 	return func(context.Context) error { return before.write() }, nil
+}
+
+// snapshotIstioTables remembers the native tables of Istio's own tool.
+func snapshotIstioTables(s *seen) (func(ctx context.Context) error, error) {
+	var before []*rawTable
+	for _, name := range istioTables {
+		if s.nft == nil || !s.nft.names[nftables.TableFamilyINet][name] {
+			continue
+		}
+		t, err := readRaw(nftables.TableFamilyINet, name)
+		if err != nil {
+			return nil, err
+		}
+		before = append(before, t)
+	}
+	return func(context.Context) error {
+		var errs []error
+		for _, t := range before {
+			errs = append(errs, t.write())
+		}
+		return errors.Join(errs...)
+	}, nil
 }
