@@ -98,6 +98,9 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
+	if err := Beside(ctx, o.Root); err != nil {
+		return err
+	}
 	lock, err := takeLock(a.cfg.Paths.RunDir)
 	if err != nil {
 		return err
@@ -331,6 +334,9 @@ func (a *Agent) shutDown(members, supervisors *group, failed bool) error {
 // leaves tells a stop from a restart. Under systemd only a stop job is a stop; what cannot be told counts as restart, and so does a
 // failure, because systemd starts the daemon again. Without systemd nobody comes after this process.
 func (a *Agent) leaves(failed bool) bool {
+	if handedOver(a.config()) {
+		return false
+	}
 	if a.opts.Getenv("NOTIFY_SOCKET") == "" {
 		return true
 	}

@@ -95,6 +95,9 @@ func check(ctx context.Context, from string, o Options) (*machine, bundle, error
 	if err := mustBeRoot(o.Root, "join"); err != nil {
 		return nil, nil, err
 	}
+	if err := agent.Beside(ctx, o.Root); err != nil {
+		return nil, nil, err
+	}
 	b, other, err := readBundle(from)
 	if err != nil {
 		return nil, nil, err

@@ -35,14 +35,15 @@ func managerOf(ctx context.Context, root string) *manager {
 	if info, err := os.Stat("/run/systemd/system"); err != nil || !info.IsDir() { // sd_booted(3)
 		return nil
 	}
-	m := &manager{systemctl: systemctl}
+	m := &manager{systemctl: Systemctl}
 	if state, err := m.systemctl(ctx, "show", "--property=LoadState", "--value", agentUnit); err != nil || state != "loaded" {
 		return nil
 	}
 	return m
 }
 
-func systemctl(ctx context.Context, args ...string) (string, error) {
+// Systemctl runs it and returns what it said.
+func Systemctl(ctx context.Context, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, "systemctl", args...)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs

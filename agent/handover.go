@@ -1,0 +1,90 @@
+package agent
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+
+	"wingman/bootstrap"
+	"wingman/iptables"
+)
+
+// This file is about another agent that takes this one's place, or gives it back: package adopt.
+
+// handoverFile is there while another agent is about to take this machine over: a stop then is no goodbye. Rules, entry and Envoy's connections are that one's
+// to go on with, and crash-guard leaves the rules alone. It is in that one's folder, where only root writes.
+const handoverFile = "run/wingman-guard/handover"
+
+// HandOver has the daemon's next stop leave everything in place for another agent, until done is called.
+func HandOver(root string) (done func() error, err error) {
+	path := filepath.Join(cmp.Or(root, "/"), handoverFile)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, fmt.Errorf("hand over: %w", err)
+	}
+	if err := os.WriteFile(path, nil, 0o644); err != nil {
+		return nil, fmt.Errorf("hand over: %w", err)
+	}
+	return func() error { return os.Remove(path) }, nil
+}
+
+// handedOver reports whether another agent is about to take over.
+func handedOver(cfg *bootstrap.Config) bool {
+	_, err := os.Stat(filepath.Join(cfg.Root, handoverFile))
+	return err == nil
+}
+
+// TakeOverRules are the capture rules of the settings, put in the place of another agent's while that one serves.
+type TakeOverRules struct {
+	applier *iptables.Applier
+	plan    iptables.Rules
+	DNS     bool // queries are captured
+	InUse   iptables.Status
+}
+
+// OpenTakeOver plans the rules with DNS at another port. It changes nothing.
+func OpenTakeOver(ctx context.Context, root string, dnsPort uint16) (*TakeOverRules, error) {
+	r, err := OpenRules(ctx, root)
+	if err != nil {
+		return nil, err
+	}
+	c, err := CaptureConfig(r.cfg, r.plan.Level)
+	if err != nil {
+		return nil, err
+	}
+	t := &TakeOverRules{applier: r.applier, DNS: c.DNS}
+	c.DNSPort = dnsPort
+	if t.plan, err = iptables.Plan(c, r.facts); err != nil {
+		return nil, err
+	}
+	t.InUse, err = r.applier.Status(ctx, iptables.Rules{})
+	return t, err
+}
+
+// Apply puts them in, all or none; restore puts back what was there.
+func (t *TakeOverRules) Apply(ctx context.Context) (restore func(ctx context.Context) error, err error) {
+	if restore, err = t.applier.Snapshot(ctx); err != nil {
+		return nil, fmt.Errorf("remember the rules of the other agent: %w", err)
+	}
+	return restore, t.applier.Apply(ctx, t.plan)
+}
+
+// Surroundings are what has to go on while no rules are in.
+type Surroundings struct {
+	SSH       []uint16     // ports by which people come in
+	Resolvers []netip.Addr // servers that applications ask
+}
+
+// LookAround finds them.
+func LookAround(ctx context.Context, root string) Surroundings {
+	s := Surroundings{SSH: []uint16{22}}
+	if r, err := OpenRules(ctx, root); err == nil {
+		for _, l := range r.facts.SSH.Listeners {
+			s.SSH = append(s.SSH, l.Port)
+		}
+		s.Resolvers = r.facts.Resolvers
+	}
+	return s
+}
