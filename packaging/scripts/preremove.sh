@@ -27,6 +27,11 @@ if [ "$1" = 0 ]; then
 fi
 if [ -n "${DPKG_ROOT:-}" ] || [ ! -d /run/systemd/system ]; then exit 0; fi
 
+# On a machine that was taken over from istio-sidecar that one's agent comes back: traffic goes on.
+if [ -e /var/lib/wingman-adopt/record.json ]; then
+	timeout 120 wingman adopt --undo || echo "wingman: istio.service was not given its place back: systemctl unmask istio.service, then start it" >&2
+fi
+
 # For the case that the removal is broken off. rpm's never is.
 if [ "$1" = remove ]; then
 	case $(systemctl show --property=ActiveState --value wingman.service) in

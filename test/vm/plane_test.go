@@ -35,7 +35,7 @@ type planeState struct {
 }
 
 // startPlane brings the control plane up at an address that the segment has, and ends it with the test.
-func startPlane(t *testing.T, segment *Segment, address string) *plane {
+func startPlane(t *testing.T, segment *Segment, address string, more ...string) *plane {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "plane-") // short, for the sockets in it
 	if err != nil {
@@ -58,7 +58,7 @@ func startPlane(t *testing.T, segment *Segment, address string) *plane {
 		cmd.Dir = mesh
 		must(t, cmd)
 	}
-	cmd := exec.Command(program, "-dir", dir, "-address", address)
+	cmd := exec.Command(program, append([]string{"-dir", dir, "-address", address}, more...)...)
 	cmd.Dir = mesh
 	log, err := os.Create(filepath.Join(dir, "controlplane.log"))
 	if err != nil {

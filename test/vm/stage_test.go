@@ -46,21 +46,34 @@ spec:
 
 func newStage(t *testing.T) *stage {
 	t.Helper()
-	Require(t)
-	s := &stage{segment: NewSegment(t)}
-	s.segment.AddAddress(t, planeAddress+"/24")
-	s.plane = startPlane(t, s.segment, planeAddress)
-	s.plane.apply(elsewhere)
-	s.serve(t)
-	programs := map[string]string{
-		"/usr/bin/app":         Build(t, "wingman/test/vm/testdata/daemon"),
-		"/usr/bin/client":      Build(t, "wingman/test/vm/testdata/client"),
-		"/usr/local/bin/envoy": Envoy(t),
-	}
+	s := emptyStage(t)
+	programs := stagePrograms(t)
 	s.forum = s.member(t, "forum", "10.99.0.2/24", "forum-services", ":8080", programs)
 	s.catalog = s.member(t, "catalog", "10.99.0.3/24", "istioinaction", ":3000", programs)
 	s.forumVIP, s.catalogVIP = s.forum.address(forumHost), s.forum.address(catalogName)
 	return s
+}
+
+// emptyStage is the scene without machines; more goes to the control plane.
+func emptyStage(t *testing.T, more ...string) *stage {
+	t.Helper()
+	Require(t)
+	s := &stage{segment: NewSegment(t)}
+	s.segment.AddAddress(t, planeAddress+"/24")
+	s.plane = startPlane(t, s.segment, planeAddress, more...)
+	s.plane.apply(elsewhere)
+	s.serve(t)
+	return s
+}
+
+// stagePrograms are those of a machine: path there to path here.
+func stagePrograms(t *testing.T) map[string]string {
+	t.Helper()
+	return map[string]string{
+		"/usr/bin/app":         Build(t, "wingman/test/vm/testdata/daemon"),
+		"/usr/bin/client":      Build(t, "wingman/test/vm/testdata/client"),
+		"/usr/local/bin/envoy": Envoy(t),
+	}
 }
 
 // address waits until a name of the mesh is resolved.

@@ -1,7 +1,7 @@
 // Command controlplane runs the real control plane with the book's objects in it (testbed.Objects) in the network that it is started in, for
 // tests whose machines are not namespaces: test/vm starts it on the segment of its machines.
 //
-//	controlplane -dir DIR -address 10.99.0.1
+//	controlplane -dir DIR -address 10.99.0.1 [-stock]
 //
 // It speaks HTTP on DIR/socket, and says "ready" on standard output when istiod is. What it started ends with it, and it ends with its
 // standard input. Run it in test/mesh.
@@ -35,14 +35,15 @@ const startTimeout = 2 * time.Minute
 func main() {
 	dir := flag.String("dir", "", "folder for logs, state and the socket; a short path")
 	address := flag.String("address", "", "address at which machines reach istiod")
+	stock := flag.Bool("stock", false, "send nothing that only Istio's build of Envoy has: for pilot-agent with another")
 	flag.Parse()
-	if err := run(*dir, *address); err != nil {
+	if err := run(*dir, *address, *stock); err != nil {
 		fmt.Fprintln(os.Stderr, "controlplane:", err)
 		os.Exit(1)
 	}
 }
 
-func run(dir, address string) error {
+func run(dir, address string, stock bool) error {
 	at, err := netip.ParseAddr(address)
 	if err != nil {
 		return fmt.Errorf("-address: %w", err)
@@ -55,7 +56,11 @@ func run(dir, address string) error {
 	}
 	starting, started := context.WithTimeout(ctx, startTimeout)
 	defer started()
-	m, err := mesh.Start(starting, mesh.Options{Binaries: set, Dir: dir, Objects: testbed.Objects})
+	o := mesh.Options{Binaries: set, Dir: dir, Objects: testbed.Objects}
+	if stock {
+		o.IstiodEnv = testbed.StockEnvoy
+	}
+	m, err := mesh.Start(starting, o)
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,273 @@
+package adopt
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"strconv"
+	"syscall"
+	"time"
+
+	"wingman/agent"
+	"wingman/agent/enrol"
+	"wingman/agent/status"
+	"wingman/bootstrap"
+)
+
+// Options are what adopt and undo need to know.
+type Options struct {
+	Root    string       // folder that stands for "/"; only "/" itself has an istio.service
+	Say     func(string) // told of each step, one sentence; must be set
+	DryRun  bool         // only the plan
+	Timeout time.Duration
+	Program string // wingman; empty: this program
+	// Reached is called when a step is on disk and about to begin; nil: nobody wants to know. A test ends the process there.
+	Reached func(Step)
+}
+
+// Limits of a switch.
+const (
+	holdLimit = 20 * time.Second // the kernel lets go by itself after that
+	shedLimit = 2 * time.Second  // for requests in flight: connections wait meanwhile, and are tried again after a second
+	stopLimit = 15 * time.Second // for istio.service to end once it was killed
+	backLimit = 45 * time.Second // for pilot-agent to serve again
+)
+
+// machine is one adopt, or undo, at work.
+type machine struct {
+	Options
+	cfg     *bootstrap.Config
+	record  Record
+	restore func(ctx context.Context) error // puts pilot-agent's rules back; nil: they are in
+}
+
+// Adopt takes the machine over, and returns the daemon's report; with DryRun, and where nothing is to be done, there is none. Until it is done, an error means that
+// istio.service serves as before, or what kept it from that.
+func Adopt(ctx context.Context, o Options) (r status.Report, adopted bool, err error) {
+	f, cfg, err := gather(ctx, o.Root)
+	if err != nil {
+		return r, false, fmt.Errorf("%w\nnothing was changed", err)
+	}
+	p := MakePlan(f)
+	switch {
+	case p.Refused != "":
+		return r, false, fmt.Errorf("%s\nnothing was changed", p.Refused)
+	case p.Done != "":
+		o.Say(p.Done)
+		return r, false, nil
+	}
+	o.Say(p.String())
+	if o.DryRun {
+		return r, false, nil
+	}
+	signal.Ignore(syscall.SIGHUP, syscall.SIGPIPE) // the end of a session is no reason to stop half way
+	m := &machine{Options: o, cfg: cfg, record: newRecord(f)}
+	if m.record.Step == StepRules && !cfg.Capture.CustomTables {
+		if err := m.remakeRules(ctx); err != nil { // DNS goes to the trial of then
+			return r, false, fmt.Errorf("put pilot-agent's rules back, which an earlier adopt had replaced: %w", err)
+		}
+	}
+	if !p.Resume {
+		if err := m.prepare(ctx); err != nil {
+			return r, false, fmt.Errorf("%w\nistio.service serves as before", errors.Join(err, m.unprepare(context.WithoutCancel(ctx))))
+		}
+	}
+	// From here on it ends by itself, one way or the other.
+	ctx = context.WithoutCancel(ctx)
+	if r, err = m.takePlace(ctx); err == nil {
+		return r, true, nil
+	}
+	o.Say("it fails, and goes back: " + err.Error())
+	if back := m.giveBack(ctx); back != nil {
+		return r, false, fmt.Errorf("%w\nand the way back fails too: %w: run wingman adopt --undo", err, back)
+	}
+	return r, false, fmt.Errorf("%w\nistio.service serves as before", err)
+}
+
+// newRecord notes the machine as it is before an adopt; what an earlier one noted stays, as the machine may be half way.
+func newRecord(f Facts) Record {
+	if f.Record != nil {
+		return *f.Record
+	}
+	_, err := os.Stat(bootstrap.DefaultPaths("/").StateDir)
+	return Record{IstioEnabled: f.Istio.Enabled, IstioActive: f.Istio.runs(), WingmanEnabled: f.Wingman.Enabled == "enabled", HadState: err == nil}
+}
+
+// reach notes a step before it begins.
+func (m *machine) reach(s Step) error {
+	m.record.Step, m.record.At = s, time.Now()
+	if err := m.record.write(RecordFile); err != nil {
+		return err
+	}
+	if m.Reached != nil {
+		m.Reached(s)
+	}
+	return nil
+}
+
+// prepare does what can be done while pilot-agent serves: the trial, and the rules.
+func (m *machine) prepare(ctx context.Context) error {
+	if err := m.reach(StepTrial); err != nil {
+		return err
+	}
+	port, err := freePort(m.cfg.DNS.Listen.Port())
+	if err != nil {
+		return err
+	}
+	user := m.cfg.Capture.User
+	r, err := startTrial(ctx, m.Program, user, "--port", strconv.Itoa(int(port)))
+	if err != nil {
+		return err
+	}
+	m.Say(fmt.Sprintf("trial: certificate of %s until %s; %d names, %d clusters, %d listeners from istiod; %s takes its bootstrap file",
+		r.SPIFFEID, r.NotAfter.UTC().Format(time.RFC3339), r.Names, r.Clusters, r.Listeners, orNone(r.Envoy, r.NoEnvoy)))
+	for _, n := range r.Notes {
+		m.Say("note: left out of Envoy's bootstrap file: " + n)
+	}
+	rules, err := agent.OpenTakeOver(ctx, m.Root, port)
+	if err != nil {
+		return err
+	}
+	if err := asAgent(ctx, m.Program, user, "adopt", "note"); err != nil {
+		return fmt.Errorf("note the membership: %w", err)
+	}
+	if err := m.reach(StepRules); err != nil {
+		return err
+	}
+	if m.cfg.Capture.CustomTables {
+		m.Say("rules: the operator keeps them (ISTIO_CUSTOM_IP_TABLES); they stay")
+	} else {
+		if m.restore, err = rules.Apply(ctx); err != nil {
+			m.restore = nil // all or none
+			return fmt.Errorf("put the rules in: %w", err)
+		}
+		if rules.DNS {
+			forgetFlows(m.cfg.DNS.Listen.Port())
+		}
+		m.Say("rules: this agent's are in; pilot-agent's Envoy serves them")
+	}
+	return ctx.Err()
+}
+
+func orNone(program, why string) string {
+	if program == "" {
+		return "no Envoy (" + why + ")"
+	}
+	return program
+}
+
+// unprepare undoes prepare.
+func (m *machine) unprepare(ctx context.Context) error {
+	var problems []error
+	if m.restore != nil {
+		if err := m.restore(ctx); err != nil {
+			problems = append(problems, fmt.Errorf("put pilot-agent's rules back: %w", err), m.remakeRules(ctx))
+		}
+	}
+	m.endTrial(ctx)
+	problems = append(problems, m.removeState())
+	if err := errors.Join(problems...); err != nil {
+		return err
+	}
+	return forget(RecordFile)
+}
+
+// envoyPorts are those where connections wait for an Envoy.
+func (m *machine) envoyPorts() []uint16 {
+	return []uint16{m.cfg.Capture.ProxyPort, m.cfg.Capture.InboundPort, 15008}
+}
+
+// takePlace stops istio.service and starts the agent.
+func (m *machine) takePlace(ctx context.Context) (r status.Report, err error) {
+	began := time.Now()
+	if err := m.reach(StepStop); err != nil {
+		return r, err
+	}
+	if _, err := enrol.Systemctl(ctx, "enable", "--quiet", agentUnit); err != nil {
+		return r, err
+	}
+	// Masked it has no ExecStopPost=, which would take the rules out.
+	if _, err := enrol.Systemctl(ctx, "mask", "--quiet", agent.IstioUnit); err != nil {
+		return r, err
+	}
+	hold := func() error { return Hold{TCP: m.envoyPorts(), Limit: holdLimit}.begin() }
+	if err := shed(ctx, m.cfg.Envoy.AdminPort, shedLimit, hold); err != nil {
+		m.Say("note: connections are refused for a moment: " + err.Error())
+	}
+	if err := stopNow(ctx, agent.IstioUnit); err != nil {
+		return r, err
+	}
+	stopped := time.Now()
+	if err := m.reach(StepStart); err != nil {
+		return r, err
+	}
+	if _, err := enrol.Systemctl(ctx, "start", agentUnit); err != nil {
+		return r, err
+	}
+	err = until(ctx, m.Timeout, func(ctx context.Context) (bool, string) {
+		var asked error
+		if r, asked = agent.Client(m.Root).Status(ctx); asked != nil {
+			return false, asked.Error()
+		}
+		return serves(r.Phase == "joined" && r.XDS != nil && r.XDS.Answered, r.Ready, append(r.NotReady, r.Degraded...))
+	})
+	if err != nil {
+		return r, fmt.Errorf("wingman does not serve: %w", err)
+	}
+	ready := time.Now()
+	if err := m.finish(ctx); err != nil {
+		return r, err
+	}
+	m.Say(fmt.Sprintf("istio.service: stopped and masked; wingman serves %s after its end (%s after the switch began)",
+		ready.Sub(stopped).Round(time.Millisecond), ready.Sub(began).Round(time.Millisecond)))
+	return r, nil
+}
+
+// finish lets everything go that was for the switch alone.
+func (m *machine) finish(ctx context.Context) error {
+	if err := letGo(); err != nil {
+		return err
+	}
+	m.endTrial(ctx)
+	return m.reach(StepDone)
+}
+
+// endTrial ends what answers DNS beside the agents: queries go to one of them again.
+func (m *machine) endTrial(ctx context.Context) {
+	if port := m.trialPort(ctx); port != 0 {
+		forgetFlows(port)
+	}
+	stopTrial(ctx)
+}
+
+// trialPort is where the trial answers DNS; 0: there is none.
+func (m *machine) trialPort(ctx context.Context) uint16 {
+	r, err := agent.ReadTrialReport(trialDir)
+	if err != nil {
+		return 0
+	}
+	return r.Port
+}
+
+// stopNow stops units, and ends the first of them at once: its Envoy has shed what it had.
+func stopNow(ctx context.Context, units ...string) error {
+	if _, err := enrol.Systemctl(ctx, append([]string{"stop", "--no-block"}, units...)...); err != nil {
+		return err
+	}
+	_, _ = enrol.Systemctl(ctx, "kill", "--signal=SIGKILL", units[0])                             // it may have ended
+	defer func() { _, _ = enrol.Systemctl(ctx, append([]string{"reset-failed"}, units...)...) }() // it was meant to be killed
+	return until(ctx, stopLimit, func(ctx context.Context) (bool, string) {
+		for _, u := range units {
+			f, err := unitFacts(ctx, u)
+			if err != nil {
+				return false, err.Error()
+			}
+			if f.Active != "inactive" && f.Active != "failed" {
+				return false, u + " is " + f.Active
+			}
+		}
+		return true, ""
+	})
+}

@@ -1,0 +1,117 @@
+package adopt
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+)
+
+// RecordFile says how far an adopt came, or an undo: root's, and there as long as istio.service is not as it was.
+const RecordFile = "/var/lib/wingman-adopt/record.json"
+
+// A Step is on disk before it begins.
+type Step string
+
+// Steps of an adopt, and of an undo, in their order.
+const (
+	StepTrial Step = "trial" // nothing is changed but the trial's own files
+	StepRules Step = "rules" // ours are in, or some of them; pilot-agent serves
+	StepStop  Step = "stop"  // istio.service is being stopped and masked, wingman.service enabled
+	StepStart Step = "start" // istio.service is stopped; wingman is started
+	StepDone  Step = "done"
+
+	StepUndo Step = "undo" // wingman is being stopped, istio.service started
+)
+
+// Steps lists all, in the order of an adopt and then of an undo.
+var Steps = []Step{StepTrial, StepRules, StepStop, StepStart, StepDone, StepUndo}
+
+func (s Step) valid() bool     { return slices.Contains(Steps, s) }
+func (s Step) switching() bool { return s == StepStop || s == StepStart }
+func (s Step) undoing() bool   { return s == StepUndo }
+
+// A Record is the content of RecordFile.
+type Record struct {
+	Step Step      `json:"step"`
+	At   time.Time `json:"at"` // of the last change
+	// As they were before: whether istio.service was enabled ("enabled", "disabled"), wingman.service too, and whether there was a state folder of wingman's.
+	IstioEnabled   string `json:"istioEnabled"`
+	IstioActive    bool   `json:"istioActive"`
+	WingmanEnabled bool   `json:"wingmanEnabled"`
+	HadState       bool   `json:"hadState"`
+}
+
+// readRecord returns nil when there is none.
+func readRecord(path string) (*Record, error) {
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("what an earlier adopt noted: %w", err)
+	}
+	r, err := parseRecord(b)
+	if err != nil {
+		return nil, fmt.Errorf("what an earlier adopt noted at %s: %w: wingman adopt --undo does not need it, and istio.service is started by it all the same", path, err)
+	}
+	return r, nil
+}
+
+func parseRecord(b []byte) (*Record, error) {
+	var r Record
+	if err := json.Unmarshal(b, &r); err != nil {
+		return nil, err
+	}
+	if !r.Step.valid() {
+		return nil, fmt.Errorf("found step %q, expected one of %q", r.Step, Steps)
+	}
+	return &r, nil
+}
+
+// write puts the record on disk, synced, with its folder.
+func (r Record) write(path string) (err error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return fmt.Errorf("note the step: %w", err)
+	}
+	b, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	fresh := path + ".new"
+	f, err := os.OpenFile(fresh, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return fmt.Errorf("note the step: %w", err)
+	}
+	_, err = f.Write(append(b, '\n'))
+	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
+		err = os.Rename(fresh, path)
+	}
+	if err == nil {
+		err = syncDir(filepath.Dir(path))
+	}
+	if err != nil {
+		return fmt.Errorf("note the step: %w", err)
+	}
+	return nil
+}
+
+// forget removes the record: nothing of an adopt is left.
+func forget(path string) error {
+	if err := os.RemoveAll(filepath.Dir(path)); err != nil {
+		return fmt.Errorf("forget the adopt: %w", err)
+	}
+	return nil
+}
+
+func syncDir(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}

@@ -1,0 +1,63 @@
+package adopt
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestARecordIsKept(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "adopt/record.json")
+	if r, err := readRecord(path); r != nil || err != nil {
+		t.Errorf("none: %+v, %v", r, err)
+	}
+	want := Record{Step: StepRules, At: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), IstioEnabled: "enabled", IstioActive: true, HadState: true}
+	for range 2 {
+		if err := want.write(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if r, err := readRecord(path); err != nil || *r != want {
+		t.Errorf("read %+v, %v; want %+v", r, err, want)
+	}
+	if info, err := os.Stat(filepath.Dir(path)); err != nil || info.Mode().Perm() != 0o700 {
+		t.Errorf("folder: %v, %v; want mode 0700", info, err)
+	}
+	if err := os.WriteFile(path, []byte(`{"step":"later"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := readRecord(path); err == nil || !strings.Contains(err.Error(), `found step "later"`) {
+		t.Errorf("an unknown step: %v", err)
+	}
+	if err := forget(path); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := readRecord(path); r != nil || err != nil {
+		t.Errorf("forgotten: %+v, %v", r, err)
+	}
+}
+
+// A record that can be read has a step that adopt knows what to do with, and is the same when it is written again.
+func FuzzRecord(f *testing.F) {
+	f.Add([]byte(`{"step":"rules","at":"2026-01-02T03:04:05Z","istioEnabled":"enabled","istioActive":true}`))
+	f.Add([]byte(`{"step":""}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r, err := parseRecord(b)
+		if err != nil {
+			return
+		}
+		path := filepath.Join(t.TempDir(), "a/r.json")
+		if !r.Step.valid() {
+			t.Errorf("step %q was taken", r.Step)
+		}
+		if err := r.write(path); err != nil {
+			return // a year that JSON has not
+		}
+		again, err := readRecord(path)
+		if err != nil || again.Step != r.Step || !again.At.Equal(r.At) || again.HadState != r.HadState {
+			t.Errorf("%+v became %+v, %v", r, again, err)
+		}
+	})
+}

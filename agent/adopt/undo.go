@@ -1,0 +1,199 @@
+package adopt
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"syscall"
+
+	"wingman/agent"
+	"wingman/agent/enrol"
+	"wingman/bootstrap"
+	"wingman/bootstrap/identity"
+)
+
+// startScript is what istio.service runs; with init it makes pilot-agent's rules and no more.
+const startScript = "/usr/local/bin/istio-start.sh"
+
+// Undo gives the machine back to istio.service, as it was before the adopt. Where there was none it changes nothing.
+func Undo(ctx context.Context, o Options) error {
+	if o.Root != "/" && o.Root != "" {
+		return errors.New("there is no istio.service below another root than /: there is nothing to undo")
+	}
+	if os.Geteuid() != 0 {
+		return errors.New("adopt changes units and rules of the system: run it as root")
+	}
+	record, err := readRecord(RecordFile)
+	if err != nil { // damaged: as most machines are
+		o.Say("note: " + err.Error())
+		record = &Record{Step: StepUndo, IstioEnabled: "enabled", IstioActive: true, HadState: true}
+	}
+	if record == nil {
+		o.Say("this machine was not taken over from istio.service: there is nothing to undo")
+		return nil
+	}
+	cfg, _ := bootstrap.Load(o.Root)
+	if cfg == nil {
+		return errors.New("the settings cannot be used any more, and they say where Envoy and DNS are: see wingman config check")
+	}
+	if o.DryRun {
+		o.Say("1. keep new connections waiting; stop and disable wingman.service, its rules in place\n2. take them out; unmask istio.service and start it\n3. wait until pilot-agent serves")
+		return nil
+	}
+	signal.Ignore(syscall.SIGHUP, syscall.SIGPIPE)
+	m := &machine{Options: o, cfg: cfg, record: *record}
+	ctx = context.WithoutCancel(ctx)
+	if f, err := unitFacts(ctx, agent.IstioUnit); err == nil && f.runs() && (record.Step == StepTrial || record.Step == StepRules) {
+		// It never stopped serving; only its rules may have been replaced.
+		if record.Step == StepRules && !cfg.Capture.CustomTables {
+			m.restore = m.remakeRules
+		}
+		if err := m.unprepare(ctx); err != nil {
+			return err
+		}
+		o.Say("istio.service serves, as it did all the time; its rules are its own")
+		return nil
+	}
+	return m.giveBack(ctx)
+}
+
+// remakeRules has Istio's own script make pilot-agent's rules anew, and ours go. Meanwhile nothing new crosses the border of the machine.
+func (m *machine) remakeRules(ctx context.Context) error {
+	if err := m.holdEverything(ctx); err != nil {
+		return err
+	}
+	_, err := agent.RemoveRules(ctx)
+	if err == nil {
+		_, err = run(ctx, startScript, "init")
+	}
+	err = errors.Join(err, letGo())
+	m.endTrial(ctx)
+	return err
+}
+
+// holdEverything is for the time without rules. Queries go to the trial's port, or that of a server of names alone which this starts.
+func (m *machine) holdEverything(ctx context.Context) error {
+	c, around := m.cfg.Capture, agent.LookAround(ctx, m.Root)
+	h := Hold{TCP: m.envoyPorts(), Everything: true, User: c.ProxyUID, Except: around.SSH, Limit: backLimit}
+	if c.DNS {
+		h.DNS, h.Resolvers = m.trialPort(ctx), around.Resolvers
+	}
+	if err := h.begin(); err != nil {
+		return err
+	}
+	if h.DNS != 0 {
+		forgetFlows(m.cfg.DNS.Listen.Port()) // who asks from a port that somebody asked from before would be sent where that one was
+	}
+	return nil
+}
+
+// serveNames has the names of the last table answered beside agent and pilot-agent, while neither does.
+func (m *machine) serveNames(ctx context.Context) error {
+	if m.trialPort(ctx) != 0 || !m.cfg.Capture.DNS {
+		return nil
+	}
+	port, err := freePort(m.cfg.DNS.Listen.Port())
+	if err == nil {
+		_, err = startTrial(ctx, m.Program, m.cfg.Capture.User, "--port", strconv.Itoa(int(port)), "--names-only")
+	}
+	return err
+}
+
+// giveBack stops the agent and has istio.service serve again. It can be run again at any point.
+func (m *machine) giveBack(ctx context.Context) error {
+	if err := m.reach(StepUndo); err != nil {
+		return err
+	}
+	over, err := agent.HandOver(m.Root)
+	if err != nil {
+		return err
+	}
+	defer over()
+	if err := m.serveNames(ctx); err != nil {
+		m.Say("note: names of the mesh are not resolved for a moment: " + err.Error())
+	}
+	err = shed(ctx, m.cfg.Envoy.AdminPort, shedLimit, func() error { return m.holdEverything(ctx) })
+	if err != nil {
+		m.Say("note: connections are refused, and some may pass in plaintext, for a moment: " + err.Error())
+	}
+	if err := stopNow(ctx, proxyUnit, agentUnit); err != nil {
+		return err
+	}
+	if err := stopNow(ctx, agent.IstioUnit); err != nil { // of an adopt that was killed: its Envoy may have been told to end
+		return err
+	}
+	_, disabled := enrol.Systemctl(ctx, "disable", "--quiet", agentUnit, rulesUnit)
+	if m.record.WingmanEnabled {
+		disabled = nil
+	}
+	_, rulesDown := enrol.Systemctl(ctx, "stop", rulesUnit)
+	problems := []error{disabled, rulesDown}
+	m.Say("wingman.service: stopped and disabled")
+	if !m.cfg.Capture.CustomTables {
+		_, err := agent.RemoveRules(ctx)
+		problems = append(problems, err)
+	}
+	_, links := identity.RemoveOutput(m.cfg.Paths.OutputCerts)
+	problems = append(problems, links)
+	if _, err := enrol.Systemctl(ctx, "unmask", "--quiet", agent.IstioUnit); err != nil {
+		return errors.Join(append(problems, err)...)
+	}
+	if m.record.IstioEnabled == "enabled" {
+		_, err := enrol.Systemctl(ctx, "enable", "--quiet", agent.IstioUnit)
+		problems = append(problems, err)
+	}
+	if m.record.IstioActive {
+		if _, err := enrol.Systemctl(ctx, "start", agent.IstioUnit); err != nil {
+			return errors.Join(append(problems, err)...)
+		}
+		if err := until(ctx, backLimit, m.pilotServes); err != nil {
+			problems = append(problems, fmt.Errorf("pilot-agent was started, and does not serve: %w: see /var/log/istio", err))
+		} else {
+			m.Say("istio.service: unmasked and started; pilot-agent serves")
+		}
+	}
+	problems = append(problems, letGo())
+	m.endTrial(ctx)
+	if err := errors.Join(append(problems, m.removeState())...); err != nil {
+		return err
+	}
+	return forget(RecordFile)
+}
+
+// pilotServes asks pilot-agent's Envoy and DNS.
+func (m *machine) pilotServes(ctx context.Context) (bool, string) {
+	if _, err := askHTTP(ctx, http.MethodGet, "http://127.0.0.1:"+strconv.Itoa(int(m.cfg.Status.ReadinessPort))+"/healthz/ready"); err != nil {
+		return false, "its Envoy is not ready: " + err.Error()
+	}
+	if !m.cfg.Capture.DNS {
+		return true, ""
+	}
+	return answersDNS(ctx, m.cfg.DNS.Listen.Port(), "istiod.istio-system.svc")
+}
+
+// removeState removes what the trial and the agent left below the state folder, where there was none before.
+func (m *machine) removeState() error {
+	if m.record.HadState {
+		return nil
+	}
+	dir := m.cfg.Paths.StateDir
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	problems := []error{err}
+	for _, e := range entries {
+		problems = append(problems, os.RemoveAll(filepath.Join(dir, e.Name())))
+	}
+	problems = append(problems, os.Remove(dir))
+	if err := errors.Join(problems...); err != nil {
+		return fmt.Errorf("remove the state: %w", err)
+	}
+	return nil
+}
