@@ -45,7 +45,8 @@ run "neither_folder_nor_bundle" {
 run "both_folder_and_bundle" {
   command = plan
   variables {
-    bundle_dir = "."
+    bundle_dir   = "tests/bundle"
+    token_source = "gce"
   }
   expect_failures = [var.bundle_dir]
 }
@@ -53,10 +54,33 @@ run "both_folder_and_bundle" {
 run "a_folder_without_the_files" {
   command = plan
   variables {
-    bundle     = null
-    bundle_dir = "tests"
+    bundle       = null
+    bundle_dir   = "tests"
+    token_source = "gce"
   }
   expect_failures = [var.bundle_dir]
+}
+
+run "a_folder_without_the_token" {
+  command = plan
+  variables {
+    bundle     = null
+    bundle_dir = "tests/bundle"
+  }
+  expect_failures = [var.bundle_dir]
+}
+
+run "a_folder_and_a_cloud" {
+  command = plan
+  variables {
+    bundle       = null
+    bundle_dir   = "tests/bundle"
+    token_source = "gce"
+  }
+  assert {
+    condition     = !output.holds_token
+    error_message = "there is no token"
+  }
 }
 
 run "an_empty_file" {
@@ -103,7 +127,7 @@ run "settings_that_are_no_yaml" {
 run "a_package_of_no_kind" {
   command = plan
   variables {
-    package_source = { type = "snap", url = "https://packages.example" }
+    package_source = { type = "snap", url = "https://packages.example", key = "-----BEGIN PGP PUBLIC KEY BLOCK-----" }
   }
   expect_failures = [var.package_source]
 }
@@ -112,6 +136,14 @@ run "a_repository_without_a_key" {
   command = plan
   variables {
     package_source = { type = "apt", url = "https://packages.example" }
+  }
+  expect_failures = [var.package_source]
+}
+
+run "a_repository_of_no_suite" {
+  command = plan
+  variables {
+    package_source = { type = "apt", url = "https://packages.example", key = "-----BEGIN PGP PUBLIC KEY BLOCK-----", suite = "a b" }
   }
   expect_failures = [var.package_source]
 }

@@ -106,7 +106,7 @@ func TestModule(t *testing.T) {
 	mustTofu(t, dir, "init", "-backend=false")
 	mustTofu(t, dir, "validate")
 	out := mustTofu(t, dir, "test", "-no-color")
-	if !strings.Contains(out, "14 passed, 0 failed") {
+	if !strings.Contains(out, "17 passed, 0 failed") {
 		t.Errorf("tofu test says\n%s", out)
 	}
 }
