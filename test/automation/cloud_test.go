@@ -112,14 +112,15 @@ func (c *cloud) bundle(workload string) bundle {
 		text := strings.ReplaceAll(string(content), files.Group, workload)
 		text = strings.ReplaceAll(text, workload+"-services", files.Namespace)
 		text, _, _ = strings.Cut(text, "  readinessProbe:") // no application runs here
-		put(c.t, filepath.Join(b.dir, to), text)
+		write(c.t, filepath.Join(b.dir, to), text)
 	}
 	var err error
 	if b.token, err = c.istiod.MintToken(controlplane.TokenOptions{Namespace: files.Namespace, ServiceAccount: workload + "-sa"}); err != nil {
 		c.t.Fatal(err)
 	}
-	put(c.t, filepath.Join(b.dir, "istio-token"), b.token)
-	put(c.t, b.settings, "istiod: {address: \""+planeAddress+":15012\", san: "+c.istiod.ServerName()+"}\n")
+	write(c.t, filepath.Join(b.dir, "istio-token"), b.token)
+	write(c.t, filepath.Join(b.dir, "hosts"), planeAddress+" istiod.istio-system.svc\n")
+	write(c.t, b.settings, "istiod: {address: \""+planeAddress+":15012\", san: "+c.istiod.ServerName()+"}\n")
 	return b
 }
 
@@ -158,13 +159,4 @@ func (c *cloud) cloudInitDone(m *vm.Machine) string {
 		c.t.Logf("cloud-init says: %s\n%s", out, m.Sh("cat /var/log/cloud-init-output.log; grep -E 'WARN|ERR|Traceback' /var/log/cloud-init.log || :"))
 	}
 	return status
-}
-
-// put writes a file of the test's own and returns its path.
-func put(t *testing.T, file, content string) string {
-	t.Helper()
-	if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return file
 }

@@ -7,9 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 
@@ -36,28 +34,15 @@ func connected(e controlplane.Event) bool {
 	return e.Kind == controlplane.EntryConnected || e.Kind == controlplane.EntryCreated
 }
 
-// One package, two images.
+// One package, three ways to a machine.
 func TestCloudInit(t *testing.T) {
 	vm.Require(t)
-	file := debPackage(t)
+	file := packageOf(t, newVersion, "deb")
 	t.Run("a baked image joins", func(t *testing.T) { bakedImageJoins(t, file) })
 	t.Run("a stock image installs and joins", func(t *testing.T) { stockImageInstallsAndJoins(t, file) })
-}
-
-// debPackage builds the .deb of this checkout.
-func debPackage(t *testing.T) string {
-	t.Helper()
-	dir := t.TempDir()
-	cmd := exec.Command("sh", "../../packaging/build.sh", runtime.GOARCH)
-	cmd.Env = append(cmd.Environ(), "VERSION=1.0.0", "DIST="+dir, "KINDS=deb")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%s: %v\n%s", cmd, err, out)
-	}
-	found, err := filepath.Glob(filepath.Join(dir, "wingman_*.deb"))
-	if err != nil || len(found) != 1 {
-		t.Fatalf("packaging/build.sh left %q, want one .deb (%v)", found, err)
-	}
-	return found[0]
+	t.Run("a stock image takes the package from apt and the token from its cloud", func(t *testing.T) { stockImageOfACloudJoins(t, file) })
+	t.Run("a stock image that meets no control plane", func(t *testing.T) { stockImageWaitsForIstiod(t, file) })
+	t.Run("a stock image that is given another package", func(t *testing.T) { stockImageRefuses(t, file) })
 }
 
 // An image with the package in it, as Packer leaves it: started with user-data it is a member, and so is a copy of its disk, as somebody else.
@@ -177,7 +162,7 @@ func stockImageInstallsAndJoins(t *testing.T, file string) {
 	c.mustKeep(m, b.token)
 
 	// All forms of user-data by cloud-init's own schema.
-	key := put(t, filepath.Join(t.TempDir(), "key.asc"), "-----BEGIN PGP PUBLIC KEY BLOCK-----\n\nAAAA\n-----END PGP PUBLIC KEY BLOCK-----\n")
+	key := write(t, filepath.Join(t.TempDir(), "key.asc"), "-----BEGIN PGP PUBLIC KEY BLOCK-----\n\nAAAA\n-----END PGP PUBLIC KEY BLOCK-----\n")
 	for name, argv := range map[string][]string{
 		"baked": {b.dir}, "settings": {"--settings", b.settings, b.dir}, "gce": {"--token-from", "gce", b.dir}, "apt": {"--apt", "https://packages.example/apt", "--key", key, b.dir},
 		"yum": {"--yum", "https://packages.example/yum", "--key", key, b.dir}, "package": {"--package", "https://packages.example/wingman.rpm", "--sha256", strings.Repeat("0a", 32), b.dir},
@@ -190,6 +175,79 @@ func stockImageInstallsAndJoins(t *testing.T, file string) {
 	if out, err := m.Try("cloud-init", "schema", "--config-file", "/root/user-data"); err == nil {
 		t.Errorf("cloud-init's schema passes what is wrong: %s", out)
 	}
+}
+
+// No secret in the user-data, and no file by URL: a signed repository, and a metadata service as GCE's.
+func stockImageOfACloudJoins(t *testing.T, file string) {
+	c := newCloud(t)
+	r := newRepository(t)
+	run(t, r.layOut(file))
+	b := c.bundle(files.Group)
+	mux := http.NewServeMux()
+	mux.Handle("/apt/", http.FileServer(http.Dir(r.dir)))
+	mux.HandleFunc("/computeMetadata/v1/instance/service-accounts/default/identity", func(w http.ResponseWriter, q *http.Request) {
+		if q.Header.Get("Metadata-Flavor") != "Google" || q.FormValue("audience") != "istio-ca" {
+			http.Error(w, "not by this way", http.StatusForbidden)
+			return
+		}
+		w.Header().Set("Metadata-Flavor", "Google")
+		fmt.Fprint(w, b.token)
+	})
+	c.serve(mux)
+	m := c.machine("forum", "10.99.0.2")
+	m.Write("/etc/apt/sources.list", "", 0o644) // the distribution's are not in reach
+	m.Write("/etc/systemd/system/wingman.service.d/cloud.conf", "[Service]\nEnvironment=GCE_METADATA_HOST="+planeAddress+"\n", 0o644)
+	_, text := generate(t, "--apt", "http://"+planeAddress+"/apt", "--key", filepath.Join(r.dir, "wingman.asc"), "--token-from", "gce", b.dir)
+	c.seed(m, "i-1", "forum", text)
+	m.Boot()
+	if got := c.cloudInitDone(m); got != "done" {
+		t.Errorf("cloud-init ended with %q", got)
+	}
+	c.joined(m, files.Group)
+	if got := m.Sh("dpkg-query -W -f '${db:Status-Status}' wingman; ls /run/secrets/tokens /root/wingman-bundle 2>/dev/null || :"); got != "installed" {
+		t.Errorf("the machine has %q, want the package, and neither token nor bundle", got)
+	}
+}
+
+// The control plane comes later than the machine: the operator is told, and nobody has to do anything.
+func stockImageWaitsForIstiod(t *testing.T, file string) {
+	c := newCloud(t)
+	c.serve(http.FileServer(http.Dir(filepath.Dir(file))))
+	c.istiod.Stop()
+	m := c.machine("forum", "10.99.0.2")
+	b := c.bundle(files.Group)
+	c.seed(m, "i-1", "forum", b.userData(t, "--package", "http://"+planeAddress+"/"+filepath.Base(file), "--sha256", sum(t, file)))
+	m.Boot()
+	if got := c.cloudInitDone(m); got != "error" {
+		t.Errorf("cloud-init ended with %q, want error: the machine is no member", got)
+	}
+	if got := m.Sh("systemctl is-active wingman; ls -A /root | grep wingman || :; stat -c '%a %U' /run/secrets/tokens/istio-token"); got != "active\n600 istio-proxy" {
+		t.Errorf("the machine has %q, want the agent, and its files in place", got)
+	}
+	if said := m.Run("cat", "/var/log/cloud-init-output.log"); !strings.Contains(said, planeAddress+":15012") {
+		t.Errorf("cloud-init's log does not say what was wrong:\n%s", said)
+	}
+	if err := c.segment.Do(c.istiod.Start); err != nil {
+		t.Fatal(err)
+	}
+	c.joined(m, files.Group)
+}
+
+// What comes from the URL is another file: it is not installed.
+func stockImageRefuses(t *testing.T, file string) {
+	c := newCloud(t)
+	c.serve(http.FileServer(http.Dir(filepath.Dir(file))))
+	m := c.machine("forum", "10.99.0.2")
+	b := c.bundle(files.Group)
+	c.seed(m, "i-1", "forum", b.userData(t, "--package", "http://"+planeAddress+"/"+filepath.Base(file), "--sha256", strings.Repeat("0a", 32)))
+	m.Boot()
+	if got := c.cloudInitDone(m); got != "error" {
+		t.Errorf("cloud-init ended with %q, want error", got)
+	}
+	if out, err := m.Try("wingman", "version"); err == nil {
+		t.Errorf("the package is installed: %s", out)
+	}
+	c.mustKeep(m, b.token)
 }
 
 // mustPassSchema fails unless cloud-init's own schema has nothing to say against user-data.

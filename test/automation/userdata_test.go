@@ -19,7 +19,7 @@ func istioctlFiles(t *testing.T, without ...string) string {
 	dir := t.TempDir()
 	for _, name := range []string{"cluster.env", "mesh.yaml", "hosts", "root-cert.pem", "istio-token"} {
 		if !slices.Contains(without, name) {
-			put(t, filepath.Join(dir, name), "content of "+name+"\n")
+			write(t, filepath.Join(dir, name), "content of "+name+"\n")
 		}
 	}
 	return dir
@@ -58,8 +58,8 @@ func generate(t *testing.T, argv ...string) (cloudConfig, string) {
 
 func TestUserDataHoldsTheFiles(t *testing.T) {
 	dir := istioctlFiles(t)
-	key := put(t, filepath.Join(t.TempDir(), "key.asc"), "-----BEGIN PGP PUBLIC KEY BLOCK-----\n\nAAAA\n-----END PGP PUBLIC KEY BLOCK-----\n")
-	own := put(t, filepath.Join(t.TempDir(), "wingman.yaml"), "log: {level: debug}\n")
+	key := write(t, filepath.Join(t.TempDir(), "key.asc"), "-----BEGIN PGP PUBLIC KEY BLOCK-----\n\nAAAA\n-----END PGP PUBLIC KEY BLOCK-----\n")
+	own := write(t, filepath.Join(t.TempDir(), "wingman.yaml"), "log: {level: debug}\n")
 	sha := strings.Repeat("0a", 32)
 	baked := []string{"/var/lib/istio/envoy/cluster.env root:root 0644", "/etc/istio/config/mesh root:root 0644", "/var/lib/istio/envoy/hosts root:root 0644", "/etc/certs/root-cert.pem root:root 0644"}
 	stock := []string{"/root/wingman-bundle/cluster.env root:root 0600", "/root/wingman-bundle/mesh.yaml root:root 0600", "/root/wingman-bundle/hosts root:root 0600", "/root/wingman-bundle/root-cert.pem root:root 0600"}
@@ -135,7 +135,7 @@ func TestUserDataHoldsTheFiles(t *testing.T) {
 
 func TestUserDataNamesEveryProblem(t *testing.T) {
 	dir := istioctlFiles(t)
-	own := put(t, filepath.Join(t.TempDir(), "wingman.yaml"), "log: {level: debug}\n")
+	own := write(t, filepath.Join(t.TempDir(), "wingman.yaml"), "log: {level: debug}\n")
 	for _, test := range []struct {
 		name string
 		argv []string
@@ -174,7 +174,7 @@ func TestUserDataNamesEveryProblem(t *testing.T) {
 // AWS takes 16 kB, of which a chain of certificates can have most: then gzip helps, and that is said.
 func TestUserDataThatIsTooLargeIsSaid(t *testing.T) {
 	dir := istioctlFiles(t)
-	put(t, filepath.Join(dir, "root-cert.pem"), strings.Repeat("A line of a large file.\n", 1000))
+	write(t, filepath.Join(dir, "root-cert.pem"), strings.Repeat("A line of a large file.\n", 1000))
 	var out, errs, small bytes.Buffer
 	cmd := exec.Command("sh", generator, dir)
 	cmd.Stdout, cmd.Stderr = &out, &errs
