@@ -9,7 +9,7 @@ FUZZTIME ?= 60s
 MESH_P   ?= 5
 SOURCES  := $(shell find . -name '*.go' -not -path './test/*' -not -path './tmpdeps/*') go.mod go.sum
 
-.PHONY: all build demo test test-spire lint fuzz bench bench-dns bench-xds test-netns test-dns test-envoy test-mesh test-vm test-automation packages envoy-package lint-packages setup clean
+.PHONY: all build demo test test-spire lint fuzz bench bench-dns bench-xds test-netns test-dns test-envoy test-mesh test-vm test-automation packages envoy-package lint-packages test-packages release vulncheck setup clean
 
 all: build
 
@@ -116,6 +116,19 @@ lint-packages: packages envoy-package
 	shellcheck $$(git ls-files '*.sh') systemd/units/crash-guard
 	lintian --fail-on error,warning dist/*.deb
 	rpmlint --strict -c packaging/files/rpmlint.toml dist/*.rpm
+
+# Two builds of one commit, in folders of different names, have the same bytes.
+test-packages:
+	WINGMAN_PACKAGES=1 $(GO) test -count=1 -tags $(TAGS) -timeout 10m -v -run Reproducible ./test/packages
+
+# All of a release in dist/release, from a tag: docs/releases.md.
+release:
+	@sh test/setup/setup.sh envoy
+	@GO='$(GO)' packaging/release.sh
+
+# Known vulnerabilities in what is linked in, of those that are called. Needs vuln.go.dev.
+vulncheck: build
+	$(GO) run golang.org/x/vuln/cmd/govulncheck@v1.9.0 -tags $(TAGS) ./cmd/wingman
 
 clean:
 	rm -rf bin dist

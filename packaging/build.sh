@@ -13,18 +13,7 @@ tags=grpcnotrace
 # Bytes that a package may have; more fails.
 most=7000000
 
-# version prints a git description as packages compare them: v1.2.3 is 1.2.3, v1.2.3-rc.1 comes before it (~), five commits after
-# it come after it (+); without a tag there is only the commit's time.
-version() {
-	if described=$(git describe --tags --match 'v[0-9]*' 2>/dev/null); then
-		printf '%s\n' "${described#v}" | sed -E 's/-([0-9]+)-(g[0-9a-f]+)$/+\1.\2/; s/-/~/'
-	else
-		git log -1 --format=0.0.0~%cd.g%h --abbrev=12 --date=format-local:%Y%m%d%H%M%S
-	fi
-}
-
-export TZ=UTC
-VERSION=${VERSION:-$(version)}
+VERSION=${VERSION:-$(packaging/version.sh)}
 SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
 . packaging/common.sh
 

@@ -148,6 +148,15 @@ func TestEveryLinkedModuleHasALicenceThatWasRead(t *testing.T) {
 			t.Errorf("%s is linked in and not in the copyright file", m.Path)
 		}
 	}
+	// Debian's policy: of Apache-2.0 the place of its words, not the words; and all words of others, also of folders inside a module (go-jose's json).
+	if strings.Contains(string(text), "TERMS AND CONDITIONS FOR USE, REPRODUCTION") || strings.ContainsAny(string(text), noticeMark+folderMark) {
+		t.Error("the copyright file has the whole of Apache-2.0, or a mark of ours")
+	}
+	_, jose, _ := strings.Cut(string(text), "go-jose/go-jose/v4 ")
+	jose, _, _ = strings.Cut(jose, "\nComment:")
+	if !strings.Contains(jose, "Of its folder json:") || !strings.Contains(jose, "Redistributions of source code") || !strings.Contains(jose, "/usr/share/common-licenses/Apache-2.0") {
+		t.Errorf("what the copyright file says of go-jose:\n%s", jose)
+	}
 	if len(modules) < 10 {
 		t.Errorf("only %d modules: is the list whole?", len(modules))
 	}

@@ -68,8 +68,11 @@ func linkedModules() ([]module, error) {
 	return list, nil
 }
 
-// noticeMark stands before each notice in what licence returns.
-const noticeMark = "\x00"
+// Marks in what licence returns: before each notice, and before each licence of a folder inside the module.
+const (
+	noticeMark = "\x00"
+	folderMark = "\x01"
+)
 
 // licence returns a module's licences and then its notices, in their own words.
 func (m module) licence() (string, error) {
@@ -82,6 +85,9 @@ func (m module) licence() (string, error) {
 		for _, e := range entries {
 			name := strings.ToUpper(e.Name())
 			to, before := &text, ""
+			if i > 0 {
+				before = folderMark
+			}
 			switch {
 			case e.IsDir() || strings.HasSuffix(name, ".GO"):
 				continue
@@ -168,10 +174,16 @@ License: Apache-2.0
 		case name == "Apache-2.0":
 			b.WriteString(" Its licence is in /usr/share/common-licenses/Apache-2.0.\n")
 			if _, notice, ok := strings.Cut(text, noticeMark); ok {
-				b.WriteString(indent(strings.ReplaceAll(notice, noticeMark, "\n")))
+				b.WriteString(indent(unmarked(notice)))
 			}
 		default:
-			b.WriteString(" .\n" + indent(strings.ReplaceAll(text, noticeMark, "\n")))
+			for part := range strings.SplitSeq(text, folderMark) {
+				licence, notices, _ := strings.Cut(part, noticeMark)
+				if strings.Contains(licence, "TERMS AND CONDITIONS FOR USE, REPRODUCTION, AND DISTRIBUTION") {
+					licence = "The words of Apache-2.0 are in /usr/share/common-licenses/Apache-2.0.\n"
+				}
+				b.WriteString(" .\n" + indent(unmarked(licence+noticeMark+notices)))
+			}
 		}
 	})
 	return b.Bytes(), err
@@ -191,7 +203,7 @@ func allLicences(modules []module) ([]byte, error) {
 			fmt.Fprintf(b, "The words of the licence of %s.\n", same)
 			return
 		}
-		b.WriteString(strings.ReplaceAll(text, noticeMark, "\n"))
+		b.WriteString(unmarked(text))
 	})
 	return b.Bytes(), err
 }
@@ -239,6 +251,11 @@ func eachLicence(modules []module, tell func(m module, names []string, text, sam
 		}
 	}
 	return nil
+}
+
+// unmarked puts an empty line at each mark.
+func unmarked(text string) string {
+	return strings.NewReplacer(noticeMark, "\n", folderMark, "\n").Replace(text)
 }
 
 // indent makes a text the continuation of a field.

@@ -2,6 +2,7 @@
 // out, its manual page, the licences of all that is linked in, and the changelog in nfpm's form.
 //
 //	go run ./packaging/generate -version 1.2.3 -date 2026-01-31T12:00:00Z -to DIR
+//	go run ./packaging/generate -version 1.2.3 -date 2026-01-31T12:00:00Z -sbom PROGRAM -to FILE   its bill of materials instead
 package main
 
 import (
@@ -21,7 +22,8 @@ func main() {
 	version := flag.String("version", "", "version of the package")
 	date := flag.String("date", "", "time of the version, RFC 3339")
 	maintainer := flag.String("maintainer", "", "name and address for the changelog")
-	to := flag.String("to", "", "folder to write to")
+	to := flag.String("to", "", "folder to write to; of -sbom: file")
+	program := flag.String("sbom", "", "write the bill of materials of this program, and nothing else")
 	flag.Parse()
 	if flag.NArg() > 0 || *version == "" || *to == "" {
 		flag.Usage()
@@ -31,7 +33,12 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	if err := generate(*to, *version, *maintainer, at.UTC()); err != nil {
+	if *program != "" {
+		err = writeSBOM(*to, *program, *version, at)
+	} else {
+		err = generate(*to, *version, *maintainer, at.UTC())
+	}
+	if err != nil {
 		log.Fatal(err)
 	}
 }

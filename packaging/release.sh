@@ -1,0 +1,49 @@
+#!/bin/sh
+# Makes a release in dist/release, and nothing else is in there: packages of the agent and of Envoy, bills of materials, SHA256SUMS: `make release`.
+#
+# The version is the tag's. Files that are changed or that git does not know are refused, for nobody could make the same again; a commit without a tag
+# is a snapshot, and said to be one.
+#
+#   packaging/release.sh [ARCH …]     default: amd64 arm64
+#
+# SIGN is a command that signs a file that it is given, beside it: SIGN='gpg --armor --detach-sign' leaves SHA256SUMS.asc. DIST overrides the folder,
+# which must not be there or be a release.
+set -eu
+cd "$(dirname "$0")/.."
+[ $# -gt 0 ] || set -- amd64 arm64
+DIST=${DIST:-dist/release}
+export DIST LC_ALL=C
+
+changed=$(git status --porcelain)
+if [ -n "$changed" ]; then
+	printf 'release: this checkout is not a commit; commit or remove what differs:\n%s\n' "$changed" >&2
+	exit 1
+fi
+if [ -e "$DIST" ] && [ ! -e "$DIST/SHA256SUMS" ]; then
+	echo "release: $DIST is there and no release: remove it, or name another with DIST" >&2
+	exit 1
+fi
+version=$(packaging/version.sh)
+git describe --tags --exact-match --match 'v[0-9]*' >/dev/null 2>&1 || echo "release: no tag v… is on this commit: $version is a snapshot" >&2
+
+rm -rf "$DIST"
+mkdir -p "$DIST"
+trap 'rm -rf "$DIST"' EXIT # half a release is none
+VERSION=$version packaging/build.sh "$@"
+# Its version and time are its own.
+if [ -e packaging/envoy/build.sh ]; then (unset VERSION SOURCE_DATE_EPOCH && sh packaging/envoy/build.sh "$@"); fi
+date=$(TZ=UTC git log -1 --format=%cd --date=format-local:%Y-%m-%dT%H:%M:%SZ)
+for arch; do
+	${GO:-go} run -tags grpcnotrace ./packaging/generate -version "$version" -date "$date" -sbom "$DIST/$arch/wingman" -to "$DIST/wingman-$version-$arch.cdx.json"
+	rm -r "${DIST:?}/$arch"
+done
+rm -r "$DIST/shared"
+(
+	cd "$DIST"
+	sha256sum -- * >SHA256SUMS.new
+	mv SHA256SUMS.new SHA256SUMS
+	# SIGN is a command with its arguments.
+	if [ -n "${SIGN-}" ]; then $SIGN SHA256SUMS; fi
+)
+trap - EXIT
+ls -l "$DIST"
