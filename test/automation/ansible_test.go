@@ -197,7 +197,7 @@ func TestAnsible(t *testing.T) {
 	c.bundle(filepath.Join(c.dir, "bundles/web2"))
 	secrets = append(secrets, c.tokens()...)
 	pids := pid("web1") + pid("web2")
-	for _, args := range [][]string{{"--check", "--diff"}, {"--diff"}} {
+	for _, args := range [][]string{{"--check", "--diff", "--limit", "web1"}, {"--diff"}} {
 		out, counts := c.mustPlay("site.yml", args...)
 		c.mustNotLeak(out, secrets)
 		for name, n := range counts {
@@ -211,7 +211,7 @@ func TestAnsible(t *testing.T) {
 	}
 
 	t.Run("settings", func(t *testing.T) { c.changeSettings(t, pid) })
-	t.Run("upgrade", func(t *testing.T) { c.upgrade(t, version) })
+	t.Run("upgrade", func(t *testing.T) { c.upgrade(t, version, pid) })
 	t.Run("leave", c.leave)
 }
 
@@ -276,7 +276,7 @@ func (c *controller) changeSettings(t *testing.T, pid func(string) string) {
 }
 
 // A rolling upgrade stops at the first machine that does not become healthy, which peers send nothing then; the next one mends that, and loses nothing.
-func (c *controller) upgrade(t *testing.T, version func(string) string) {
+func (c *controller) upgrade(t *testing.T, version, pid func(string) string) {
 	deb := packageOf(t, newVersion, "deb")
 	c.set(c.variables(brokenPackage(t, deb), ""))
 	begun := len(c.istiod.Events())
@@ -324,6 +324,12 @@ func (c *controller) upgrade(t *testing.T, version func(string) string) {
 		if n.changed > 0 {
 			t.Errorf("a second upgrade changes %d things on %s, want none", n.changed, name)
 		}
+	}
+	pids := pid("web1")
+	begun = len(c.istiod.Events())
+	c.mustPlay("upgrade.yml", "--limit", "web1", "-e", "wingman_restart=true")
+	if told := c.told(begun); pid("web1") == pids || len(told) < 2 || told[0].Healthy || !told[len(told)-1].Healthy {
+		t.Errorf("a restart of its own: pid %s, and before %s; told was %+v", pid("web1"), pids, told)
 	}
 }
 

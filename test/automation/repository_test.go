@@ -1,6 +1,7 @@
 package automation
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"net"
 	"net/http"
@@ -246,5 +247,20 @@ func (r *repository) apt(t *testing.T) {
 	c.mustPlay("upgrade.yml", "-e", "wingman_version=latest")
 	if got := installed(); got != newVersion {
 		t.Errorf("the upgrade left version %s, want %s", got, newVersion)
+	}
+	// Back by a URL of the same server, whose checksum is named.
+	pool, err := filepath.Glob(filepath.Join(r.dir, "apt/pool/main/w/wingman/wingman_"+oldVersion+"-1_*.deb"))
+	if err != nil || len(pool) != 1 {
+		t.Fatalf("the pool has %q of the old version, want one (%v)", pool, err)
+	}
+	content, err := os.ReadFile(pool[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.set(fmt.Sprintf("wingman_join: false\nwingman_package_urls:\n  - {url: %q, checksum: %q}\n",
+		"http://10.99.0.1:8000/apt/pool/main/w/wingman/"+filepath.Base(pool[0]), fmt.Sprintf("sha256:%x", sha256.Sum256(content))))
+	c.mustPlay("site.yml")
+	if got := installed(); got != oldVersion {
+		t.Errorf("the package of a URL left version %s, want %s", got, oldVersion)
 	}
 }
