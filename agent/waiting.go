@@ -8,11 +8,13 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"wingman/agent/memory"
 	"wingman/agent/status"
 	"wingman/bootstrap"
+	"wingman/internal/filewatch"
 	"wingman/systemd"
 )
 
@@ -22,11 +24,9 @@ import (
 
 // Timings of the wait.
 const (
-	// filesEvery is how often files are looked at: with stat alone, and read only when one has changed.
-	filesEvery = 500 * time.Millisecond
 	// filesSettled is how long files of a first join must not have changed: what is half written may be right as far as it goes.
 	filesSettled = 300 * time.Millisecond
-	// filesAnyway is how often they are read all the same: a setting may name files elsewhere.
+	// filesAnyway is how often they are read without a word of the kernel's: a setting may name files elsewhere.
 	filesAnyway = 5 * time.Second
 )
 
@@ -38,6 +38,7 @@ type prospect struct {
 	good     bool
 	why      string // not good: one sentence that names what is missing, or what cannot be used
 	problems bootstrap.Problems
+	settling bool // nothing is wrong with them but that they have just changed
 }
 
 // prospectOf judges files as they were read; newest is when the last one changed. It is pure.
@@ -60,7 +61,7 @@ func prospectOf(problems bootstrap.Problems, newest, now time.Time) prospect {
 	case broken != nil:
 		p.why = "waiting for files that can be used: " + broken.Error()
 	case age >= 0 && age < filesSettled:
-		p.why = "waiting for the files to be complete: they are being written"
+		p.why, p.settling = "waiting for the files to be complete: they are being written", true
 	default:
 		p.good = true
 	}
@@ -84,21 +85,26 @@ func settingsFiles(root string, cfg *bootstrap.Config) []string {
 	return []string{p.ClusterEnv, p.SidecarEnv, p.MeshConfig, p.Hosts, p.WingmanYAML, p.RootCert}
 }
 
-// fingerprint changes when one of the files does; newest is when the last one of them did.
-func fingerprint(files []string) (print string, newest time.Time) {
-	var b strings.Builder
+// newest is when the last of the files changed.
+func newest(files []string) (at time.Time) {
 	for _, file := range files {
-		info, err := os.Stat(file)
-		if err != nil {
-			fmt.Fprintf(&b, "%v;", errors.Is(err, os.ErrPermission))
-			continue
-		}
-		fmt.Fprintf(&b, "%d %d %s;", info.ModTime().UnixNano(), info.Size(), info.Mode())
-		if info.ModTime().After(newest) {
-			newest = info.ModTime()
+		if info, err := os.Stat(file); err == nil && info.ModTime().After(at) {
+			at = info.ModTime()
 		}
 	}
-	return b.String(), newest
+	return at
+}
+
+// fingerprint is another one when one of the files is.
+func fingerprint(files []string) string {
+	var b strings.Builder
+	for _, file := range files {
+		if info, err := os.Stat(file); err == nil {
+			fmt.Fprintf(&b, "%d %d %s", info.ModTime().UnixNano(), info.Size(), info.Mode())
+		}
+		b.WriteByte(';')
+	}
+	return b.String()
 }
 
 // waiter is the daemon before it has files to begin with.
@@ -144,12 +150,12 @@ func look(root string) (p prospect, wait bool) {
 	if joined != nil || err != nil {
 		return prospect{}, false
 	}
-	_, newest := fingerprint(settingsFiles(root, nil))
+	last := newest(settingsFiles(root, nil))
 	_, _, problems, err := loadConfig(root)
 	if err == nil {
 		problems = nil
 	}
-	p = prospectOf(problems, newest, time.Now())
+	p = prospectOf(problems, last, time.Now())
 	return p, !p.good
 }
 
@@ -165,18 +171,21 @@ func (w *waiter) run(ctx context.Context) (bool, error) {
 	go func() { served <- admin.Run(ctx) }()
 	defer func() { cancel(); <-served }()
 
+	changed := make(chan struct{}, 1)
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	defer cancel()
+	watching.Go(func() { watchFiles(ctx, settingsFiles(w.o.Root, nil), w.log, changed) })
+
 	w.tell(w.notify.Ready()) // nothing of a boot waits for the mesh
 	w.say("")
-	tick := time.NewTicker(filesEvery)
-	defer tick.Stop()
+	anyway := time.NewTicker(filesAnyway)
+	defer anyway.Stop()
 	if err := memory.GiveBack(); err != nil {
 		w.log.Debug("memory is not given back", "cause", err)
 	}
-	seen, read := "", time.Now()
+	var again <-chan time.Time // files that were being written may be complete, and need not change any more
 	for {
-		if w.notify.WatchdogInterval() > 0 {
-			w.tell(w.notify.Watchdog())
-		}
 		asked := false
 		select {
 		case <-ctx.Done():
@@ -188,25 +197,49 @@ func (w *waiter) run(ctx context.Context) (bool, error) {
 		case <-w.o.Reload:
 			w.tell(w.notify.Reloading())
 			asked = true
-		case <-tick.C:
+		case <-changed:
+		case <-again:
+		case <-anyway.C:
+			if w.notify.WatchdogInterval() > 0 {
+				w.tell(w.notify.Watchdog())
+			}
 		}
-		print, _ := fingerprint(settingsFiles(w.o.Root, nil))
-		if print != seen || asked || time.Since(read) > filesAnyway {
-			seen, read = print, time.Now()
-			before := w.now.why
-			p, wait := look(w.o.Root)
-			w.now, w.loaded = p, time.Now()
-			if strings.HasSuffix(p.why, "being written") {
-				seen = "" // they need not change any more
+		before := w.now.why
+		p, wait := look(w.o.Root)
+		w.now, w.loaded = p, time.Now()
+		if asked {
+			w.tell(w.notify.Ready())
+		}
+		if !wait {
+			w.log.Info("the files are there")
+			return true, nil
+		}
+		w.say(before)
+		if again = nil; p.settling {
+			again = time.After(filesSettled)
+		}
+	}
+}
+
+// watchFiles tells of files that have changed and then rested, until ctx ends; once at the beginning in any case.
+func watchFiles(ctx context.Context, files []string, log *slog.Logger, changed chan<- struct{}) {
+	w := filewatch.New(log, filesAnyway)
+	defer w.Stop()
+	w.Arm(files)
+	rested := time.After(filesSettled) // what changed before is told too
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-w.Changed():
+			w.Arm(files)
+			rested = time.After(filesSettled)
+		case <-rested:
+			rested = nil
+			select {
+			case changed <- struct{}{}:
+			default:
 			}
-			if asked {
-				w.tell(w.notify.Ready())
-			}
-			if !wait {
-				w.log.Info("the files are there")
-				return true, nil
-			}
-			w.say(before)
 		}
 	}
 }
@@ -277,26 +310,33 @@ func Waiting(root, version string) (status.Report, bool) {
 
 // followFiles has settings read again that change before the first join: whoever writes them may not be done. After the join they are an operator's, who says when.
 func (a *Agent) followFiles(ctx context.Context) error {
+	watching, enough := context.WithCancel(ctx)
+	defer enough()
 	files := settingsFiles(a.opts.Root, a.config())
-	seen, _ := fingerprint(files)
-	tick := time.NewTicker(filesEvery)
-	defer tick.Stop()
+	changed := make(chan struct{}, 1)
+	var done sync.WaitGroup
+	done.Go(func() { watchFiles(watching, files, a.logs.part("agent"), changed) })
+	defer done.Wait()
+	defer enough()
+	seen := fingerprint(files)
+	look := time.NewTicker(filesAnyway)
+	defer look.Stop()
 	for !a.isJoined() {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-tick.C:
+		case <-changed:
+		case <-look.C:
 		}
-		print, newest := fingerprint(files)
-		if age := time.Since(newest); print == seen || age >= 0 && age < filesSettled {
-			continue
-		}
-		seen = print
-		select {
-		case a.filesChanged <- struct{}{}:
-		default:
+		if print := fingerprint(files); print != seen && !a.isJoined() {
+			seen = print
+			select {
+			case a.filesChanged <- struct{}{}:
+			default:
+			}
 		}
 	}
+	enough()
 	<-ctx.Done()
 	return nil
 }
