@@ -303,7 +303,8 @@ func TestTheRealEnvoysHotRestartUnderLoad(t *testing.T) {
 	underLoad(t, "replaced by hot restart", func() {
 		second := start(1)
 		awaitLive()
-		t.Logf("two at a time: %d and %d MB resident", resident(t, first.Process.Pid), resident(t, second.Process.Pid))
+		was := resident(t, first.Process.Pid)
 		_ = first.Wait() // its parent-shutdown-time
+		t.Logf("two at a time: %d and %d MB resident", was, resident(t, second.Process.Pid))
 	})
 }
