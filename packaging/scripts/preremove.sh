@@ -15,6 +15,11 @@ act() {
 	fi
 }
 
+# outside COMMAND …: runs it where systemd is. rpm 4.20 gives its scripts a network of their own (its plugin unshare), where there is no rule to take out.
+outside() {
+	systemd-run --quiet --collect --wait --property=RuntimeMaxSec=60 -- "$@"
+}
+
 case "${1:-}" in
 remove | 0) ;;
 *) exit 0 ;;
@@ -46,8 +51,8 @@ act stop wingman.service wingman.path wingman-proxy.service
 # Rules of a machine whose agent could not take them out, as it crashed, hung or is masked, whatever became of Envoy: the guard needs
 # no program of ours for it. Then those that nobody noted.
 # Istio's own agent names its chains alike: only where this agent has joined can they be ours.
-/usr/lib/wingman/crash-guard --stopped || true
+outside /usr/lib/wingman/crash-guard --stopped || true
 if [ -e /var/lib/wingman/joined.json ]; then
-	timeout 60 wingman rules remove || echo "wingman: traffic rules may still be there; they go with the next reboot" >&2
+	outside wingman rules remove || echo "wingman: traffic rules may still be there; they go with the next reboot" >&2
 fi
 act stop wingman-rules.service

@@ -159,7 +159,7 @@ func debSteps() []chapter {
 		}, want: expected{version: oldVersion, unfinished: "iF", enabled: "enabled", member: true, runs: newVersion}, load: true},
 		{name: "configured after that", do: func(p *packaged) { p.Run("dpkg", "--force-confold", "--configure", "--pending") }, want: member(oldVersion), load: true},
 		{name: "prerm of the removal killed", do: func(p *packaged) {
-			p.killsCaller("timeout")
+			p.killsCaller("systemd-run")
 			p.mustFail(p.remove)
 			p.envoy = 0 // it was stopped, and is another one
 		}, want: expected{version: oldVersion, unfinished: "ri", enabled: "enabled", member: true}}, // to be removed, and installed
