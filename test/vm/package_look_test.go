@@ -99,7 +99,7 @@ func (m *Machine) tree() []string {
 		-o -path /etc/systemd/network -o -path /usr/local/bin -o -path /usr/lib/sysimage/rpm -o -path /var/lib/rpm \
 		-o -path '/etc/passwd*' -o -path '/etc/group*' -o -path '/etc/shadow*' -o -path '/etc/gshadow*' -o -path '/etc/.pwd.lock' \) -prune -o -printf '%M %u:%g %p %l\n' | sort -k3
 		find /run -xdev \( -path '/run/systemd' -o -path '/run/udev' -o -path '/run/log' -o -path '/run/user' -o -path /run/secrets -o -path '/run/app-*' -o -path /run/dbus -o -path /run/host -o -path /run/lock -o -path /run/agetty.reload -o -path /run/credentials \) -prune -o -printf '%M %u:%g %p %l\n' | sort -k3
-		find /run/systemd/system /run/systemd/transient /run/systemd/generator* -printf '%M %u:%g %p %l\n' 2>/dev/null | sort -k3`), "\n")
+		find /run/systemd/system /run/systemd/transient /run/systemd/generator* -mindepth 1 -printf '%M %u:%g %p %l\n' 2>/dev/null | sort -k3`), "\n")
 }
 
 var accountFiles = []string{"/etc/passwd", "/etc/group", "/etc/shadow", "/etc/gshadow"}
