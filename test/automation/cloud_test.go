@@ -57,8 +57,9 @@ const otherWorkload = "archive"
 func (c *cloud) machine(name, address string) *vm.Machine {
 	c.t.Helper()
 	m := c.segment.MachineWith(c.t, withCloudInit, name, address+"/24", planeAddress)
-	// The network is the segment's matter, and the images of all machines hold no locales; of the places where cloud-init could look there is one.
-	m.Write("/etc/cloud/cloud.cfg.d/90-test.cfg", "datasource_list: [NoCloud]\nnetwork: {config: disabled}\nlocale: false\n", 0o644)
+	// The network is the segment's matter, and the images of all machines hold no locales but this one; of the places where cloud-init could look there is one.
+	m.Write("/etc/cloud/cloud.cfg.d/90-test.cfg", "datasource_list: [NoCloud]\nnetwork: {config: disabled}\nlocale: C.UTF-8\n", 0o644)
+	m.Write("/etc/default/locale", "LANG=C.UTF-8\n", 0o644)
 	m.Write("/etc/cloud/ds-identify.cfg", "policy: enabled\ndatasource: NoCloud\n", 0o644)
 	return m
 }
@@ -155,6 +156,10 @@ func (c *cloud) cloudInitDone(m *vm.Machine) string {
 		c.t.Fatalf("cloud-init status says %q (%v)", out, err)
 	}
 	status, _, _ = strings.Cut(status, "\n")
+	// What cloud-init's schema is against it says at each boot, and goes on.
+	if said := m.Sh("grep 'Invalid cloud-config' /var/log/cloud-init.log || :"); said != "" {
+		c.t.Errorf("cloud-init is told what its schema does not know: %s", said)
+	}
 	if status != "done" {
 		c.t.Logf("cloud-init says: %s\n%s", out, m.Sh("cat /var/log/cloud-init-output.log; grep -E 'WARN|ERR|Traceback' /var/log/cloud-init.log || :"))
 	}
