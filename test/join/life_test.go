@@ -218,6 +218,25 @@ func TestDrain(t *testing.T) {
 	}
 }
 
+// Who drains during an outage is told at once that the mesh does not know yet, and not kept until there is a stream again.
+func TestADrainDuringAnOutageDoesNotWaitForIt(t *testing.T) {
+	istiod := newIstiod(t, controlplane.Config{})
+	m := newMachine(t, istiod)
+	m.start()
+	m.until("joined", joined)
+	istiod.Stop()
+	m.until("away", func(r status.Report) bool { return r.XDS != nil && r.XDS.LastError != "" })
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	const said = "istiod cannot be told now"
+	if _, err := agent.Client(m.root).Drain(ctx, "new kernel"); err == nil || !strings.Contains(err.Error(), said) {
+		t.Errorf("Drain: %v, want %s", err, said)
+	}
+	if _, err := agent.Client(m.root).Undrain(ctx); err == nil || !strings.Contains(err.Error(), said) {
+		t.Errorf("Undrain: %v, want %s", err, said)
+	}
+}
+
 // A control plane that is away, and one that says no, both show.
 func TestAnOutageShows(t *testing.T) {
 	istiod := newIstiod(t, controlplane.Config{})
