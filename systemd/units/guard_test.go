@@ -57,6 +57,7 @@ func TestTheGuardOfAStop(t *testing.T) {
 		ours                     bool
 		rules, note              bool // stay
 	}{
+		{"it hands over to another agent", "inactive", "handover", "running", true, true, false},
 		{"stopped", "inactive", "", "running", true, false, false},
 		{"stopped after a failure", "failed", "12 wingman.service stop running", "degraded", true, false, false},
 		{"rules of somebody else", "inactive", "", "running", false, true, false},
@@ -110,6 +111,9 @@ esac
 			write("open", "2026-11-23T12:00:00Z why\n", 0o644)
 			if c.ours {
 				write("rules.in", "", 0o600)
+			}
+			if c.job == "handover" { // no job, but that note
+				write("handover", "", 0o644)
 			}
 			const dump = `for t in nat mangle raw; do iptables-nft-save -t $t; ip6tables-nft-save -t $t; done | grep '^[:-]' | sed 's/ \[.*//'; nft list tables | grep wingman || :`
 			sh(strangerRules)
