@@ -33,6 +33,7 @@ func TestAdopt(t *testing.T) {
 		{"undo", undoUnderLoad},
 		{"late", adoptThatIsLate},
 		{"killed", killedAdopts},
+		{"backends", adoptOverEachBackend},
 	} {
 		t.Run(part.name, func(t *testing.T) {
 			s.tell(t)
@@ -317,6 +318,32 @@ func killedAdopts(t *testing.T, s *stage) {
 			s.mustBeAdopted(t)
 			s.forum.Run("wingman", "adopt", "--undo")
 			s.mustBePilots(t)
+		})
+	}
+}
+
+// Rules that pilot-agent made by another backend are replaced and come back too.
+func adoptOverEachBackend(t *testing.T, s *stage) {
+	env := s.forum.Read("/var/lib/istio/envoy/sidecar.env")
+	for _, c := range []struct{ name, env, theirs string }{
+		{"iptables-nft", "FORCE_IPTABLES_BINARY=nft\n", "iptables-nft-save -t nat | grep -- '-j ISTIO_OUTPUT$'"},
+		{"native nftables", "NATIVE_NFTABLES=true\n", "nft list table inet istio-proxy-nat"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s.forum.Write("/var/lib/istio/envoy/sidecar.env", env+c.env, 0o644)
+			s.forum.Run("systemctl", "restart", "istio.service")
+			s.forum.awaitPilot()
+			s.forum.Sh(c.theirs)
+			s.forum.Run("wingman", "adopt")
+			s.mustBeAdopted(t)
+			if tables := s.forum.Run("nft", "list", "tables"); strings.Contains(tables, "istio-proxy") {
+				t.Errorf("pilot-agent's tables are left: %s", tables)
+			}
+			s.forum.Run("wingman", "adopt", "--undo")
+			s.forum.Sh(c.theirs)
+			if out := s.forum.rulesByTable(); strings.Contains(out, "WINGMAN") || strings.Contains(out, "table inet wingman") {
+				t.Errorf("ours are left:\n%s", out)
+			}
 		})
 	}
 }
