@@ -116,7 +116,7 @@ lint-packages: packages envoy-package
 	shellcheck -s sh -S warning -e SC1007 $$(git ls-files '*.sh') systemd/units/crash-guard # SC1007: a= b= makes both empty
 	shellcheck packaging/scripts/*.sh systemd/units/crash-guard # these run as root on machines of others: hints count too
 	lintian --fail-on error,warning dist/*.deb
-	rpmlint --strict -c packaging/files/rpmlint.toml dist/*.rpm
+	PATH=$(CURDIR)/packaging/lint:$$PATH rpmlint --strict -c packaging/files/rpmlint.toml dist/*.rpm
 
 # Two builds of one commit, in folders of different names, have the same bytes.
 test-packages:
