@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"os/signal"
 	"strconv"
 	"syscall"
@@ -91,8 +90,7 @@ func newRecord(f Facts) Record {
 	if f.Record != nil {
 		return *f.Record
 	}
-	_, err := os.Stat(bootstrap.DefaultPaths("/").StateDir)
-	return Record{IstioEnabled: f.Istio.Enabled, IstioActive: f.Istio.runs(), WingmanEnabled: f.Wingman.Enabled == "enabled", HadState: err == nil}
+	return Record{IstioEnabled: f.Istio.Enabled, IstioActive: f.Istio.runs(), WingmanEnabled: f.Wingman.Enabled == "enabled", HadState: agent.HasIdentity("/")}
 }
 
 // reach notes a step before it begins.

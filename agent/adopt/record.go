@@ -9,10 +9,12 @@ import (
 	"path/filepath"
 	"slices"
 	"time"
+
+	"wingman/agent"
 )
 
 // RecordFile says how far an adopt came, or an undo: root's, and there as long as istio.service is not as it was.
-const RecordFile = "/var/lib/wingman-adopt/record.json"
+const RecordFile = "/" + agent.AdoptRecord
 
 // A Step is on disk before it begins.
 type Step string
@@ -39,7 +41,8 @@ func (s Step) undoing() bool   { return s == StepUndo }
 type Record struct {
 	Step Step      `json:"step"`
 	At   time.Time `json:"at"` // of the last change
-	// As they were before: whether istio.service was enabled ("enabled", "disabled"), wingman.service too, and whether there was a state folder of wingman's.
+	// As they were before: whether istio.service was enabled ("enabled", "disabled"), wingman.service too, and whether wingman had an identity here: a state folder
+	// alone tells nothing, systemd makes it at each attempt to start.
 	IstioEnabled   string `json:"istioEnabled"`
 	IstioActive    bool   `json:"istioActive"`
 	WingmanEnabled bool   `json:"wingmanEnabled"`

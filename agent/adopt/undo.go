@@ -177,12 +177,16 @@ func (m *machine) pilotServes(ctx context.Context) (bool, string) {
 	return answersDNS(ctx, m.cfg.DNS.Listen.Port(), "istiod.istio-system.svc")
 }
 
-// removeState removes what the trial and the agent left below the state folder, where there was none before.
+// removeState removes what the trial and the agent left below the state folder. Where this machine had an identity of wingman's before, that stays; what says that
+// the rules in the kernel are ours goes in any case: they are pilot-agent's from now on.
 func (m *machine) removeState() error {
+	dir := m.cfg.Paths.StateDir
 	if m.record.HadState {
+		if err := agent.DisownRules(dir); err != nil {
+			return fmt.Errorf("remove the state: %w", err)
+		}
 		return nil
 	}
-	dir := m.cfg.Paths.StateDir
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil

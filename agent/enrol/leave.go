@@ -137,6 +137,10 @@ func takeRulesOut(ctx context.Context, o Options) error {
 		o.Say("rules: not looked at, for want of root")
 		return nil
 	}
+	if agent.MayRemoveRules(ctx, o.Root) != nil {
+		o.Say("rules: pilot-agent's, which istio.service runs; they stay")
+		return nil
+	}
 	if _, err := agent.RemoveRules(ctx); err != nil {
 		return fmt.Errorf("take rules out: %w: try wingman rules remove", err)
 	}

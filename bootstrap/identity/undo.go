@@ -96,6 +96,12 @@ func removeLink(path string) (changed bool, err error) {
 	return true, err
 }
 
+// Stored reports whether there is an identity below stateDir.
+func Stored(stateDir string) bool {
+	_, err := os.Lstat(filepath.Join(stateDir, storeName, currentLink))
+	return err == nil
+}
+
 // isOurs reports whether a link to target is one of a Manager, under whatever root.
 func isOurs(target, name string) bool {
 	return strings.HasSuffix(target, filepath.Join(storeName, currentLink, name))

@@ -46,6 +46,9 @@ func newRules(o *options) *cobra.Command {
 			Short: "Take out every rule of ours, by whichever backend it was put in, and what istio-iptables left",
 			Args:  cobra.NoArgs,
 			RunE: func(cmd *cobra.Command, _ []string) error {
+				if err := agent.MayRemoveRules(cmd.Context(), o.root); err != nil {
+					return err
+				}
 				endedTrial, err := agent.RemoveRules(cmd.Context())
 				if endedTrial {
 					fmt.Fprintln(cmd.ErrOrStderr(), "note: rules were on trial: the trial is over, and what was there before it is not put back")
