@@ -36,8 +36,11 @@ type Report struct {
 // ByCommand is how to clean what is the agent's, or Istio's.
 const ByCommand = "wingman image clean"
 
-// depth is how far folders are searched that are for nothing else.
-const depth = 6
+// byHand is how to clean what somebody else may need.
+const byHand = "remove it by hand: by its name and place it may be somebody else's"
+
+// bundleDir is where user-data puts istioctl's files for the join (packaging/cloud-init).
+const bundleDir = "/root/wingman-bundle"
 
 // Check looks at the files below root. Its error means that something could not be looked at: the image is not proven clean then.
 func Check(root string) (Report, error) {
@@ -72,6 +75,7 @@ func Check(root string) (Report, error) {
 type looker struct {
 	tree     *tree
 	found    map[string]Finding // by path: two reasons for one file are one finding
+	outputs  []string           // folders that key, certificate and roots are put into
 	notes    []string
 	problems []error
 }
@@ -86,46 +90,74 @@ func (l *looker) find(file, what, clean string) {
 	if f, ok := l.found[file]; ok {
 		if !strings.Contains(f.What, what) {
 			f.What += ", " + what
-			l.found[file] = f
 		}
+		if f.Clean == byHand && clean == ByCommand { // another look knows it for ours
+			f.Clean, f.remove = clean, true
+		}
+		l.found[file] = f
 		return
 	}
 	l.found[file] = Finding{Path: file, What: what, Clean: clean, remove: clean == ByCommand}
 }
 
-// scan judges the files at and below a path, by name and by content.
-func (l *looker) scan(at string, depth int, judge func(name string, content []byte) string) {
-	l.problem(l.tree.walk(at, depth, func(e entry) error {
-		var b []byte
-		var err error
+// scan judges the files at and below a path, by name and by content. The command cleans those that own says are ours; nil: none.
+func (l *looker) scan(at string, how extent, judge func(name string, content []byte) string, own func(name string) bool) {
+	l.problem(l.tree.walk(at, how, func(e entry) error {
 		switch {
+		case e.via != "" && inOwn(e.path): // it is looked at there
 		case e.info.Mode().IsRegular():
-			b, err = l.tree.read(e.path)
+			b, err := l.tree.read(e.path)
+			if err != nil && !errors.Is(err, errTooLarge) {
+				return err
+			}
+			what := judge(e.path, b)
+			if what == "" && e.via != "" {
+				what = judge(e.via, b)
+			}
+			switch {
+			case what == "" && how.strict:
+				return err
+			case what == "":
+			case e.via != "":
+				l.find(e.path, fmt.Sprintf("%s (%s leads to it)", what, e.via), byHand)
+			case own != nil && own(e.path):
+				l.find(e.path, what, ByCommand)
+			default:
+				l.find(e.path, what, byHand)
+			}
 		case e.info.Mode()&fs.ModeSymlink != 0:
-			to, linkErr := l.tree.dir.Readlink(local(e.path))
-			if err = linkErr; strings.Contains(to, "var/lib/wingman/") || strings.Contains(to, "run/wingman/") {
+			to, err := l.tree.dir.Readlink(local(e.path))
+			if strings.Contains(to, "var/lib/wingman/") || strings.Contains(to, "run/wingman/") {
 				l.find(e.path, "the agent's link to its key, certificate or roots", ByCommand)
 			}
 			return err
-		default: // a socket that an agent left behind holds nothing
-			return nil
 		}
-		if err != nil {
-			return err
-		}
-		if what := judge(e.path, b); what != "" {
-			l.find(e.path, what, ByCommand)
-		}
-		return nil
+		return nil // a socket that an agent left behind holds nothing
 	}))
 }
 
+// ours reports a file that the agent, Istio's agent or our user-data put where it is: by a name that nobody else uses, or by its place.
+func (l *looker) ours(file string) bool {
+	if byName(file) != "" || strings.HasPrefix(file, bundleDir+"/") {
+		return true
+	}
+	return slices.ContainsFunc(l.outputs, func(dir string) bool {
+		return strings.HasPrefix(file, dir+"/groups/") || path.Dir(file) == dir && slices.Contains([]string{"key.pem", "cert-chain.pem", "root-cert.pem"}, path.Base(file))
+	})
+}
+
+// anything is for places where whatever is there is ours.
+func anything(string) bool { return true }
+
 // leftovers takes everything below a folder for what must not be there.
 func (l *looker) leftovers(at string, what func(name string) string) {
-	l.problem(l.tree.walk(at, depth, func(e entry) error {
-		l.find(e.path, what(e.path), ByCommand)
+	l.problem(l.tree.walk(at, whole, func(e entry) error {
+		if e.via == "" {
+			l.find(e.path, what(e.path), ByCommand)
+		}
 		return nil
 	}))
+	l.scan(at, whole, secret, nil) // for what links there lead to
 }
 
 // secret judges a file by what it holds, and by names that say enough.
@@ -163,37 +195,31 @@ func (l *looker) settings() {
 		l.problem(fmt.Errorf("the image's settings cannot be used, so what they name was not looked at: %w", problems.Without(bootstrap.KeyRootCert).Err()))
 		cfg = &bootstrap.Config{Paths: at}
 	}
-	for _, dir := range []string{"/etc/certs", "/etc/istio", "/var/lib/istio", "/etc/wingman", "/var/run/secrets/tokens"} {
-		l.scan(dir, depth, secret)
-	}
-	// What a setting names may lie among things that are nobody's business: only files at its side.
-	for _, dir := range []string{l.inside(cfg.Paths.OutputCerts), l.inside(cfg.Paths.ProvCert), path.Dir(l.inside(cfg.Paths.Token)), path.Dir(l.inside(cfg.Paths.RootCert))} {
-		if dir != "" && dir != "." && dir != "/" {
-			l.scan(dir, 0, secret)
+	for _, dir := range []string{"/etc/certs", l.inside(cfg.Paths.OutputCerts), l.inside(cfg.Paths.ProvCert)} {
+		if at, err := l.tree.resolve(dir); err == nil && at != "/" {
+			l.outputs = append(l.outputs, at)
 		}
 	}
-	if dir := l.inside(cfg.Paths.OutputCerts); dir != "" {
-		l.scan(path.Join(dir, "groups"), depth, secret)
+	for _, dir := range []string{"/etc/certs", "/etc/istio", "/var/lib/istio", "/etc/wingman", "/var/run/secrets/tokens", bundleDir} {
+		l.scan(dir, whole, secret, l.ours)
+	}
+	// What a setting names may lie among things that are nobody's business: only files at its side.
+	for _, dir := range l.outputs {
+		l.scan(dir, flat, secret, l.ours)
+		l.scan(path.Join(dir, "groups"), whole, secret, l.ours)
+	}
+	for _, dir := range []string{path.Dir(l.inside(cfg.Paths.Token)), path.Dir(l.inside(cfg.Paths.RootCert))} {
+		if dir != "." && dir != "/" {
+			l.scan(dir, beside, secret, l.ours)
+		}
 	}
 	if file := l.inside(cfg.Paths.Token); file != "" {
-		l.scan(file, 0, func(_ string, b []byte) string {
-			if len(b) == 0 {
-				return ""
-			}
-			return "a token"
-		})
+		l.exactly(file, "a token")
 	}
-	logs := []string{"/var/log/istio"}
+	const aLog = "a log of the machine that built the image"
+	l.scan("/var/log/istio", whole, notEmpty(aLog), anything)
 	if file := l.inside(cfg.Log.File); file != "" {
-		logs = append(logs, file)
-	}
-	for _, file := range logs {
-		l.scan(file, depth, func(_ string, b []byte) string {
-			if len(b) == 0 {
-				return ""
-			}
-			return "a log of the machine that built the image"
-		})
+		l.exactly(file, aLog)
 	}
 	if len(cfg.InstanceIPs) > 0 {
 		file := "/etc/wingman/wingman.yaml"
@@ -209,6 +235,26 @@ func (l *looker) settings() {
 	}
 }
 
+// exactly looks at one file that is ours by its place; a folder there is not.
+func (l *looker) exactly(file, what string) {
+	l.scan(file, flat, func(name string, b []byte) string {
+		if len(b) > 0 && path.Base(name) == path.Base(file) {
+			return what
+		}
+		return ""
+	}, anything)
+}
+
+// notEmpty says what for every file that holds something.
+func notEmpty(what string) func(string, []byte) string {
+	return func(_ string, b []byte) string {
+		if len(b) == 0 {
+			return ""
+		}
+		return what
+	}
+}
+
 // inside is a path of bootstrap's as the machine will have it; "" stays.
 func (l *looker) inside(p string) string {
 	if p == "" || l.tree.root == "/" {
@@ -221,13 +267,13 @@ func (l *looker) inside(p string) string {
 func (l *looker) units() {
 	for _, dir := range []string{"/etc/credstore", "/etc/credstore.encrypted", "/run/credstore", "/run/credstore.encrypted", "/usr/lib/credstore"} {
 		for _, name := range []string{"istio-token", "wingman-seal-key"} {
-			l.scan(path.Join(dir, name), 0, func(string, []byte) string { return "a credential of the agent's unit" })
+			l.scan(path.Join(dir, name), whole, func(string, []byte) string { return "a credential of the agent's unit" }, anything)
 		}
 	}
 	for _, dir := range []string{"/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system", "/usr/local/lib/systemd/system"} {
 		for _, unit := range []string{"wingman.service", "wingman-proxy.service"} {
 			for _, at := range []string{path.Join(dir, unit), path.Join(dir, unit+".d")} {
-				l.problem(l.tree.walk(at, 1, func(e entry) error {
+				l.problem(l.tree.walk(at, config, func(e entry) error {
 					if !e.info.Mode().IsRegular() {
 						return nil
 					}
@@ -240,14 +286,9 @@ func (l *looker) units() {
 						l.find(e.path, "a credential in the unit itself (SetCredential=)", "take it out of the file")
 					}
 					for _, file := range files {
-						l.scan(file, 1, func(_ string, b []byte) string {
-							if len(b) == 0 {
-								return ""
-							}
-							return "a credential of the agent's unit"
-						})
+						l.scan(file, whole, notEmpty("a credential of the agent's unit"), l.ours)
 					}
-					if path.Base(e.path) == "seal.conf" && strings.HasSuffix(path.Dir(e.path), "wingman.service.d") {
+					if e.via == "" && path.Base(e.path) == "seal.conf" && strings.HasSuffix(path.Dir(e.path), "wingman.service.d") {
 						l.find(e.path, "the drop-in for a key that only the build machine can decrypt", ByCommand)
 					}
 					return nil
@@ -260,7 +301,7 @@ func (l *looker) units() {
 // rules looks at files that put rules into the kernel at boot, whoever saved them.
 func (l *looker) rules() {
 	for _, at := range []string{"/etc/iptables", "/etc/sysconfig/iptables", "/etc/sysconfig/ip6tables", "/etc/nftables.conf", "/etc/nftables.d", "/etc/sysconfig/nftables.conf"} {
-		l.problem(l.tree.walk(at, 1, func(e entry) error {
+		l.problem(l.tree.walk(at, config, func(e entry) error {
 			if !e.info.Mode().IsRegular() {
 				return nil
 			}
@@ -273,21 +314,29 @@ func (l *looker) rules() {
 	}
 }
 
-// cloudInit looks at what cloud-init keeps of the build machine's user-data.
+// cloudInit looks at what cloud-init, and Azure's agent, keep of the build machine's user-data.
 func (l *looker) cloudInit() {
-	l.problem(l.tree.walk("/var/lib/cloud", depth, func(e entry) error {
-		if !e.info.Mode().IsRegular() {
+	for _, place := range []struct{ at, whose, clean string }{
+		{"/var/lib/cloud", "cloud-init's", "cloud-init clean --logs"},
+		{"/var/lib/waagent/ovf-env.xml", "Azure's", "waagent -force -deprovision, or rm it"},
+		{"/var/lib/waagent/CustomData", "Azure's", "waagent -force -deprovision, or rm it"},
+	} {
+		l.problem(l.tree.walk(place.at, whole, func(e entry) error {
+			if !e.info.Mode().IsRegular() {
+				return nil
+			}
+			b, err := l.tree.read(e.path)
+			if err != nil && !errors.Is(err, errTooLarge) {
+				return err
+			}
+			what := contents(b)
+			if len(what) == 0 {
+				return err
+			}
+			l.find(e.path, place.whose+" copy of "+strings.Join(what, ", "), place.clean)
 			return nil
-		}
-		b, err := l.tree.read(e.path)
-		if err != nil {
-			return err
-		}
-		if what := contents(b); len(what) > 0 {
-			l.find(e.path, "cloud-init's copy of "+strings.Join(what, ", "), "cloud-init clean --logs")
-		}
-		return nil
-	}))
+		}))
+	}
 }
 
 // others notes what is not the agent's, and makes copies of a machine look like one machine all the same.
@@ -300,8 +349,13 @@ func (l *looker) others() {
 	if at, err := l.tree.resolve("/var/lib/systemd/credential.secret"); err == nil {
 		l.notes = append(l.notes, at+" is the key that systemd-creds seals with: copies would share it (rm it, each machine makes its own)")
 	}
+	if b, err := l.tree.content("/etc/hostname"); err == nil {
+		if name := strings.TrimSpace(string(b)); name != "" && !strings.HasPrefix(name, "localhost") {
+			l.notes = append(l.notes, fmt.Sprintf("/etc/hostname is %q: copies begin with that name unless somebody gives them another (truncate -s 0 /etc/hostname)", name))
+		}
+	}
 	journal := false
-	l.problem(l.tree.walk("/var/log/journal", 2, func(e entry) error { journal = journal || strings.HasSuffix(e.path, ".journal"); return nil }))
+	l.problem(l.tree.walk("/var/log/journal", extent{depth: 2}, func(e entry) error { journal = journal || strings.HasSuffix(e.path, ".journal"); return nil }))
 	if journal {
 		l.notes = append(l.notes, "the journal of the build machine is in /var/log/journal (journalctl --rotate --vacuum-time=1s)")
 	}

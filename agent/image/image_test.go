@@ -1,100 +1,13 @@
 package image
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/base64"
-	"encoding/pem"
 	"maps"
-	"math/big"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 )
-
-// jwt is a token, as far as anybody can tell without its issuer.
-var jwt = strings.Join([]string{
-	base64.RawURLEncoding.EncodeToString([]byte(`{"alg":"RS256","kid":"k"}`)),
-	base64.RawURLEncoding.EncodeToString([]byte(`{"sub":"system:serviceaccount:forum-services:forum-sa","aud":["istio-ca"]}`)),
-	base64.RawURLEncoding.EncodeToString([]byte("signature")),
-}, ".")
-
-// pair is a self-signed certificate and its key, in PEM.
-func pair(t testing.TB, ca bool) (certificate, key string) {
-	t.Helper()
-	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{Organization: []string{"cluster.local"}}, NotAfter: time.Now().Add(time.Hour), IsCA: ca, BasicConstraintsValid: true}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, k.Public(), k)
-	if err != nil {
-		t.Fatal(err)
-	}
-	pkcs8, err := x509.MarshalPKCS8PrivateKey(k)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})), string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8}))
-}
-
-func TestWhatAFileHolds(t *testing.T) {
-	leaf, key := pair(t, false)
-	ca, _ := pair(t, true)
-	for _, tt := range []struct {
-		name, content, want string
-	}{
-		{"nothing", "", ""},
-		{"settings", "log: {level: debug}\n", ""},
-		{"roots of the mesh", ca + ca, ""},
-		{"a leaf", leaf, "a workload's certificate"},
-		{"a chain", leaf + ca, "a workload's certificate"},
-		{"a key", key, "a private key"},
-		{"a key of openssl's old form", strings.ReplaceAll(key, "PRIVATE KEY", "EC PRIVATE KEY"), "a private key"},
-		{"a key that is cut off", key[:60], "a private key"},
-		{"a key inside YAML", "key: |\n  " + strings.ReplaceAll(key, "\n", "\n  "), "a private key"},
-		{"the words for one", `header: "-----BEGIN PRIVATE KEY-----"`, ""},
-		{"a token", jwt + "\n", "a token"},
-		{"a token inside YAML", "write_files: [{content: \"" + jwt + "\"}]", "a token"},
-		{"a token inside JSON", `{"status": {"token": "` + jwt + `"}}`, "a token"},
-		{"a token in base64", "content: " + base64.StdEncoding.EncodeToString([]byte(jwt+"\n")), "a token"},
-		{"something with dots", "eyJub3.a.b and eyJ.x.y", ""},
-		{"three parts without alg", base64.RawURLEncoding.EncodeToString([]byte(`{"x":1}`)) + "." + base64.RawURLEncoding.EncodeToString([]byte(`{}`)) + ".x", ""},
-		{"what is sealed", sealMark + "\x00\x01", "a sealed secret"},
-		{"all of it", key + leaf + jwt, "a private key, a workload's certificate, a token"},
-	} {
-		if got := strings.Join(contents([]byte(tt.content)), ", "); got != tt.want {
-			t.Errorf("%s: %q, want %q", tt.name, got, tt.want)
-		}
-	}
-}
-
-func TestWhereAUnitTakesCredentialsFrom(t *testing.T) {
-	for _, tt := range []struct {
-		unit  string
-		files string
-		set   bool
-	}{
-		{"[Service]\nExecStart=/usr/bin/wingman run\n", "", false},
-		{"LoadCredential=istio-token\n", "", false}, // in /etc/credstore, which is looked at anyway
-		{"LoadCredential=istio-token:/root/istio-token\n", "/root/istio-token", false},
-		{" LoadCredentialEncrypted = a:/b/../c\n#LoadCredential=x:/y\n", "/c", false},
-		{"LoadCredential=istio-token:/run/some.sock\nLoadCredential=b:relative\nLoadCredential=c:/two\n", "/run/some.sock /two", false},
-		{"SetCredential=istio-token:abc\n", "", true},
-		{"SetCredential=\n", "", false},
-	} {
-		files, set := loadedFrom(tt.unit)
-		if got := strings.Join(files, " "); got != tt.files || set != tt.set {
-			t.Errorf("%q: %q, %v; want %q, %v", tt.unit, got, set, tt.files, tt.set)
-		}
-	}
-}
 
 // lay puts files below a root; a content that begins with "-> " makes a link.
 func lay(t *testing.T, root string, files map[string]string) {
@@ -182,19 +95,46 @@ func TestADirtyImage(t *testing.T) {
 			map[string]string{"/run/wingman/wingman.lock": "/run", "/run/wingman-machine/product": "/run", "/run/wingman-guard/ends": "/run"}, false},
 		{"a token at its place", map[string]string{"run/secrets/tokens/istio-token": "anything"}, map[string]string{"/run/secrets/tokens/istio-token": "a token"}, false},
 		{"a token where a setting says", map[string]string{"srv/tokens/mine": "no JWT even"}, map[string]string{"/srv/tokens/mine": "a token"}, false},
-		{"another token beside it", map[string]string{"srv/tokens/older": jwt}, map[string]string{"/srv/tokens/older": "a token"}, false},
-		{"a key where a setting says", map[string]string{"srv/certs/any-name": key, "srv/certs/groups/app/current/cert-chain.pem": leaf},
-			map[string]string{"/srv/certs/any-name": "a private key", "/srv/certs/groups/app/current/cert-chain.pem": "a workload's certificate"}, false},
-		{"a key behind Istio's link", map[string]string{"var/lib/istio/deep/er/k": key, "var/lib/istio/proxy/envoy-rev.json": "{}"},
-			map[string]string{"/var/lib/istio/deep/er/k": "a private key", "/var/lib/istio/proxy/envoy-rev.json": "address"}, false},
+		{"another token beside it", map[string]string{"srv/tokens/older": jwt}, map[string]string{"/srv/tokens/older": "a token"}, true},
+		{"a key where a setting says", map[string]string{"srv/certs/key.pem": key, "srv/certs/groups/app/current/cert-chain.pem": leaf},
+			map[string]string{"/srv/certs/key.pem": "a private key", "/srv/certs/groups/app/current/cert-chain.pem": "a workload's certificate"}, false},
+		{"a key of another name there", map[string]string{"srv/certs/any-name": key}, map[string]string{"/srv/certs/any-name": "a private key"}, true},
+		{"what Istio's agent left", map[string]string{"var/lib/istio/proxy/envoy-rev.json": "{}"}, map[string]string{"/var/lib/istio/proxy/envoy-rev.json": "address"}, false},
+		{"a key behind Istio's link", map[string]string{"var/lib/istio/deep/er/k": key}, map[string]string{"/var/lib/istio/deep/er/k": "a private key"}, true},
+		{"a key deeper than anybody looks by hand", map[string]string{"etc/certs/1/2/3/4/5/6/7/8/k": key}, map[string]string{"/etc/certs/1/2/3/4/5/6/7/8/k": "a private key"}, true},
+		{"state deeper than anybody looks by hand", map[string]string{"var/lib/wingman/1/2/3/4/5/6/7/8/k": key}, map[string]string{"/var/lib/wingman/1/2/3/4/5/6/7/8/k": "state"}, false},
+		{"a key in a file of some size", map[string]string{"etc/certs/large": strings.Repeat("# nothing\n", 1<<19) + key}, map[string]string{"/etc/certs/large": "a private key"}, true},
+		{"a key in DER", map[string]string{"etc/certs/key.der": der(key)}, map[string]string{"/etc/certs/key.der": "a private key"}, true},
+		{"a key by a link", map[string]string{"etc/certs/key.pem": "-> /opt/elsewhere", "opt/elsewhere": key}, map[string]string{"/opt/elsewhere": "a private key (/etc/certs/key.pem leads to it)"}, true},
+		{"a key by a link of a link", map[string]string{"etc/certs/key.pem": "-> other", "etc/certs/other": "-> ../../opt/elsewhere", "opt/elsewhere": key},
+			map[string]string{"/opt/elsewhere": "a private key"}, true},
+		{"a key in a folder by a link", map[string]string{"etc/certs/more": "-> /opt/elsewhere", "opt/elsewhere/deep/er/k": key},
+			map[string]string{"/opt/elsewhere/deep/er/k": "a private key (/etc/certs/more leads to it)"}, true},
+		{"a token by a link where a setting says", map[string]string{"srv/tokens/mine": "-> ../vault/t", "srv/vault/t": "no JWT even"}, map[string]string{"/srv/vault/t": "a token"}, false},
+		{"credentials by a link", map[string]string{
+			"etc/credstore/istio-token": "-> /srv/vault/t", "srv/vault/t": "x", "root/secret": "-> /srv/vault/u", "srv/vault/u": "x",
+			"etc/systemd/system/wingman.service.d/token.conf": "-> /srv/unit.conf", "srv/unit.conf": "[Service]\nLoadCredential=istio-token:/root/secret\n",
+		}, map[string]string{"/srv/vault/t": "credential", "/srv/vault/u": "credential"}, true},
+		{"what our user-data left", map[string]string{"root/wingman-bundle/istio-token": "x", "root/wingman-bundle/mesh.yaml": "a: b\n"}, map[string]string{"/root/wingman-bundle/istio-token": "a token"}, false},
+		{"a service account of Google's", map[string]string{"etc/wingman/account.json": `{"private_key": ` + inJSON(key) + `}`}, map[string]string{"/etc/wingman/account.json": "a private key"}, true},
+		{"user-data in base64 of many lines", map[string]string{"var/lib/cloud/instances/i-1/user-data.txt": wrapped(inBase64Of(jwt), "\n")},
+			map[string]string{"/var/lib/cloud/instances/i-1/user-data.txt": "cloud-init's copy of a token"}, true},
+		{"user-data with a key", map[string]string{"var/lib/cloud/instances/i-1/user-data.txt": "content: " + inBase64Of(key)},
+			map[string]string{"/var/lib/cloud/instances/i-1/user-data.txt": "cloud-init's copy of a private key"}, true},
+		{"packed user-data", map[string]string{"var/lib/cloud/instances/i-1/user-data.txt": packed("content: " + inBase64Of(jwt))},
+			map[string]string{"/var/lib/cloud/instances/i-1/user-data.txt": "cloud-init's copy of a token"}, true},
+		{"Azure's user-data", map[string]string{"var/lib/waagent/ovf-env.xml": "<CustomData>" + inBase64Of("x: "+jwt) + "</CustomData>"},
+			map[string]string{"/var/lib/waagent/ovf-env.xml": "Azure's copy of a token"}, true},
 		{"copies for groups", map[string]string{"etc/certs/groups/app/.1/key.pem": key}, map[string]string{"/etc/certs/groups/app/.1/key.pem": "a private key"}, false},
 		{"what a join kept", map[string]string{"var/lib/istio/envoy/sidecar.env.before-join": "A=1\n"}, map[string]string{"/var/lib/istio/envoy/sidecar.env.before-join": "replaced"}, false},
 		{"credentials", map[string]string{
-			"etc/credstore/istio-token": "x", "etc/credstore.encrypted/wingman-seal-key": "x", "root/secret": "x",
+			"etc/credstore/istio-token": "x", "etc/credstore.encrypted/wingman-seal-key": "x", "root/istio-token": "x",
 			"etc/systemd/system/wingman.service.d/seal.conf":  "[Service]\n",
-			"etc/systemd/system/wingman.service.d/token.conf": "[Service]\nLoadCredential=istio-token:/root/secret\n",
-		}, map[string]string{"/etc/credstore/istio-token": "credential", "/etc/credstore.encrypted/wingman-seal-key": "credential", "/root/secret": "credential",
+			"etc/systemd/system/wingman.service.d/token.conf": "[Service]\nLoadCredential=istio-token:/root/istio-token\n",
+		}, map[string]string{"/etc/credstore/istio-token": "credential", "/etc/credstore.encrypted/wingman-seal-key": "credential", "/root/istio-token": "credential",
 			"/etc/systemd/system/wingman.service.d/seal.conf": "only the build machine"}, false},
+		{"a credential of a name of its own", map[string]string{"root/secret": "x", "etc/systemd/system/wingman.service.d/token.conf": "[Service]\nLoadCredential=istio-token:/root/secret\n"},
+			map[string]string{"/root/secret": "credential"}, true},
 		{"a credential in the unit", map[string]string{"etc/systemd/system/wingman.service.d/x.conf": "[Service]\nSetCredential=istio-token:abc\n"},
 			map[string]string{"/etc/systemd/system/wingman.service.d/x.conf": "SetCredential"}, true},
 		{"logs", map[string]string{"var/log/istio/istio.log": "x", "srv/log/agent.log": "x"}, map[string]string{"/var/log/istio/istio.log": "a log", "/srv/log/agent.log": "a log"}, false},
@@ -235,6 +175,104 @@ func TestADirtyImage(t *testing.T) {
 				t.Error("the settings are gone")
 			}
 		})
+	}
+}
+
+// On the machine itself the token's path is not resolved by the settings: the link is looked through all the same.
+func TestALinkInTheTokensPlace(t *testing.T) {
+	root := t.TempDir()
+	lay(t, root, map[string]string{"srv/tokens/mine": "-> /srv/vault/t", "srv/vault/t": "no JWT even"})
+	tree, err := openTree(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tree.dir.Close()
+	l := &looker{tree: tree, found: map[string]Finding{}}
+	l.exactly("/srv/tokens/mine", "a token")
+	if got := l.found["/srv/vault/t"].What; len(l.found) != 1 || got != "a token (/srv/tokens/mine leads to it)" {
+		t.Errorf("found %+v, want the token that the link leads to", l.found)
+	}
+}
+
+// The command removes what is ours by name or place. What lies beside it may be a stranger's, whatever it holds.
+func TestCleanLeavesStrangersFiles(t *testing.T) {
+	leaf, key := pair(t, false)
+	root, _ := clean(t)
+	strangers := map[string]string{
+		"srv/tokens/server.key": key, "srv/tokens/other.jwt": jwt, "etc/certs/nginx/tls.key": key, "etc/certs/nginx/key.pem": key, "etc/certs/mine.pem": leaf, "opt/tls/key.pem": key,
+		"var/lib/istio/backup/k": key, "etc/wingman/account.json": `{"private_key": ` + inJSON(key) + `}`,
+	}
+	lay(t, root, strangers)
+	lay(t, root, map[string]string{"srv/tokens/mine": jwt, "etc/certs/key.pem": key, "srv/certs/key.pem": "-> /opt/tls/key.pem", "var/lib/wingman/identity/token": jwt})
+	removed, left, err := Clean(root)
+	if want := []string{"/etc/certs/key.pem", "/srv/tokens/mine", "/var/lib/wingman/identity/token"}; err != nil || !slices.Equal(removed, want) {
+		t.Errorf("removed %q, %v; want %q", removed, err, want)
+	}
+	var paths []string
+	for _, f := range left.Findings {
+		paths = append(paths, strings.TrimPrefix(f.Path, "/"))
+		if f.Clean != byHand {
+			t.Errorf("%s: the way to clean it is %q, want %q", f.Path, f.Clean, byHand)
+		}
+	}
+	want := slices.Sorted(maps.Keys(strangers))
+	if !slices.Equal(paths, want) {
+		t.Errorf("left %q, want %q", paths, want)
+	}
+	for name := range strangers {
+		if _, err := os.Stat(filepath.Join(root, name)); err != nil {
+			t.Errorf("a stranger's file is gone: %v", err)
+		}
+	}
+}
+
+// What is public, or lies where nobody asked us to look, makes no image dirty.
+func TestStrangersMakeNoImageDirty(t *testing.T) {
+	leaf, key := pair(t, false)
+	ca, _ := pair(t, true)
+	root, _ := clean(t)
+	lay(t, root, map[string]string{
+		"etc/ssl/certs/ca-certificates.crt":           strings.Repeat(ca, 200),
+		"etc/certs/system.pem":                        "-> /etc/ssl/certs/ca-certificates.crt",
+		"etc/certs/roots":                             "-> /etc/ssl/certs",
+		"etc/certs/web.pem":                           server(t),
+		"etc/certs/loop":                              "-> ../certs",
+		"etc/certs/self":                              "-> self",
+		"etc/certs/gone":                              "-> /nowhere/at/all",
+		"etc/certs/null":                              "-> /etc/machine-id/below",
+		"srv/tokens/database":                         strings.Repeat("\x00", 17<<20), // beside the token
+		"srv/tokens/of-bob":                           "-> /home/bob/key",
+		"srv/tokens/deep/er/key":                      key,
+		"home/bob/key":                                key,
+		"var/lib/waagent/Incarnation":                 jwt,
+		"root/chain.pem":                              leaf,
+		"var/lib/cloud/instance":                      "-> /var/lib/cloud/instances/i-1",
+		"var/lib/cloud/instances/i-1/vendor-data.txt": "#cloud-config\nssh_authorized_keys: [ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAjwLz9sS6mR7yZ1bIYO0y2vJhLZ6hTgWmqK6o1uVdVn me]\nca: " + inBase64Of(ca) + "\n",
+	})
+	if r, err := Check(root); err != nil || !r.Clean {
+		t.Errorf("%+v, %v; want it clean", r.Findings, err)
+	}
+}
+
+// What is too large or too deep to look at is not proven clean.
+func TestBeyondItsBoundsAnImageIsNotClean(t *testing.T) {
+	deep := strings.Repeat("d/", 60)
+	for _, tt := range []struct {
+		name  string
+		files map[string]string
+		want  string
+	}{
+		{"a large file", map[string]string{"etc/certs/large": strings.Repeat("\x00", 17<<20)}, "/etc/certs/large: more than 16 MB"},
+		{"a large copy of user-data", map[string]string{"var/lib/cloud/instances/i-1/user-data.txt": strings.Repeat("\x00", 17<<20)}, "user-data.txt: more than 16 MB"},
+		{"a large file by a link", map[string]string{"etc/certs/large": "-> /opt/x", "opt/x": strings.Repeat("\x00", 17<<20)}, "/opt/x: more than 16 MB"},
+		{"a deep folder", map[string]string{"etc/certs/" + deep + "f": "x"}, "folders deep"},
+		{"a deep folder of state", map[string]string{"var/lib/wingman/" + deep + "f": "x"}, "folders deep"},
+	} {
+		root, _ := clean(t)
+		lay(t, root, tt.files)
+		if r, err := Check(root); err == nil || r.Clean || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: clean %v, %v; want %q", tt.name, r.Clean, err, tt.want)
+		}
 	}
 }
 
@@ -283,39 +321,11 @@ func TestBrokenSettingsAreNotClean(t *testing.T) {
 func TestNotesAreNoFault(t *testing.T) {
 	root, _ := clean(t)
 	lay(t, root, map[string]string{
-		"etc/machine-id": "0123456789abcdef0123456789abcdef\n", "var/lib/systemd/credential.secret": "x", "var/log/journal/0123/system.journal": "x",
+		"etc/machine-id": "0123456789abcdef0123456789abcdef\n", "etc/hostname": "build-7\n", "var/lib/systemd/credential.secret": "x", "var/log/journal/0123/system.journal": "x",
 		"var/lib/istio/envoy/cluster.env": "ISTIO_META_CLUSTER_ID='x'\nPOD_NAMESPACE='forum-services'\nSERVICE_ACCOUNT='forum-sa'\n",
 	})
 	r, err := Check(root)
-	if err != nil || !r.Clean || len(r.Notes) != 4 || !strings.Contains(r.Notes[0], "ns/forum-services/sa/forum-sa") {
-		t.Errorf("%+v, %v; want four notes", r, err)
+	if err != nil || !r.Clean || len(r.Notes) != 5 || !strings.Contains(strings.Join(r.Notes, "\n"), `/etc/hostname is "build-7"`) || !strings.Contains(r.Notes[0], "ns/forum-services/sa/forum-sa") {
+		t.Errorf("%+v, %v; want five notes", r, err)
 	}
-}
-
-func FuzzContents(f *testing.F) {
-	leaf, key := pair(f, false)
-	for _, s := range []string{"", leaf, key, jwt, sealMark, base64.StdEncoding.EncodeToString([]byte(jwt)), "eyJ.eyJ.", "-----BEGIN PRIVATE KEY-----"} {
-		f.Add([]byte(s))
-	}
-	f.Fuzz(func(t *testing.T, b []byte) {
-		contents(b)
-		// A token is found whatever stands around it, as long as no letter of it touches.
-		with := append(append(slices.Clone(b), " \n"+jwt+"\n "...), b...)
-		if !hasJWT(with) {
-			t.Errorf("the token in %q was not found", with)
-		}
-	})
-}
-
-func FuzzLoadedFrom(f *testing.F) {
-	f.Add("LoadCredential=a:/b\nSetCredential=c:d\n")
-	f.Add("=\n=:/\nLoadCredential=:\n")
-	f.Fuzz(func(t *testing.T, unit string) {
-		files, _ := loadedFrom(unit)
-		for _, file := range files {
-			if !strings.HasPrefix(file, "/") || filepath.Clean(file) != file {
-				t.Errorf("%q names %q", unit, file)
-			}
-		}
-	})
 }

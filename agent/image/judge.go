@@ -2,12 +2,17 @@ package image
 
 import (
 	"bytes"
+	"compress/gzip"
 	"crypto/x509"
+	"encoding/asn1"
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
+	"io"
+	"net/url"
 	"path"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -16,64 +21,173 @@ const sealMark = "wingman-sealed-1\n"
 
 // contents says what is in a file that no two machines may share; empty: nothing. It is pure.
 func contents(b []byte) (found []string) {
-	if bytes.HasPrefix(b, []byte(sealMark)) {
-		found = append(found, "a sealed secret")
-	}
-	key, leaf := keysAndLeaves(b)
-	if key {
-		found = append(found, "a private key")
-	}
-	if leaf {
-		found = append(found, "a workload's certificate")
-	}
-	if hasJWT(b) {
-		found = append(found, "a token")
+	h := holding{left: 8 * mostBytes}
+	h.look(b, mostLayers)
+	for _, is := range []struct {
+		there bool
+		what  string
+	}{
+		{h.sealed, "a sealed secret"}, {h.key, "a private key"}, {h.leaf, "a workload's certificate"}, {h.token, "a token"},
+		{h.packed, "packed data that is too large to look at"},
+	} {
+		if is.there {
+			found = append(found, is.what)
+		}
 	}
 	return found
 }
 
-// keysAndLeaves looks for PEM blocks. A certificate of a CA is no secret, and belongs to the mesh.
-func keysAndLeaves(b []byte) (key, leaf bool) {
-	for rest := b; ; {
-		var block *pem.Block
-		if block, rest = pem.Decode(rest); block == nil {
-			break
-		}
-		switch {
-		case strings.HasSuffix(block.Type, "PRIVATE KEY"):
-			key = true
-		case block.Type == "CERTIFICATE":
-			c, err := x509.ParseCertificate(block.Bytes)
-			leaf = leaf || err == nil && !c.IsCA
-		}
+// A holding is what was found in a file, or in what is packed in it.
+type holding struct {
+	sealed, key, leaf, token bool
+	packed                   bool // it holds more than is unpacked
+	left                     int  // bytes that may still be unpacked
+}
+
+// mostLayers is how often base64 and gzip are taken off: user-data may be packed for its cloud, and what it writes inside it once more.
+const mostLayers = 5
+
+func (h *holding) look(b []byte, layers int) {
+	if h.left -= len(b); h.left < 0 {
+		h.packed = true
+		return
 	}
-	// One that is cut off, or inside something else, is one all the same.
-	return key || beginsKey.Match(b), leaf
+	h.sealed = h.sealed || bytes.HasPrefix(b, []byte(sealMark))
+	h.token = h.token || hasJWT(b)
+	h.pem(b)
+	h.der(b)
+	if layers == 0 {
+		return
+	}
+	if bytes.HasPrefix(b, []byte{0x1f, 0x8b}) {
+		inner, tooLarge := gunzip(b)
+		h.packed = h.packed || tooLarge
+		h.look(inner, layers-1)
+	}
+	for _, inner := range base64s(b) {
+		h.look(inner, layers-1)
+	}
 }
 
 var (
-	beginsKey = regexp.MustCompile(`-----BEGIN [A-Z ]*PRIVATE KEY-----\s*[A-Za-z0-9+/=]`)
+	// One that is cut off, or inside something else, is one all the same. JSON has its line ends in letters.
+	beginsKey = regexp.MustCompile(`-----BEGIN [A-Z ]*PRIVATE KEY-----(\s|\\+[nr])*[A-Za-z0-9+/=]`)
 	// A JWT (RFC 7519) begins with an object in base64url, as `eyJ`.
 	looksLikeJWT = regexp.MustCompile(`eyJ[A-Za-z0-9_-]{2,}\.[A-Za-z0-9_-]{2,}\.[A-Za-z0-9_-]*`)
-	// base64 of what begins so, as in cloud-init's write_files.
-	looksLikeBase64 = regexp.MustCompile(`ZXlK[A-Za-z0-9+/]{16,}`)
 )
 
-// hasJWT looks for a token anywhere in a text, also in base64.
-func hasJWT(b []byte) bool {
-	for _, m := range looksLikeJWT.FindAll(b, -1) {
-		if isJWT(m) {
-			return true
-		}
+// pem looks for PEM blocks, those inside YAML and JSON too.
+func (h *holding) pem(b []byte) {
+	h.key = h.key || beginsKey.Match(b)
+	at := bytes.Index(b, []byte("-----BEGIN"))
+	if at < 0 {
+		return
 	}
-	for _, m := range looksLikeBase64.FindAll(b, -1) {
-		inner, err := base64.RawStdEncoding.DecodeString(string(m[:len(m)/4*4]))
-		if err == nil && looksLikeJWT.Match(inner) && isJWT(looksLikeJWT.Find(inner)) {
-			return true
-		}
+	var rest []byte
+	for line := range bytes.Lines(bytes.ReplaceAll(b[at:], []byte(`\n`), []byte("\n"))) {
+		rest = append(append(rest, bytes.Trim(bytes.TrimSuffix(bytes.TrimSpace(line), []byte(`\r`)), ` \`)...), '\n')
 	}
-	return false
+	for {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			return
+		}
+		h.key = h.key || strings.HasSuffix(block.Type, "PRIVATE KEY")
+		h.der(block.Bytes)
+	}
 }
+
+// der looks at what may be one key or one certificate. Certificates without a name of the mesh's are public, and any machine may have them: those of CAs, those
+// of web servers.
+func (h *holding) der(b []byte) {
+	if len(b) == 0 || b[0] != 0x30 { // a sequence
+		return
+	}
+	var raw asn1.RawValue
+	if _, err := asn1.Unmarshal(b, &raw); err != nil {
+		return
+	}
+	b = raw.FullBytes // whatever stands behind it
+	_, pkcs8 := x509.ParsePKCS8PrivateKey(b)
+	_, pkcs1 := x509.ParsePKCS1PrivateKey(b)
+	_, sec1 := x509.ParseECPrivateKey(b)
+	h.key = h.key || pkcs8 == nil || pkcs1 == nil || sec1 == nil
+	if c, err := x509.ParseCertificate(b); err == nil && !c.IsCA {
+		h.leaf = h.leaf || slices.ContainsFunc(c.URIs, func(u *url.URL) bool { return u.Scheme == "spiffe" })
+	}
+}
+
+// gunzip unpacks what it can, at most mostBytes.
+func gunzip(b []byte) (inner []byte, tooLarge bool) {
+	r, err := gzip.NewReader(bytes.NewReader(b))
+	if err != nil {
+		return nil, false
+	}
+	inner, _ = io.ReadAll(io.LimitReader(r, mostBytes+1)) // what is cut off has a beginning
+	return inner, len(inner) > mostBytes
+}
+
+// base64s decodes what looks like base64 in a text: each run of its letters alone, and runs that only white space parts as one, for lines are wrapped.
+func base64s(b []byte) (decoded [][]byte) {
+	const short = 20 // nothing that counts is shorter; a wrapped line is longer
+	var joined []byte
+	parts := 0
+	flush := func() {
+		if parts > 1 {
+			decoded = append(decoded, fromBase64(joined))
+		}
+		joined, parts = nil, 0
+	}
+	for len(b) > 0 {
+		n := 0
+		for n < len(b) && inBase64(b[n]) {
+			n++
+		}
+		run := b[:n]
+		b = b[n:]
+		if n >= short {
+			decoded = append(decoded, fromBase64(run))
+		}
+		joined, parts = append(joined, run...), parts+1
+		gap := 0
+		for gap < len(b) {
+			if c := b[gap]; c == ' ' || c == '\t' || c == '\r' || c == '\n' {
+				gap++
+			} else if c == '\\' && gap+1 < len(b) && (b[gap+1] == 'n' || b[gap+1] == 'r') { // in JSON
+				gap += 2
+			} else {
+				break
+			}
+		}
+		if n < short || gap == 0 { // the last line, a word, or something else between
+			flush()
+		}
+		if gap == 0 && len(b) > 0 { // what is no base64
+			gap = 1
+			flush()
+		}
+		b = b[gap:]
+	}
+	flush()
+	return decoded
+}
+
+func inBase64(c byte) bool {
+	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '+' || c == '/' || c == '-' || c == '_'
+}
+
+// fromBase64 decodes as much as there is, in either alphabet.
+func fromBase64(b []byte) []byte {
+	text := strings.NewReplacer("-", "+", "_", "/").Replace(string(b))
+	if len(text)%4 == 1 { // cut off
+		text = text[:len(text)-1]
+	}
+	out, _ := base64.RawStdEncoding.DecodeString(text)
+	return out
+}
+
+// hasJWT looks for a token anywhere in a text.
+func hasJWT(b []byte) bool { return slices.ContainsFunc(looksLikeJWT.FindAll(b, -1), isJWT) }
 
 func isJWT(b []byte) bool {
 	parts := strings.Split(string(b), ".")

@@ -16,10 +16,13 @@ import (
 
 // Bounds of a look: an image is whatever somebody put into it.
 const (
-	mostLinks = 40      // on one way, as in the kernel
-	mostFiles = 20_000  // in one folder and below
-	mostBytes = 4 << 20 // of one file; the largest of ours has some kilobytes
+	mostLinks = 40       // on one way, as in the kernel
+	mostFiles = 20_000   // in one folder and below
+	mostBytes = 16 << 20 // of one file, packed or not; the largest of ours has some kilobytes
 )
+
+// errTooLarge comes with the beginning of a file's content.
+var errTooLarge = fmt.Errorf("more than %d MB: look at it yourself", mostBytes>>20)
 
 // A tree is the files below a root. Paths are absolute and mean what they will once the root is "/"; no link leads out.
 type tree struct {
@@ -96,7 +99,7 @@ func (t *tree) ephemeral(name string) bool {
 	return where.Dev != t.dev && (what.Type == unix.TMPFS_MAGIC || what.Type == unix.RAMFS_MAGIC)
 }
 
-// read returns a regular file's content, its first mostBytes at least; name has no links.
+// read returns a regular file's content, with errTooLarge no more than the beginning of it; name has no links.
 func (t *tree) read(name string) ([]byte, error) {
 	f, err := t.dir.OpenFile(local(name), os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
@@ -107,7 +110,11 @@ func (t *tree) read(name string) ([]byte, error) {
 	if err != nil || !info.Mode().IsRegular() {
 		return nil, err
 	}
-	return io.ReadAll(io.LimitReader(f, mostBytes))
+	b, err := io.ReadAll(io.LimitReader(f, mostBytes+1))
+	if err == nil && len(b) > mostBytes {
+		return b[:mostBytes], fmt.Errorf("%s: %w", name, errTooLarge)
+	}
+	return b, err
 }
 
 // content is read by a path with links; a file that is not there is nil.
@@ -126,16 +133,41 @@ func (t *tree) content(name string) ([]byte, error) {
 type entry struct {
 	path string // without links but the last
 	info fs.FileInfo
+	via  string // the link that led here from the folder that is looked at; empty: it lies there
 }
 
-// walk calls do for what is at name and, to a depth, below. Links below are entries, not ways. A folder that lies on a file system that a reboot empties is
-// left out. What is not there is no error.
-func (t *tree) walk(name string, depth int, do func(entry) error) error {
+// An extent says how far a walk goes from a folder.
+type extent struct {
+	depth  int
+	follow bool // also what links lead to; the links are entries all the same
+	strict bool // what lies deeper, and what of a file is too large to read, is a problem, and not left out
+}
+
+var (
+	whole  = extent{40, true, true}  // of a folder that is for nothing else
+	flat   = extent{0, true, false}  // a folder's own files
+	beside = extent{0, false, false} // files beside one of ours: what their links lead to is nobody's business
+	config = extent{1, true, false}  // files and drop-ins
+)
+
+// A walk is one look at a path and below.
+type walk struct {
+	*tree
+	extent
+	top  string
+	left int             // files that it may still see
+	seen map[string]bool // where links led
+	do   func(entry) error
+}
+
+// walk calls do for what is at name and below, as far as how says. No link leads out of the root, and none to what a reboot empties. What is not there is no
+// error.
+func (t *tree) walk(name string, how extent, do func(entry) error) error {
 	parent, err := t.resolve(path.Dir(path.Clean("/" + name)))
 	if err == nil && path.Base(name) != "/" {
 		name = path.Join(parent, path.Base(name))
 	}
-	if errors.Is(err, fs.ErrNotExist) {
+	if nowhere(err) {
 		return nil
 	}
 	if err != nil {
@@ -144,48 +176,76 @@ func (t *tree) walk(name string, depth int, do func(entry) error) error {
 	if t.ephemeral(parent) {
 		return nil
 	}
-	left := mostFiles
-	return t.below(name, depth, true, &left, do)
-}
-
-func (t *tree) below(name string, depth int, top bool, left *int, do func(entry) error) error {
-	if *left--; *left < 0 {
-		return fmt.Errorf("%s: more than %d files: look at it yourself", name, mostFiles)
-	}
-	info, err := t.dir.Lstat(local(name))
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	if top && info.Mode()&fs.ModeSymlink != 0 {
-		if at, err := t.resolve(name); err == nil && at != name {
-			if target, err := t.dir.Lstat(local(at)); err == nil && target.IsDir() {
-				return t.below(at, depth, false, left, do)
-			}
+	if at, err := t.resolve(name); err == nil && at != name {
+		if info, err := t.dir.Lstat(local(at)); err == nil && info.IsDir() { // a link in place of the folder is the folder
+			name = at
 		}
 	}
-	if !info.IsDir() {
-		return do(entry{name, info})
+	w := &walk{tree: t, extent: how, top: name, left: mostFiles, seen: map[string]bool{}, do: do}
+	return w.below(name, "", how.depth)
+}
+
+// nowhere reports that a path has nothing at its end.
+func nowhere(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.ELOOP)
+}
+
+func (w *walk) below(name, via string, depth int) error {
+	if w.left--; w.left < 0 {
+		return fmt.Errorf("%s: more than %d files: look at it yourself", name, mostFiles)
 	}
-	if t.ephemeral(name) || depth < 0 {
+	info, err := w.dir.Lstat(local(name))
+	if nowhere(err) {
 		return nil
 	}
-	f, err := t.dir.Open(local(name))
 	if err != nil {
 		return err
 	}
-	names, err := f.Readdirnames(*left + 1)
+	if info.Mode()&fs.ModeSymlink != 0 {
+		return errors.Join(w.do(entry{name, info, via}), w.behind(name, depth))
+	}
+	if !info.IsDir() {
+		return w.do(entry{name, info, via})
+	}
+	if w.ephemeral(name) {
+		return nil
+	}
+	if depth < 0 {
+		if w.strict {
+			return fmt.Errorf("%s: more than %d folders deep: look at it yourself", name, w.depth)
+		}
+		return nil
+	}
+	f, err := w.dir.Open(local(name))
+	if err != nil {
+		return err
+	}
+	names, err := f.Readdirnames(w.left + 1)
 	f.Close()
 	if err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}
 	var problems []error
 	for _, n := range names {
-		if err := t.below(filepath.Join(name, n), depth-1, false, left, do); err != nil {
+		if err := w.below(filepath.Join(name, n), via, depth-1); err != nil {
 			problems = append(problems, err)
 		}
 	}
 	return errors.Join(problems...)
+}
+
+// behind goes on where a link leads to, once. What lies below the walk's own folder is seen on the way there, if the walk goes that deep.
+func (w *walk) behind(link string, depth int) error {
+	at, err := w.resolve(link)
+	if !w.follow || nowhere(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if w.seen[at] || w.strict && (at == w.top || strings.HasPrefix(at, w.top+"/")) || w.ephemeral(path.Dir(at)) {
+		return nil
+	}
+	w.seen[at] = true
+	return w.below(at, link, depth)
 }
