@@ -48,6 +48,8 @@ func TestPackerBuild(t *testing.T) {
 		t.Errorf("a build with wrong settings: %v\n%s", err, out)
 	}
 	m.Sh("rm /tmp/script_*") // of Packer, which leaves it where a build fails
+	m.Write("/etc/hostname", "build-7\n", 0o644)
+	m.Write("/var/lib/systemd/credential.secret", "of this machine", 0o600)
 	out, err := build("-var", "settings=log: {level: debug}")
 	if err != nil {
 		t.Fatalf("packer build: %v\n%s", err, out)
@@ -57,6 +59,9 @@ func TestPackerBuild(t *testing.T) {
 		{"systemctl is-active wingman || :", "inactive"},
 		{"cat /etc/wingman/wingman.yaml", "log: {level: debug}"},
 		{"wc -c </etc/machine-id", "0"},
+		{"wc -c </etc/hostname", "0"},
+		{"ls /var/lib/systemd/credential.secret 2>/dev/null || :", ""},
+		{"test -s /root/.ssh/authorized_keys && echo there", "there"}, // nobody would write another: this machine has no cloud-init
 		{"ls /tmp/wingman-package* /tmp/script* 2>/dev/null || :", ""},
 		{"iptables-save | grep -i istio || :", ""},
 	} {
@@ -73,5 +78,18 @@ func TestPackerBuild(t *testing.T) {
 	m.Write("/var/lib/wingman/identity/key.pem", string(key), 0o600)
 	if out, err := build(); err == nil || !strings.Contains(out, "/var/lib/wingman/identity/key.pem") {
 		t.Errorf("a build on a machine with a key: %v, want a failure that names it\n%s", err, out)
+	}
+
+	// With cloud-init, which lets each machine's owner in, the build's own way in goes. Last: Packer cannot come again.
+	m.Sh("rm /var/lib/wingman/identity/key.pem; useradd --create-home builder; useradd --create-home other; for h in builder other; do mkdir /home/$h/.ssh; echo key >/home/$h/.ssh/authorized_keys; done")
+	m.Write("/usr/local/bin/cloud-init", "#!/bin/sh\n", 0o755)
+	script, err := os.ReadFile("../../packaging/packer/scripts/seal.sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Write("/root/seal.sh", string(script), 0o755)
+	t.Log(m.Sh("SUDO_USER=builder sh /root/seal.sh"))
+	if got := m.Sh("ls /root/.ssh/authorized_keys /home/*/.ssh/authorized_keys 2>/dev/null || :"); got != "/home/other/.ssh/authorized_keys" {
+		t.Errorf("who may come in after the build: %q, want the key of another user alone", got)
 	}
 }

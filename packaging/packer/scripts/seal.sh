@@ -6,9 +6,16 @@ set -eu
 if command -v cloud-init >/dev/null 2>&1; then
 	cloud-init clean --logs --seed
 	rm -f /etc/ssh/ssh_host_*_key /etc/ssh/ssh_host_*_key.pub
+	# The build came in by these; cloud-init writes those of each machine's owner. This connection goes on.
+	for user in root "${SUDO_USER:-root}"; do
+		home=$(getent passwd "$user" | cut -d: -f6)
+		if [ -n "$home" ]; then rm -f "$home/.ssh/authorized_keys" "$home/.ssh/authorized_keys2"; fi
+	done
 fi
-if [ -s /etc/machine-id ]; then : >/etc/machine-id; fi
-rm -f /var/lib/dbus/machine-id /var/lib/systemd/random-seed
+for file in /etc/machine-id /etc/hostname; do # emptied, not removed: in a container they are mounts
+	if [ -s "$file" ]; then : >"$file"; fi
+done
+rm -f /var/lib/dbus/machine-id /var/lib/systemd/random-seed /var/lib/systemd/credential.secret
 
 # What the build left.
 if command -v apt-get >/dev/null 2>&1; then apt-get clean; else dnf clean all; fi
