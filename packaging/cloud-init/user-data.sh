@@ -4,22 +4,30 @@
 #   user-data.sh DIR >user-data                                            an image with the package in it
 #   user-data.sh --apt URL --key FILE [--suite stable] DIR >user-data      a Debian or Ubuntu without it
 #   user-data.sh --yum URL --key FILE DIR >user-data                       a Fedora, RHEL or the like
-#   user-data.sh --package URL --sha256 SUM DIR >user-data                 either, by one .deb or .rpm
+#   user-data.sh --package URL --sha256 SUM … DIR >user-data               either, by .deb or .rpm files: wingman, and wingman-envoy
 #
-#   --settings FILE     becomes /etc/wingman/wingman.yaml
-#   --token-from CLOUD  gce, aws or azure: no token is in the user-data, the machine asks its cloud for one
+#   --settings FILE     becomes /etc/wingman/wingman.yaml, in the place of what an image has there
+#   --token-from CLOUD  gce, aws or azure: no token is in the user-data, the machine asks its cloud for one; that is its whole wingman.yaml
 #
-# What it writes holds istioctl's token, unless --token-from is given: docs/automation.md says who can read it. It needs base64, sed and tr.
+# What it writes holds istioctl's token, unless --token-from is given: docs/automation.md says who can read it. It needs base64, grep, readlink, sed and tr.
 set -eu
 umask 077
-here=$(dirname "$0")
+here=$(dirname "$(readlink -f "$0")")
 fail() {
 	printf 'user-data.sh: %s\n' "$*" >&2
 	exit 2
 }
 
-apt= yum= key= suite=stable package= sha256= settings= source= dir=
+# folder DIR
+folder() {
+	[ -z "$dir" ] || fail "found $dir and $1, expected one folder"
+	dir=$1
+}
+
+apt= yum= key= suite=stable packages= sums= settings= source= dir=
 while [ $# -gt 0 ]; do
+	# Several packages are a list by blanks.
+	case $1 in --package | --sha256) case ${2:-} in *[[:space:]]*) fail "$1: found a blank, a character that no URL has, in $2" ;; esac ;; esac
 	case $1 in
 	--apt | --yum | --key | --suite | --package | --sha256 | --settings | --token-from)
 		[ $# -gt 1 ] && [ -n "$2" ] || fail "$1 needs a value"
@@ -28,8 +36,8 @@ while [ $# -gt 0 ]; do
 		--yum) yum=$2 ;;
 		--key) key=$2 ;;
 		--suite) suite=$2 ;;
-		--package) package=$2 ;;
-		--sha256) sha256=$2 ;;
+		--package) packages="$packages $2" ;;
+		--sha256) sums="$sums $2" ;;
 		--settings) settings=$2 ;;
 		--token-from) source=$2 ;;
 		esac
@@ -39,10 +47,14 @@ while [ $# -gt 0 ]; do
 		sed -n '2,/^set/{s/^# \{0,1\}//p;}' "$0"
 		exit 0
 		;;
+	--)
+		shift
+		for one; do folder "$one"; done
+		break
+		;;
 	-*) fail "unknown option $1" ;;
 	*)
-		[ -z "$dir" ] || fail "found $dir and $1, expected one folder"
-		dir=$1
+		folder "$1"
 		shift
 		;;
 	esac
@@ -55,14 +67,15 @@ problem() { problems="$problems
 [ -n "$dir" ] || fail "expected the folder that istioctl made; see --help"
 [ -d "$dir" ] || fail "$dir is no folder"
 kinds=0
-for one in "$apt" "$yum" "$package"; do [ -z "$one" ] || kinds=$((kinds + 1)); done
+for one in "$apt" "$yum" "$packages"; do [ -z "$one" ] || kinds=$((kinds + 1)); done
 [ $kinds -le 1 ] || problem "--apt, --yum and --package: expected one of them"
 if [ -n "$apt$yum" ]; then
 	[ -n "$key" ] || problem "--key: expected the file with the repository's public key, found none"
 elif [ -n "$key" ]; then
 	problem "--key: expected with --apt or --yum alone"
 fi
-for url in "$apt" "$yum" "$package"; do
+set -f # lists by blanks follow
+for url in "$apt" "$yum" $packages; do
 	case $url in
 	'' | http://?* | https://?*) ;;
 	*) problem "$url: expected a URL with http or https" ;;
@@ -70,15 +83,23 @@ for url in "$apt" "$yum" "$package"; do
 	case $url in *[!-A-Za-z0-9._~:/?#@!\&+,\;=%]*) problem "$url: found a character that no URL has" ;; esac
 done
 case $suite in *[!-A-Za-z0-9._/]*) problem "--suite: found $suite, expected a name" ;; esac
-if [ -n "$package" ]; then
-	case $package in *.deb | *.rpm) ;; *) problem "--package: found $package, expected a .deb or .rpm" ;; esac
-	case $sha256 in
-	*[!0-9a-f]*) problem "--sha256: found $sha256, expected 64 lower-case hexadecimal digits" ;;
-	*) [ ${#sha256} = 64 ] || problem "--sha256: found ${#sha256} digits, expected 64" ;;
+kinds= counted=0
+for one in $packages; do
+	counted=$((counted + 1))
+	case $one in
+	*.deb | *.rpm) ;;
+	*) problem "--package: found $one, expected a .deb or .rpm" ;;
 	esac
-elif [ -n "$sha256" ]; then
-	problem "--sha256: expected with --package alone"
-fi
+	case $kinds in '' | "${one##*.}") kinds=${one##*.} ;; *) problem "--package: found $one beside a .$kinds, expected files of one kind" ;; esac
+done
+for one in $sums; do
+	counted=$((counted - 1))
+	case $one in
+	*[!0-9a-f]*) problem "--sha256: found $one, expected 64 lower-case hexadecimal digits" ;;
+	*) [ ${#one} = 64 ] || problem "--sha256: found ${#one} digits, expected 64" ;;
+	esac
+done
+[ $counted = 0 ] || problem "--sha256: expected one for each --package"
 case $source in
 '') token=istio-token ;;
 gce | aws | azure)
@@ -94,22 +115,40 @@ if [ -n "$settings" ] && [ ! -e "$dir/istio-token" ]; then
 	token= # the settings name where it comes from
 	printf 'user-data.sh: %s has no istio-token, and the user-data has none\n' "$dir" >&2
 fi
+check() {
+	if [ ! -f "$1" ] || [ ! -s "$1" ]; then
+		problem "$1: is not there, or empty"
+	elif [ ! -r "$1" ]; then
+		problem "$1: may not be read"
+	fi
+}
 for file in cluster.env mesh.yaml hosts root-cert.pem $token; do
-	[ -s "$dir/$file" ] || problem "$dir/$file: is not there, or empty"
+	check "$dir/$file"
 done
-for file in "$key" "$settings"; do
-	[ -z "$file" ] || [ -s "$file" ] || problem "$file: is not there, or empty"
+for file in "$key" "$settings" "$here/prepare.sh" "$here/package.sh" "$here/join.sh"; do
+	[ -z "$file" ] || check "$file"
 done
+if [ -f "$key" ] && [ -r "$key" ]; then
+	if ! grep -q '^-----BEGIN PGP PUBLIC KEY BLOCK-----$' <"$key" || grep -q 'PRIVATE KEY' <"$key" || [ "$(LC_ALL=C tr -d '\t\n -~' <"$key" | wc -c)" -gt 0 ]; then
+		problem "$key: expected a public key as gpg --armor --export writes it"
+	fi
+fi
 [ -z "$problems" ] || fail "nothing written:$problems"
 
-# indented FILE SPACES
-indented() { sed "s/^\(.\)/$2\1/" "$1"; }
+# indented FILE SPACES: with one newline at its end.
+indented() {
+	lines=$(cat <"$1")
+	printf '%s\n' "$lines" | sed "s/^\(.\)/$2\1/"
+}
 
 # file PATH OWNER MODE <content
 file() {
 	printf '  - path: %s\n    owner: %s\n    permissions: "%s"\n    encoding: b64\n' "$1" "$2" "$3"
 	[ -z "${4:-}" ] || printf '    defer: true\n'
-	printf '    content: %s\n' "$(base64 | tr -d '\n')"
+	encoded=$(base64)
+	printf '    content: '
+	printf '%s\n' "$encoded" | tr -d '\n'
+	echo
 }
 
 # script FILE ARGUMENT …: one command of runcmd, the script with its arguments.
@@ -122,18 +161,18 @@ script() {
 	for argument; do printf '    - "%s"\n' "$argument"; done
 }
 
-stock=$apt$yum$package
+stock=$apt$yum$packages
 render() {
 	printf '#cloud-config\n'
 	[ -z "$token" ] || printf '# Holds a token of the mesh: keep it from everybody who may not be this machine.\n'
 	printf 'bootcmd:\n  - - cloud-init-per\n    - instance\n    - wingman-prepare\n    - sh\n    - -euc\n    - |\n'
 	indented "$here/prepare.sh" '      '
 	if [ -n "$apt" ]; then
-		printf 'apt:\n  sources:\n    wingman:\n      source: deb [signed-by=$KEY_FILE] %s %s main\n      key: |\n' "$apt" "$suite"
+		printf 'apt:\n  sources:\n    wingman:\n      source: deb [signed-by=$KEY_FILE] %s %s main\n      key: |2\n' "$apt" "$suite"
 		indented "$key" '        '
 	fi
 	if [ -n "$yum" ]; then
-		printf 'yum_repos:\n  wingman:\n    name: Wingman\n    baseurl: %s\n    enabled: true\n    gpgcheck: true\n    gpgkey: file:///etc/pki/rpm-gpg/RPM-GPG-KEY-wingman\n' "$yum"
+		printf 'yum_repos:\n  wingman:\n    name: Wingman\n    baseurl: %s\n    enabled: true\n    gpgcheck: true\n    repo_gpgcheck: true\n    gpgkey: file:///etc/pki/rpm-gpg/RPM-GPG-KEY-wingman\n' "$yum"
 	fi
 	[ -z "$apt$yum" ] || printf 'packages:\n  - wingman\n'
 	printf 'write_files:\n'
@@ -158,14 +197,28 @@ render() {
 	fi
 	printf 'runcmd:\n'
 	if [ -n "$stock" ]; then
-		[ -z "$package" ] || script package "$package" "$sha256"
+		if [ -n "$packages" ]; then
+			set --
+			rest=$sums
+			for one in $packages; do
+				rest=${rest# }
+				set -- "$@" "$one" "${rest%% *}"
+				case $rest in *' '*) rest=${rest#* } ;; esac
+			done
+			script package "$@"
+		fi
 		script join
 	else
 		printf '  - - systemctl\n    - enable\n    - --now\n    - wingman.service\n'
 	fi
 }
 
-text=$(render && echo .)
+# As a command of its own: behind && or || a failure in it would end nothing.
+text=$(
+	set -e
+	render
+	echo .
+)
 text=${text%.}
 size=${#text}
 [ "$size" -le 16384 ] || printf 'user-data.sh: %s bytes of user-data, and AWS takes 16384: compress them with gzip, which cloud-init reads as well\n' "$size" >&2

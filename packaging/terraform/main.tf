@@ -51,15 +51,15 @@ locals {
     bootcmd = [["cloud-init-per", "instance", "wingman-prepare", "sh", "-euc", local.scripts.prepare]]
     apt = local.kind != "apt" ? null : { sources = { wingman = {
       source = "deb [signed-by=$KEY_FILE] ${local.source.url} ${local.source.suite} main"
-      key    = local.source.key
+      key    = "${chomp(local.source.key)}\n"
     } } }
     yum_repos = local.kind != "yum" ? null : { wingman = {
-      name = "Wingman", baseurl = local.source.url, enabled = true, gpgcheck = true, gpgkey = "file://${local.key_file}"
+      name = "Wingman", baseurl = local.source.url, enabled = true, gpgcheck = true, repo_gpgcheck = true, gpgkey = "file://${local.key_file}"
     } }
     packages    = contains(["apt", "yum"], local.kind) ? ["wingman"] : null
     write_files = local.write_files
     runcmd = concat(
-      local.kind != "url" ? [] : [["sh", "-euc", local.scripts.package, "wingman-package", local.source.url, local.source.sha256]],
+      local.kind != "url" ? [] : [concat(["sh", "-euc", local.scripts.package, "wingman-package"], flatten([for one in local.source.packages : [one.url, one.sha256]]))],
       local.kind == "baked" ? [["systemctl", "enable", "--now", "wingman.service"]] : [["sh", "-euc", local.scripts.join, "wingman-join"]],
     )
   }

@@ -8,12 +8,12 @@ variable "bundle_dir" {
     error_message = "Expected one of bundle_dir and bundle."
   }
   validation {
-    condition     = var.bundle_dir == null ? true : alltrue([for name in ["cluster.env", "mesh.yaml", "hosts", "root-cert.pem"] : fileexists("${var.bundle_dir}/${name}")])
-    error_message = "bundle_dir: expected cluster.env, mesh.yaml, hosts and root-cert.pem in the folder."
+    condition     = var.bundle_dir == null ? true : alltrue([for name in ["cluster.env", "mesh.yaml", "hosts", "root-cert.pem"] : try(length(file("${var.bundle_dir}/${name}")) > 0, false)])
+    error_message = "bundle_dir: expected cluster.env, mesh.yaml, hosts and root-cert.pem in the folder, and text in each."
   }
   validation {
-    condition     = var.bundle_dir == null || var.token_source != null || var.settings != null ? true : fileexists("${var.bundle_dir}/istio-token")
-    error_message = "bundle_dir: expected istio-token in the folder, or token_source, or settings that name where tokens come from."
+    condition     = var.bundle_dir == null || var.token_source != null ? true : var.settings != null && !fileexists("${var.bundle_dir}/istio-token") || try(length(file("${var.bundle_dir}/istio-token")) > 0, false)
+    error_message = "bundle_dir: expected istio-token with text in the folder, or token_source, or settings that name where tokens come from and no such file."
   }
 }
 
@@ -34,19 +34,19 @@ variable "bundle" {
     error_message = "bundle: expected text in cluster_env, mesh, hosts and root_cert, found an empty one."
   }
   validation {
-    condition     = nonsensitive(var.bundle) == null || var.token_source != null || var.settings != null ? true : try(length(nonsensitive(var.bundle).istio_token) > 0, false)
-    error_message = "bundle: expected istio_token, or token_source, or settings that name where tokens come from."
+    condition     = nonsensitive(var.bundle) == null || var.token_source != null ? true : var.settings != null && try(nonsensitive(var.bundle).istio_token, null) == null || try(length(nonsensitive(var.bundle).istio_token) > 0, false)
+    error_message = "bundle: expected istio_token with text, or token_source, or settings that name where tokens come from and no istio_token."
   }
 }
 
 variable "package_source" {
-  description = "Where an image without the package gets it: {type = \"apt\" or \"yum\", url, key (text of the repository's public key), suite (apt's, stable)} or {type = \"url\", url of a .deb or .rpm, sha256}. null: it is in the image."
+  description = "Where an image without the packages gets them: {type = \"apt\" or \"yum\", url, key (text of the repository's public key), suite (apt's, stable)} or {type = \"url\", packages = [{url of a .deb or .rpm, sha256}, …]}: wingman's, and wingman-envoy's. null: they are in the image."
   type = object({
-    type   = string
-    url    = string
-    key    = optional(string)
-    suite  = optional(string, "stable")
-    sha256 = optional(string)
+    type     = string
+    url      = optional(string)
+    key      = optional(string)
+    suite    = optional(string, "stable")
+    packages = optional(list(object({ url = string, sha256 = string })), [])
   })
   default = null
 
@@ -55,20 +55,28 @@ variable "package_source" {
     error_message = "package_source.type: expected apt, yum or url."
   }
   validation {
-    condition     = var.package_source == null ? true : can(regex("^https?://[-A-Za-z0-9._~:/?#@!&+,;=%]+$", var.package_source.url))
-    error_message = "package_source.url: expected a URL with http or https."
+    condition     = var.package_source == null ? true : (var.package_source.type == "url") == (length(var.package_source.packages) > 0) && (var.package_source.type == "url") == (var.package_source.url == null)
+    error_message = "package_source: expected packages with url alone, and one url with apt or yum."
   }
   validation {
-    condition     = var.package_source == null ? true : var.package_source.type == "url" || can(regex("BEGIN PGP PUBLIC KEY", var.package_source.key))
-    error_message = "package_source.key: expected the repository's public key, an armoured text."
+    condition     = var.package_source == null ? true : alltrue([for url in concat(var.package_source.packages[*].url, var.package_source.url[*]) : can(regex("^https?://[-A-Za-z0-9._~:/?#@!&+,;=%]+$", url))])
+    error_message = "package_source: expected URLs with http or https."
+  }
+  validation {
+    condition     = var.package_source == null ? true : var.package_source.type == "url" ? var.package_source.key == null : can(regex("(?m:^-----BEGIN PGP PUBLIC KEY BLOCK-----$)", var.package_source.key)) && can(regex("^[\t\n -~]*$", var.package_source.key)) && !strcontains(var.package_source.key, "PRIVATE KEY")
+    error_message = "package_source.key: expected the repository's public key as gpg --armor --export writes it, with apt or yum."
   }
   validation {
     condition     = var.package_source == null ? true : can(regex("^[-A-Za-z0-9._/]+$", var.package_source.suite))
     error_message = "package_source.suite: expected a name."
   }
   validation {
-    condition     = var.package_source == null ? true : var.package_source.type != "url" || (can(regex("\\.(deb|rpm)$", var.package_source.url)) && can(regex("^[0-9a-f]{64}$", var.package_source.sha256)))
-    error_message = "package_source: expected the url of a .deb or .rpm, and its sha256 as 64 lower-case hexadecimal digits."
+    condition     = var.package_source == null ? true : alltrue([for one in var.package_source.packages : can(regex("\\.(deb|rpm)$", one.url)) && can(regex("^[0-9a-f]{64}$", one.sha256))])
+    error_message = "package_source.packages: expected the url of a .deb or .rpm, and its sha256 as 64 lower-case hexadecimal digits."
+  }
+  validation {
+    condition     = var.package_source == null ? true : length(distinct([for one in var.package_source.packages : substr(one.url, -4, 4)])) <= 1
+    error_message = "package_source.packages: expected files of one kind, all .deb or all .rpm."
   }
 }
 
@@ -84,7 +92,7 @@ variable "settings" {
 }
 
 variable "token_source" {
-  description = "gce, aws or azure: the machine asks its cloud for tokens, and none is in the user-data."
+  description = "gce, aws or azure: the machine asks its cloud for tokens, and none is in the user-data. That is its whole wingman.yaml: what an image has there goes; keep it by settings that name identity.credentials."
   type        = string
   default     = null
 

@@ -34,25 +34,38 @@ func connected(e controlplane.Event) bool {
 	return e.Kind == controlplane.EntryConnected || e.Kind == controlplane.EntryCreated
 }
 
-// One package, three ways to a machine.
+// One package, several ways to a machine. The machines know nothing of each other.
 func TestCloudInit(t *testing.T) {
 	vm.Require(t)
 	file := packageOf(t, newVersion, "deb")
-	t.Run("a baked image joins", func(t *testing.T) { bakedImageJoins(t, file) })
-	t.Run("a stock image installs and joins", func(t *testing.T) { stockImageInstallsAndJoins(t, file) })
-	t.Run("a stock image takes the package from apt and the token from its cloud", func(t *testing.T) { stockImageOfACloudJoins(t, file) })
-	t.Run("a stock image that meets no control plane", func(t *testing.T) { stockImageWaitsForIstiod(t, file) })
-	t.Run("a stock image that is given another package", func(t *testing.T) { stockImageRefuses(t, file) })
+	for name, test := range map[string]func(*testing.T, string){
+		"a baked image joins":                                                   bakedImageJoins,
+		"a baked image that cannot leave what it was":                           bakedImageKeepsStill,
+		"a stock image installs and joins":                                      stockImageInstallsAndJoins,
+		"a stock image takes the package from apt and the token from its cloud": stockImageOfACloudJoins,
+		"a stock image that meets no control plane":                             stockImageWaitsForIstiod,
+		"a stock image that is given another package":                           stockImageRefuses,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			test(t, file)
+		})
+	}
+}
+
+// bake puts the package into the disk of a machine that is off, its unit enabled.
+func bake(m *vm.Machine, file string) {
+	m.CopyIn(file, "/root/wingman.deb", 0o644)
+	m.Chroot("dpkg", "--install", "/root/wingman.deb")
+	m.Chroot("rm", "/root/wingman.deb")
+	m.Enable("wingman.service")
 }
 
 // An image with the package in it, as Packer leaves it: started with user-data it is a member, and so is a copy of its disk, as somebody else.
 func bakedImageJoins(t *testing.T, file string) {
 	c := newCloud(t)
 	m := c.machine("forum", "10.99.0.2")
-	m.CopyIn(file, "/root/wingman.deb", 0o644)
-	m.Chroot("dpkg", "--install", "/root/wingman.deb")
-	m.Chroot("rm", "/root/wingman.deb")
-	m.Enable("wingman.service")
+	bake(m, file)
 	first := c.bundle(files.Group)
 	c.seed(m, "i-1", "forum", first.userData(t))
 	m.Boot()
@@ -127,6 +140,37 @@ func bakedImageJoins(t *testing.T, file string) {
 	c.joined(clone, otherWorkload)
 }
 
+// A disk that was a member, from which its identity cannot be taken: no agent starts with it, at this boot or the next, and the token is nobody else's to read.
+func bakedImageKeepsStill(t *testing.T, file string) {
+	c := newCloud(t)
+	m := c.machine("still", "10.99.0.2")
+	bake(m, file)
+	m.Chroot("mkdir", "-p", "/var/lib/wingman")
+	m.Chroot("mv", "/usr/bin/wingman", "/usr/bin/wingman.real")
+	m.Write("/usr/bin/wingman", "#!/bin/sh\n[ \"$1\" != leave ] || exit 1\nexec /usr/bin/wingman.real \"$@\"\n", 0o755)
+	b := c.bundle(files.Group)
+	c.seed(m, "i-1", "still", b.userData(t))
+	m.Boot()
+	if got := c.cloudInitDone(m); got != "error" {
+		t.Errorf("cloud-init ended with %q, want error", got)
+	}
+	for boot := range 2 {
+		if boot > 0 {
+			m.Reboot()
+		}
+		if got := m.Sh("systemctl is-enabled wingman || :; systemctl is-active wingman || :"); got != "masked\ninactive" {
+			t.Errorf("the unit is %q, want masked and inactive", got)
+		}
+		if entries := c.istiod.Entries(); len(entries) > 0 {
+			t.Errorf("it became a member: %+v", entries)
+		}
+		if got := m.Sh("stat -c '%a %U' /run/secrets/tokens 2>/dev/null || :"); got != "700 istio-proxy" && got != "" {
+			t.Errorf("the token's folder is %q", got)
+		}
+		c.mustKeep(m, b.token)
+	}
+}
+
 // mustKeep fails for each file that others than its owner and root can read and that holds the token, as it is or in base64.
 func (c *cloud) mustKeep(m *vm.Machine, token string) {
 	c.t.Helper()
@@ -147,10 +191,15 @@ func (c *cloud) mustKeep(m *vm.Machine, token string) {
 // An image of the distribution, to which user-data brings the package too.
 func stockImageInstallsAndJoins(t *testing.T, file string) {
 	c := newCloud(t)
-	c.serve(http.FileServer(http.Dir(filepath.Dir(file))))
-	m := c.machine("forum", "10.99.0.2")
+	envoy := envoyPackage(t)
+	mux := http.NewServeMux()
+	mux.Handle("/", http.FileServer(http.Dir(filepath.Dir(file))))
+	mux.Handle("/envoy/", http.StripPrefix("/envoy", http.FileServer(http.Dir(filepath.Dir(envoy)))))
+	c.serve(mux)
+	m := c.machine("stock", "10.99.0.2")
 	b := c.bundle(files.Group)
-	c.seed(m, "i-1", "forum", b.userData(t, "--package", "http://"+planeAddress+"/"+filepath.Base(file), "--sha256", sum(t, file)))
+	c.seed(m, "i-1", "stock", b.userData(t, "--package", "http://"+planeAddress+"/"+filepath.Base(file), "--sha256", sum(t, file),
+		"--package", "http://"+planeAddress+"/envoy/"+filepath.Base(envoy), "--sha256", sum(t, envoy)))
 	m.Boot()
 	if got := c.cloudInitDone(m); got != "done" {
 		t.Errorf("cloud-init ended with %q", got)
@@ -160,6 +209,12 @@ func stockImageInstallsAndJoins(t *testing.T, file string) {
 		t.Errorf("the machine has %q", got)
 	}
 	c.mustKeep(m, b.token)
+	if got := m.Sh("dpkg-query -W -f '${db:Status-Status}' wingman-envoy; ls /usr/libexec/wingman-envoy"); got != "installedenvoy" {
+		t.Errorf("of the second package the machine has %q", got)
+	}
+	if got := m.Sh("readlink -f /proc/$(pgrep -x envoy)/exe"); got != "/usr/libexec/wingman-envoy/envoy" {
+		t.Errorf("Envoy is %q", got)
+	}
 
 	// All forms of user-data by cloud-init's own schema.
 	key := write(t, filepath.Join(t.TempDir(), "key.asc"), "-----BEGIN PGP PUBLIC KEY BLOCK-----\n\nAAAA\n-----END PGP PUBLIC KEY BLOCK-----\n")
@@ -194,11 +249,11 @@ func stockImageOfACloudJoins(t *testing.T, file string) {
 		fmt.Fprint(w, b.token)
 	})
 	c.serve(mux)
-	m := c.machine("forum", "10.99.0.2")
+	m := c.machine("ofgce", "10.99.0.2")
 	m.Write("/etc/apt/sources.list", "", 0o644) // the distribution's are not in reach
 	m.Write("/etc/systemd/system/wingman.service.d/cloud.conf", "[Service]\nEnvironment=GCE_METADATA_HOST="+planeAddress+"\n", 0o644)
 	_, text := generate(t, "--apt", "http://"+planeAddress+"/apt", "--key", filepath.Join(r.dir, "wingman.asc"), "--token-from", "gce", b.dir)
-	c.seed(m, "i-1", "forum", text)
+	c.seed(m, "i-1", "ofgce", text)
 	m.Boot()
 	if got := c.cloudInitDone(m); got != "done" {
 		t.Errorf("cloud-init ended with %q", got)
@@ -214,9 +269,9 @@ func stockImageWaitsForIstiod(t *testing.T, file string) {
 	c := newCloud(t)
 	c.serve(http.FileServer(http.Dir(filepath.Dir(file))))
 	c.istiod.Stop()
-	m := c.machine("forum", "10.99.0.2")
+	m := c.machine("waits", "10.99.0.2")
 	b := c.bundle(files.Group)
-	c.seed(m, "i-1", "forum", b.userData(t, "--package", "http://"+planeAddress+"/"+filepath.Base(file), "--sha256", sum(t, file)))
+	c.seed(m, "i-1", "waits", b.userData(t, "--package", "http://"+planeAddress+"/"+filepath.Base(file), "--sha256", sum(t, file)))
 	m.Boot()
 	if got := c.cloudInitDone(m); got != "error" {
 		t.Errorf("cloud-init ended with %q, want error: the machine is no member", got)
@@ -237,15 +292,18 @@ func stockImageWaitsForIstiod(t *testing.T, file string) {
 func stockImageRefuses(t *testing.T, file string) {
 	c := newCloud(t)
 	c.serve(http.FileServer(http.Dir(filepath.Dir(file))))
-	m := c.machine("forum", "10.99.0.2")
+	m := c.machine("refuses", "10.99.0.2")
 	b := c.bundle(files.Group)
-	c.seed(m, "i-1", "forum", b.userData(t, "--package", "http://"+planeAddress+"/"+filepath.Base(file), "--sha256", strings.Repeat("0a", 32)))
+	c.seed(m, "i-1", "refuses", b.userData(t, "--package", "http://"+planeAddress+"/"+filepath.Base(file), "--sha256", strings.Repeat("0a", 32)))
 	m.Boot()
 	if got := c.cloudInitDone(m); got != "error" {
 		t.Errorf("cloud-init ended with %q, want error", got)
 	}
 	if out, err := m.Try("wingman", "version"); err == nil {
 		t.Errorf("the package is installed: %s", out)
+	}
+	if got := m.Sh("ls -A /root | grep wingman || :"); got != "" {
+		t.Errorf("a boot that failed leaves %q, want neither token nor package", got)
 	}
 	c.mustKeep(m, b.token)
 }

@@ -76,6 +76,20 @@ func build(dir string) error {
 	return nil
 }
 
+// envoyPackage makes the .deb of wingman-envoy for this computer.
+func envoyPackage(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	cmd := exec.Command("sh", "../../packaging/envoy/build.sh", runtime.GOARCH)
+	cmd.Env = append(cmd.Environ(), "DIST="+dir, "KINDS=deb")
+	run(t, cmd)
+	found, err := filepath.Glob(filepath.Join(dir, "*.deb"))
+	if err != nil || len(found) != 1 {
+		t.Fatalf("packaging/envoy/build.sh left %q, want one file (%v)", found, err)
+	}
+	return found[0]
+}
+
 // run runs a command and returns what it said; the test ends with that when it does not succeed.
 func run(t *testing.T, cmd *exec.Cmd) string {
 	t.Helper()

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"encoding/base64"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -127,7 +128,15 @@ func TestUserDataHoldsTheFiles(t *testing.T) {
 			}
 		})
 	}
-	c, _ := generate(t, "--apt", "https://packages.example/apt", "--key", key, "--suite", "testing", dir)
+	c, _ := generate(t, "--package", "https://packages.example/a.deb", "--sha256", sha, "--package", "https://packages.example/b.deb", "--sha256", strings.Repeat("0b", 32), "--", dir)
+	if got := c.Runcmd[0][4:]; !slices.Equal(got, []string{"https://packages.example/a.deb", sha, "https://packages.example/b.deb", strings.Repeat("0b", 32)}) {
+		t.Errorf("of two packages it fetches %q", got)
+	}
+	c, _ = generate(t, "--yum", "https://packages.example/yum", "--key", key, dir)
+	if got := c.YumRepos["wingman"].(map[string]any); got["gpgcheck"] != true || got["repo_gpgcheck"] != true {
+		t.Errorf("yum's repository is %v, want packages and index checked", got)
+	}
+	c, _ = generate(t, "--apt", "https://packages.example/apt", "--key", key, "--suite", "testing", dir)
 	if got := c.Apt["sources"].(map[string]any)["wingman"].(map[string]any); got["source"] != "deb [signed-by=$KEY_FILE] https://packages.example/apt testing main" || got["key"] != "-----BEGIN PGP PUBLIC KEY BLOCK-----\n\nAAAA\n-----END PGP PUBLIC KEY BLOCK-----\n" {
 		t.Errorf("apt's source is %q", got)
 	}
@@ -148,10 +157,16 @@ func TestUserDataNamesEveryProblem(t *testing.T) {
 		{"a value that is not there", []string{dir, "--apt"}, []string{"--apt needs a value"}},
 		{"files that are not there", []string{istioctlFiles(t, "hosts", "istio-token")}, []string{"/hosts: is not there", "/istio-token: is not there"}},
 		{"a repository without its key", []string{"--apt", "https://x.example", dir}, []string{"--key: expected"}},
-		{"two ways", []string{"--apt", "https://x.example", "--package", "https://x.example/a.deb", dir}, []string{"expected one of them", "--sha256: found 0 digits"}},
+		{"two ways", []string{"--apt", "https://x.example", "--package", "https://x.example/a.deb", dir}, []string{"expected one of them", "--sha256: expected one for each --package"}},
+		{"a package without its sum", []string{"--package", "https://x.example/a.deb", "--package", "https://x.example/b.deb", "--sha256", strings.Repeat("a", 64), dir}, []string{"--sha256: expected one for each --package"}},
+		{"packages of two kinds", []string{"--package", "https://x.example/a.deb", "--package", "https://x.example/b.rpm", "--sha256", strings.Repeat("a", 64), "--sha256", strings.Repeat("b", 64), dir}, []string{"expected files of one kind"}},
 		{"a package of no kind", []string{"--package", "https://x.example/a.tar", "--sha256", strings.Repeat("A", 64), dir}, []string{"expected a .deb or .rpm", "lower-case"}},
 		{"no URL", []string{"--package", "file:///a.deb", "--sha256", strings.Repeat("a", 64), dir}, []string{"expected a URL"}},
 		{"a URL that would be another line", []string{"--package", "https://x\"\n- evil.deb", "--sha256", strings.Repeat("a", 64), dir}, []string{"a character that no URL has"}},
+		{"a URL that would end its quotes", []string{"--package", "https://x\"evil.deb", "--sha256", strings.Repeat("a", 64), dir}, []string{"a character that no URL has"}},
+		{"two URLs in one value", []string{"--package", "https://x.example/a.deb https://x.example/b.deb", "--sha256", strings.Repeat("a", 64), dir}, []string{"found a blank"}},
+		{"two folders behind --", []string{"--", dir, dir}, []string{"expected one folder"}},
+		{"a private key", []string{"--apt", "https://x.example", "--key", write(t, filepath.Join(t.TempDir(), "key"), "-----BEGIN PGP PRIVATE KEY BLOCK-----\n"), dir}, []string{"expected a public key"}},
 		{"no such cloud", []string{"--token-from", "ibm", dir}, []string{"expected gce, aws or azure"}},
 		{"two sources of settings", []string{"--token-from", "gce", "--settings", own, dir}, []string{"expected one of them"}},
 	} {
@@ -166,6 +181,69 @@ func TestUserDataNamesEveryProblem(t *testing.T) {
 				if !strings.Contains(errs.String(), want) {
 					t.Errorf("it says %q, want %q in it", errs.String(), want)
 				}
+			}
+		})
+	}
+}
+
+// From wherever it is called and whoever calls it: all of the user-data, or none and a failure.
+func TestUserDataIsWholeOrNone(t *testing.T) {
+	shared, err := os.MkdirTemp("", "user-data-") // t.TempDir is for its owner alone
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(shared) })
+	scripts, dir := filepath.Join(shared, "scripts"), filepath.Join(shared, "bundle")
+	if err := os.CopyFS(scripts, os.DirFS(filepath.Dir(generator))); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"cluster.env", "mesh.yaml", "hosts", "root-cert.pem", "istio-token"} {
+		write(t, filepath.Join(dir, name), "content\n")
+	}
+	run(t, exec.Command("chmod", "-R", "a+rX", shared))
+	script, link, broken := filepath.Join(scripts, "user-data.sh"), filepath.Join(shared, "link"), filepath.Join(shared, "bin")
+	if err := os.Symlink(script, link); err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(broken, "base64"), "#!/bin/sh\necho base64: no memory >&2\nexit 1\n")
+	run(t, exec.Command("chmod", "-R", "a+rx", broken))
+	whole := run(t, exec.Command("sh", script, dir))
+	stranger := func(file string) *exec.Cmd {
+		run(t, exec.Command("chmod", "0600", file))
+		t.Cleanup(func() { run(t, exec.Command("chmod", "0644", file)) })
+		if os.Geteuid() == 0 {
+			return exec.Command("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "sh", script, dir)
+		}
+		run(t, exec.Command("chmod", "0", file))
+		return exec.Command("sh", script, dir)
+	}
+	for _, test := range []struct {
+		name string
+		cmd  func() *exec.Cmd
+		says string // "": it works
+	}{
+		{"through a link", func() *exec.Cmd { return exec.Command("sh", link, dir) }, ""},
+		{"without the scripts beside it", func() *exec.Cmd {
+			alone := filepath.Join(t.TempDir(), "user-data.sh")
+			run(t, exec.Command("cp", script, alone))
+			return exec.Command("sh", alone, dir)
+		}, "/prepare.sh: is not there"},
+		{"a token that the caller may not read", func() *exec.Cmd { return stranger(filepath.Join(dir, "istio-token")) }, "/istio-token: may not be read"},
+		{"a program that fails midway", func() *exec.Cmd {
+			cmd := exec.Command("sh", script, dir)
+			cmd.Env = append(cmd.Environ(), "PATH="+broken+":"+os.Getenv("PATH"))
+			return cmd
+		}, "no memory"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			var out, errs bytes.Buffer
+			cmd := test.cmd()
+			cmd.Stdout, cmd.Stderr = &out, &errs
+			switch err := cmd.Run(); {
+			case test.says == "" && (err != nil || out.String() != whole):
+				t.Errorf("%v: %s\nit wrote\n%s\nwant\n%s", err, errs.String(), out.String(), whole)
+			case test.says != "" && (err == nil || out.Len() > 0 || !strings.Contains(errs.String(), test.says)):
+				t.Errorf("%v, %d bytes, and it says %q, want a failure, nothing, and %q", err, out.Len(), errs.String(), test.says)
 			}
 		})
 	}

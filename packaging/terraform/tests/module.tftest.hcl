@@ -151,7 +151,7 @@ run "a_repository_of_no_suite" {
 run "a_package_without_a_checksum" {
   command = plan
   variables {
-    package_source = { type = "url", url = "https://packages.example/wingman.deb" }
+    package_source = { type = "url", packages = [{ url = "https://packages.example/wingman.deb", sha256 = "0a" }] }
   }
   expect_failures = [var.package_source]
 }
@@ -159,7 +159,7 @@ run "a_package_without_a_checksum" {
 run "a_url_that_would_be_another_line" {
   command = plan
   variables {
-    package_source = { type = "url", url = "https://packages.example/\n.deb", sha256 = "0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a" }
+    package_source = { type = "url", packages = [{ url = "https://packages.example/\n.deb", sha256 = "0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a" }] }
   }
   expect_failures = [var.package_source]
 }
