@@ -37,6 +37,17 @@ else
 	systemd-tmpfiles ${DPKG_ROOT:+--root="$DPKG_ROOT"} --exclude-prefix=/run --create wingman.conf || true
 fi
 
+# Where the agent puts the certificate: made, or taken with nothing in it but the root that came before the package. Any other is somebody's, with
+# an owner and a mode that he chose. tmpfiles.d would set both, at each boot again, before systemd 254.
+certs=${DPKG_ROOT:-}/etc/certs
+owner=$(sed -n 's/^istio-proxy:[^:]*:\([0-9]*:[0-9]*\):.*/\1/p' "${DPKG_ROOT:-}/etc/passwd")
+[ -e "$certs" ] || [ -L "$certs" ] || mkdir -m 0755 "$certs"
+if [ -n "$owner" ] && [ ! -L "$certs" ] && [ "$(stat -c %a:%u "$certs")" = 755:0 ]; then
+	case $(ls -A "$certs") in
+	'' | root-cert.pem) chown "$owner" "$certs" ;;
+	esac
+fi
+
 if command -v deb-systemd-helper >/dev/null 2>&1; then
 	for unit in $units; do
 		# A removal masked the units; only those of an earlier installation are known to the helper. What their owner enabled is

@@ -5,6 +5,11 @@ set -e
 units="wingman.service wingman-rules.service"
 root=${DPKG_ROOT:-}
 
+# Nobody's any more, if it is empty.
+drop() {
+	if [ -d "$1" ] && [ ! -L "$1" ]; then rmdir --ignore-fail-on-non-empty "$1"; fi
+}
+
 case "${1:-}" in
 remove)
 	if command -v deb-systemd-helper >/dev/null 2>&1; then
@@ -36,13 +41,23 @@ purge)
 			;;
 		esac
 	done
-	rm -rf "$root/var/lib/wingman" "$root/etc/certs/groups"
-	if [ -d "$root/etc/certs" ]; then rmdir --ignore-fail-on-non-empty "$root/etc/certs"; fi
+	rm -rf "$root/var/lib/wingman"
+	# Copies for groups have a link "current" to a folder with a number; what else is there is somebody's.
+	for folder in "$root"/etc/certs/groups/*/; do
+		[ -d "$folder" ] || continue
+		case $(readlink "${folder}current") in
+		'' | *[!0-9]*) ;;
+		*) rm -rf "${folder}current" "${folder}key.pem" "${folder}cert-chain.pem" "${folder}root-cert.pem" "${folder}new" "$folder"[0-9]* ;;
+		esac
+		drop "${folder%/}"
+	done
+	drop "$root/etc/certs/groups"
+	drop "$root/etc/certs"
 	# The key by which the identity was sealed: nothing is left that it opens.
 	rm -f "$root/etc/credstore.encrypted/wingman-seal-key"
-	if [ -d "$root/etc/wingman" ]; then rmdir --ignore-fail-on-non-empty "$root/etc/wingman"; fi
+	drop "$root/etc/wingman"
 	;;
-0) ;;
+0) drop "$root/etc/certs" ;;
 *) exit 0 ;;
 esac
 

@@ -70,10 +70,14 @@ func TestADebianPackageInARootOfItsOwn(t *testing.T) {
 		dpkg []string // called in the outer root
 		root string   // below the outer root, where the package goes
 		bare bool     // there is no systemctl
+
+		certs string // makes the folder of certificates in the root, which was there before
+		owned string // mode and owner that it must have then
 	}{
-		{"chroot", []string{"dpkg"}, "", false},
-		{"chroot without systemctl", []string{"dpkg"}, "", true},
-		{"DPKG_ROOT", []string{"dpkg", "--root=/root/inner", "--force-script-chrootless"}, "root/inner", false},
+		{"chroot", []string{"dpkg"}, "", false, "rm -rf etc/certs; mkdir -p etc/certs/groups/web; chmod 700 etc/certs; echo key >etc/certs/tls.key; echo key >etc/certs/groups/web/key.pem", "700 root"},
+		{"chroot without systemctl", []string{"dpkg"}, "", true, "", "755 istio-proxy"},
+		{"DPKG_ROOT", []string{"dpkg", "--root=/root/inner", "--force-script-chrootless"}, "root/inner", false, "", "755 istio-proxy"},
+		{"root certificate first", []string{"dpkg"}, "", false, "rm -rf etc/certs; mkdir etc/certs; echo root >etc/certs/root-cert.pem", "755 istio-proxy"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			outer := filepath.Join(t.TempDir(), "outer")
@@ -91,6 +95,11 @@ func TestADebianPackageInARootOfItsOwn(t *testing.T) {
 				must(t, exec.Command("cp", file, filepath.Join(outer, "root", version+".deb")))
 			}
 			must(t, exec.Command("find", filepath.Join(root, "etc/systemd/system"), "-type", "d", "-empty", "-delete")) // deb-systemd-helper tidies these up
+			if c.certs != "" {
+				sh := exec.Command("sh", "-ec", c.certs)
+				sh.Dir = root
+				must(t, sh)
+			}
 			before := rootTree(t, root)
 			run := func(argv ...string) {
 				t.Helper()
@@ -106,6 +115,9 @@ func TestADebianPackageInARootOfItsOwn(t *testing.T) {
 			if left, err := filepath.Glob(filepath.Join(root, "run/*wingman*")); err != nil || len(left) > 0 {
 				t.Errorf("the image's /run has %q (%v)", left, err)
 			}
+			if out, err := exec.Command("chroot", root, "stat", "-c", "%a %U", "/etc/certs").CombinedOutput(); err != nil || strings.TrimSpace(string(out)) != c.owned {
+				t.Errorf("/etc/certs is %s (%v), want %s", out, err, c.owned)
+			}
 			must(t, exec.Command("systemctl", "--root="+root, "--quiet", "enable", "wingman.service"))
 			const enabled = "wingman-rules.service wingman.service"
 			run("--install", "/root/"+newVersion+".deb")
@@ -117,7 +129,16 @@ func TestADebianPackageInARootOfItsOwn(t *testing.T) {
 			if got := wants(t, root); got != enabled {
 				t.Errorf("removed and installed again %q are enabled, want %s", got, enabled)
 			}
+			copies := exec.Command("sh", "-ec", "mkdir -p app/7; ln -s 7 app/current; ln -s current/key.pem app/key.pem; echo key >app/7/key.pem; mkdir prepared")
+			copies.Dir = filepath.Join(root, "etc/certs/groups")
+			if err := os.MkdirAll(copies.Dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			must(t, copies)
 			run("--purge", "wingman")
+			if c.name == "root certificate first" { // the folder was given to the agent's user, and the user stays
+				must(t, exec.Command("chown", "0:0", filepath.Join(root, "etc/certs")))
+			}
 			if diff := differences(before, rootTree(t, root)); diff != "" {
 				t.Errorf("a purge does not leave the root as it was:\n%s", diff)
 			}
