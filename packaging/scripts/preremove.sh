@@ -50,9 +50,13 @@ act stop wingman.service wingman.path wingman-proxy.service
 
 # Rules of a machine whose agent could not take them out, as it crashed, hung or is masked, whatever became of Envoy: the guard needs
 # no program of ours for it. Then those that nobody noted.
-# Istio's own agent names its chains alike: only where this agent has joined can they be ours.
+# Istio's own agent names its chains alike: only where this agent has joined can they be ours, and not where that one runs (again).
 outside /usr/lib/wingman/crash-guard --stopped || true
-if [ -e /var/lib/wingman/joined.json ]; then
+case $(systemctl show --property=ActiveState --value istio.service) in
+active | activating | reloading) theirs=yes ;;
+*) theirs= ;;
+esac
+if [ -z "$theirs" ] && [ -e /var/lib/wingman/joined.json ]; then
 	outside wingman rules remove || echo "wingman: traffic rules may still be there; they go with the next reboot" >&2
 fi
 act stop wingman-rules.service

@@ -55,18 +55,22 @@ func TestTheGuardOfAStop(t *testing.T) {
 	for _, c := range []struct {
 		name, state, job, system string
 		ours                     bool
-		rules, note              bool // stay
+		rules, note              bool   // stay
+		istio, record            string // state of istio.service, and what an adopt noted
 	}{
-		{"it hands over to another agent", "inactive", "handover", "running", true, true, false},
-		{"stopped", "inactive", "", "running", true, false, false},
-		{"stopped after a failure", "failed", "12 wingman.service stop running", "degraded", true, false, false},
-		{"rules of somebody else", "inactive", "", "running", false, true, false},
-		{"it runs", "active", "", "running", true, true, true},
-		{"between two starts", "activating", "", "running", true, true, true},
-		{"it ends", "deactivating", "", "running", true, true, true},
-		{"a restart", "inactive", "12 wingman.service restart waiting", "running", true, true, true},
-		{"a start", "inactive", "12 wingman.service start waiting", "running", true, true, true},
-		{"a shutdown", "inactive", "", "stopping", true, true, true},
+		{"it hands over to another agent", "inactive", "handover", "running", true, true, false, "inactive", ""},
+		{"Istio's own agent is back", "inactive", "", "running", true, true, false, "active", ""},
+		{"Istio's own agent starts again", "inactive", "", "running", true, true, false, "activating", `{"step":"undo"}`},
+		{"Istio's own agent beside an adopt that is through", "inactive", "", "running", true, false, false, "active", `{"step":"done"}`},
+		{"stopped", "inactive", "", "running", true, false, false, "inactive", ""},
+		{"stopped after a failure", "failed", "12 wingman.service stop running", "degraded", true, false, false, "inactive", ""},
+		{"rules of somebody else", "inactive", "", "running", false, true, false, "inactive", ""},
+		{"it runs", "active", "", "running", true, true, true, "inactive", ""},
+		{"between two starts", "activating", "", "running", true, true, true, "inactive", ""},
+		{"it ends", "deactivating", "", "running", true, true, true, "inactive", ""},
+		{"a restart", "inactive", "12 wingman.service restart waiting", "running", true, true, true, "inactive", ""},
+		{"a start", "inactive", "12 wingman.service start waiting", "running", true, true, true, "inactive", ""},
+		{"a shutdown", "inactive", "", "stopping", true, true, true, "inactive", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			netns.New(t)
@@ -89,6 +93,7 @@ func TestTheGuardOfAStop(t *testing.T) {
 case "$*" in
 is-system-running) echo `+c.system+` ;;
 "show --property=ActiveState --value wingman.service") echo `+c.state+` ;;
+"show --property=ActiveState --value istio.service") echo `+c.istio+` ;;
 "list-jobs --plain --no-legend wingman.service") echo "`+c.job+`" ;;
 *) echo "unexpected: $*" >&2; exit 1 ;;
 esac
@@ -100,7 +105,8 @@ esac
 			guard := string(content)
 			for from, to := range map[string]string{ // the agent's program is missing here
 				"\nPATH=": "\nPATH=" + dir + ":", "notes=/run/wingman-guard\n": "notes=" + dir + "\n", "ours=/var/lib/wingman/rules.in\n": "ours=" + dir + "/rules.in\n",
-				"/usr/bin/wingman rules remove": dir + "/wingman rules remove",
+				"record=/var/lib/wingman-adopt/record.json\n": "record=" + dir + "/record.json\n",
+				"/usr/bin/wingman rules remove":               dir + "/wingman rules remove",
 			} {
 				if strings.Count(guard, from) == 0 {
 					t.Fatalf("the guard has no %q", from)
@@ -111,6 +117,9 @@ esac
 			write("open", "2026-11-23T12:00:00Z why\n", 0o644)
 			if c.ours {
 				write("rules.in", "", 0o600)
+			}
+			if c.record != "" {
+				write("record.json", c.record+"\n", 0o600)
 			}
 			if c.job == "handover" { // no job, but that note
 				write("handover", "", 0o644)
