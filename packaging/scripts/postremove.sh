@@ -42,6 +42,11 @@ purge)
 		esac
 	done
 	rm -rf "$root/var/lib/wingman"
+	# Of an adopt that the removal did not undo: the package's files alone were here, or it was told not to. An agent that is gone takes no place.
+	if [ -e "$root/var/lib/wingman-adopt/record.json" ] && [ "$(readlink "$root/etc/systemd/system/istio.service")" = /dev/null ]; then
+		rm -f "$root/etc/systemd/system/istio.service"
+	fi
+	rm -rf "$root/var/lib/wingman-adopt"
 	# Copies for groups have a link "current" to a folder with a number; what else is there is somebody's.
 	for folder in "$root"/etc/certs/groups/*/; do
 		[ -d "$folder" ] || continue

@@ -34,6 +34,7 @@ func TestAdopt(t *testing.T) {
 		{"late", adoptThatIsLate},
 		{"killed", killedAdopts},
 		{"backends", adoptOverEachBackend},
+		{"package", packageOfAnAdopted},
 	} {
 		t.Run(part.name, func(t *testing.T) {
 			s.tell(t)

@@ -73,11 +73,13 @@ func TestADebianPackageInARootOfItsOwn(t *testing.T) {
 
 		certs string // makes the folder of certificates in the root, which was there before
 		owned string // mode and owner that it must have then
+
+		adopted bool // the place of an istio.service was taken, and the removal has no systemd to undo that by
 	}{
-		{"chroot", []string{"dpkg"}, "", false, "rm -rf etc/certs; mkdir -p etc/certs/groups/web; chmod 700 etc/certs; echo key >etc/certs/tls.key; echo key >etc/certs/groups/web/key.pem", "700 root"},
-		{"chroot without systemctl", []string{"dpkg"}, "", true, "", "755 istio-proxy"},
-		{"DPKG_ROOT", []string{"dpkg", "--root=/root/inner", "--force-script-chrootless"}, "root/inner", false, "", "755 istio-proxy"},
-		{"root certificate first", []string{"dpkg"}, "", false, "rm -rf etc/certs; mkdir etc/certs; echo root >etc/certs/root-cert.pem", "755 istio-proxy"},
+		{"chroot", []string{"dpkg"}, "", false, "rm -rf etc/certs; mkdir -p etc/certs/groups/web; chmod 700 etc/certs; echo key >etc/certs/tls.key; echo key >etc/certs/groups/web/key.pem", "700 root", false},
+		{"chroot without systemctl", []string{"dpkg"}, "", true, "", "755 istio-proxy", false},
+		{"DPKG_ROOT", []string{"dpkg", "--root=/root/inner", "--force-script-chrootless"}, "root/inner", false, "", "755 istio-proxy", true},
+		{"root certificate first", []string{"dpkg"}, "", false, "rm -rf etc/certs; mkdir etc/certs; echo root >etc/certs/root-cert.pem", "755 istio-proxy", true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			outer := filepath.Join(t.TempDir(), "outer")
@@ -135,6 +137,11 @@ func TestADebianPackageInARootOfItsOwn(t *testing.T) {
 				t.Fatal(err)
 			}
 			must(t, copies)
+			if c.adopted {
+				sh := exec.Command("sh", "-ec", `mkdir var/lib/wingman-adopt; echo '{"step":"done"}' >var/lib/wingman-adopt/record.json; ln -s /dev/null etc/systemd/system/istio.service`)
+				sh.Dir = root
+				must(t, sh)
+			}
 			run("--purge", "wingman")
 			if c.name == "root certificate first" { // the folder was given to the agent's user, and the user stays
 				must(t, exec.Command("chown", "0:0", filepath.Join(root, "etc/certs")))
