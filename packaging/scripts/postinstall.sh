@@ -72,10 +72,10 @@ if [ -n "$upgrade" ]; then
 	# Only an agent that runs is restarted; Envoy never is: its connections go on.
 	act try-restart wingman.service
 fi
-# A removal that was broken off had stopped an agent that ran.
+# A removal that was broken off had stopped an agent that ran, or one that waited for its files.
 if [ -e "$stopped" ]; then
 	case "$1" in
-	abort-*) act start wingman.service ;;
+	abort-*) act start wingman.service ;; # it wants wingman.path, which Debian's wrapper would not start by itself
 	esac
 	rm -f "$stopped"
 fi

@@ -54,12 +54,14 @@ if [ "$1" = 0 ]; then
 fi
 [ -n "$booted" ] || exit 0
 
-# For the case that the removal is broken off. rpm's never is.
+# For the case that the removal is broken off: an agent that runs, or waits for its files. rpm's never is.
 if [ "$1" = remove ]; then
-	case $(systemctl show --property=ActiveState --value wingman.service) in
-	inactive | failed) ;;
-	*) : >"$stopped" ;;
-	esac
+	for unit in wingman.service wingman.path; do
+		case $(systemctl show --property=ActiveState --value $unit) in
+		inactive | failed) ;;
+		*) : >"$stopped" ;;
+		esac
+	done
 fi
 
 # Unhealthy first, then Envoy drains, rules out, entry gone: what a stop does. An agent that waits for its files has no process, but a path.

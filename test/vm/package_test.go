@@ -137,6 +137,10 @@ func debSteps() []chapter {
 		}, want: waiting(oldVersion)},
 		{name: "upgrade while it waits", do: putVersion(newVersion), want: waiting(newVersion)},
 		{name: "downgrade while it waits", do: putVersion(oldVersion), want: waiting(oldVersion)},
+		{name: "removal of what waits killed", do: func(p *packaged) {
+			p.killsCaller("systemd-run")
+			p.mustFail(p.remove)
+		}, want: expected{version: oldVersion, unfinished: "ri", enabled: "enabled", waits: true, kept: true}},
 		{name: "remove what waits", do: func(p *packaged) { p.Run("sh", "-c", p.remove) }, want: removed},
 		{name: "install what waited", do: func(p *packaged) {
 			p.put(oldVersion)
