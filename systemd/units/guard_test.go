@@ -147,3 +147,65 @@ esac
 		})
 	}
 }
+
+// At the fifth bad end DNS is taken away from the agent, and the guard says so, only where it could do that: rules of the native backend need nft.
+func TestTheGuardSaysWhatItDid(t *testing.T) {
+	for _, tool := range []string{"nft", "awk", "grep", "rm", "mv", "date", "mkdir"} {
+		netns.Tool(t, tool)
+	}
+	for _, c := range []struct {
+		name string
+		nft  bool
+		want string
+	}{
+		{"with nft", true, "<3>DNS is taken away from the agent: "},
+		{"without nft", false, "<3>The agent keeps ending badly, and DNS rules stay in table inet wingman, as there is no nft"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			netns.New(t)
+			dir := t.TempDir()
+			for _, tool := range []string{"nft", "awk", "grep", "rm", "mv", "date", "mkdir"} {
+				if tool == "nft" && !c.nft {
+					continue
+				}
+				if err := os.Symlink(netns.Tool(t, tool), filepath.Join(dir, tool)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			content, err := files.ReadFile("crash-guard")
+			if err != nil {
+				t.Fatal(err)
+			}
+			guard := strings.NewReplacer("\nPATH=/usr/sbin:/usr/bin:/sbin:/bin\n", "\nPATH="+dir+"\n", "notes=/run/wingman-guard\n", "notes="+dir+"\n",
+				"ours=/var/lib/wingman/rules.in\n", "ours="+dir+"/rules.in\n", "\nsleep \"$pause\"\n", "\n").Replace(string(content))
+			for name, content := range map[string]string{"guard": guard, "rules.in": ""} {
+				if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o755); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if out, err := exec.Command("nft", "add table inet wingman; add chain inet wingman nat-istio-output-dns; add rule inet wingman nat-istio-output-dns udp dport 53 accept").CombinedOutput(); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+			said := ""
+			for range 7 {
+				cmd := exec.Command("sh", filepath.Join(dir, "guard"))
+				cmd.Env = append(cmd.Environ(), "SERVICE_RESULT=signal")
+				out, err := cmd.CombinedOutput()
+				if err != nil {
+					t.Fatalf("%v: %s", err, out)
+				}
+				said += string(out)
+			}
+			if !strings.HasPrefix(said, c.want) || strings.Count(said, "<3>") != 1 {
+				t.Errorf("the guard said\n%s\nwant one line that begins with %s", said, c.want)
+			}
+			if _, err := os.Stat(filepath.Join(dir, "open")); (err == nil) != c.nft {
+				t.Errorf("its note that DNS was taken away: %v, want one: %v", err, c.nft)
+			}
+			table, err := exec.Command("nft", "list", "table", "inet", "wingman").CombinedOutput()
+			if err != nil || strings.Contains(string(table), "dport 53") == c.nft {
+				t.Errorf("the table is now (%v)\n%s", err, table)
+			}
+		})
+	}
+}
