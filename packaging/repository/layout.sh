@@ -11,7 +11,7 @@
 # when set, is how long apt trusts its index: run again before that.
 #
 # Leaves in DIR: apt (pool, dists/SUITE), yum (ARCH/*.rpm, repodata), wingman.asc (the public key).
-# Needs gpg and xz; apt-ftparchive (apt-utils) for .deb; createrepo_c, rpm and rpmsign for .rpm.
+# Needs gpg and flock; apt-ftparchive (apt-utils) and xz for .deb; createrepo_c, rpm and rpmsign for .rpm.
 set -eu
 umask 022
 export LC_ALL=C TZ=UTC
@@ -25,6 +25,7 @@ need() { command -v "$1" >/dev/null 2>&1 || die "$1 is needed: install $2"; }
 [ $# -gt 0 ] || die "usage: layout.sh DIR [PACKAGE …]"
 [ -n "${KEY:-}" ] || die "KEY is not set: name the key to sign by, one of gpg --list-secret-keys"
 need gpg gnupg
+need flock util-linux
 gpg --batch --list-secret-keys "$KEY" >/dev/null 2>&1 || die "there is no secret key $KEY in ${GNUPGHOME:-$HOME/.gnupg}"
 dir=$1
 shift
@@ -44,13 +45,14 @@ put() {
 	mv "$2.new" "$2"
 }
 
-# publish FILE PATH SUM: puts a package in place, once. SUM prints what makes a file of that name the same package.
-publish() {
-	if [ ! -e "$2" ]; then
-		put "$1" "$2"
-	elif [ "$($3 "$1")" != "$($3 "$2")" ]; then
-		die "$2 is there with other content, which machines may have: give the new package another version or release"
-	fi
+# stage FILE PATH SUM: has a package ready for its place in DIR. SUM prints what makes a file of that name the same package.
+stage() {
+	for there in "$dir/$2" "$work/new/$2"; do
+		if [ -e "$there" ] && [ "$($3 "$1")" != "$($3 "$there")" ]; then
+			die "$there is there with other content, which machines may have: give the new package another version or release"
+		fi
+	done
+	[ -e "$dir/$2" ] || put "$1" "$work/new/$2"
 }
 
 sign() { gpg --batch --yes --no-tty --local-user "$KEY" --digest-algo SHA512 "$@"; }
@@ -62,27 +64,34 @@ contents() { sha256sum <"$1"; }
 # An .rpm's header has the digest of its payload; the signature is outside of both.
 header() { rpm --query --package --nosignature --queryformat '%{SHA256HEADER}' "$1"; }
 
-# Everything is looked at before anything is published.
+# Everything is looked at, and compared with what is there, before anything is published.
 for package; do
 	[ -f "$package" ] || die "there is no file $package"
 	case $package in
-	*.deb) need apt-ftparchive apt-utils && need dpkg-deb dpkg && dpkg-deb --field "$package" Package >/dev/null ;;
+	*.deb) need apt-ftparchive apt-utils && need xz xz-utils && need dpkg-deb dpkg && dpkg-deb --field "$package" Package >/dev/null ;;
 	*.rpm) need createrepo_c createrepo-c && need rpm rpm && need rpmsign rpm && header "$package" >/dev/null ;;
 	*) die "$package: expected a .deb or an .rpm" ;;
 	esac
 done
+# A package's place is named by what it says of itself: apt-ftparchive goes by the architecture in a file's name.
 for package; do
 	case $package in
 	*.deb)
-		name=$(dpkg-deb --field "$package" Package)
-		publish "$package" "$dir/apt/pool/$component/$(printf %.1s "$name")/$name/$(basename "$package")" contents
+		field() { dpkg-deb --field "$package" "$1"; }
+		name=$(field Package) version=$(field Version) arch=$(field Architecture)
+		stage "$package" "apt/pool/$component/$(printf %.1s "$name")/$name/${name}_${version#*:}_$arch.deb" contents
 		;;
 	*.rpm)
 		cp "$package" "$work/signed.rpm"
 		GPG_TTY=none rpmsign --define "__gpg $(command -v gpg)" --define "_gpg_name $KEY" --addsign "$work/signed.rpm" >/dev/null
-		publish "$work/signed.rpm" "$dir/yum/$(rpm --query --package --nosignature --queryformat '%{ARCH}' "$package")/$(basename "$package")" header
+		stage "$work/signed.rpm" "yum/$(rpm --query --package --nosignature --queryformat '%{ARCH}/%{NAME}-%{VERSION}-%{RELEASE}.%{ARCH}.rpm' "$package")" header
 		;;
 	esac
+done
+# None is refused: all are published.
+mkdir -p "$work/new"
+(cd "$work/new" && find . -type f) | while read -r file; do
+	put "$work/new/$file" "$dir/$file"
 done
 gpg --batch --armor --export "$KEY" >"$work/wingman.asc"
 cmp -s "$work/wingman.asc" "$dir/wingman.asc" || put "$work/wingman.asc" "$dir/wingman.asc"
@@ -90,9 +99,11 @@ cmp -s "$work/wingman.asc" "$dir/wingman.asc" || put "$work/wingman.asc" "$dir/w
 # apt: an index for each architecture, under its name and under that of its hash, which a machine that read an older Release still finds.
 if [ -d "$dir/apt/pool" ]; then
 	need apt-ftparchive apt-utils
+	need xz xz-utils
 	cd "$dir/apt"
 	dist=$work/dist
 	architectures=$(find pool -name '*.deb' | sed 's/.*_//; s/\.deb$//' | grep -v '^all$' | sort -u | tr '\n' ' ' | sed 's/ $//')
+	architectures=${architectures:-all}
 	for arch in $architectures; do
 		index=$dist/$component/binary-$arch
 		mkdir -p "$index"

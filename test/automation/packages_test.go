@@ -90,6 +90,16 @@ func envoyPackage(t *testing.T) string {
 	return found[0]
 }
 
+// standIn makes a .deb of this name with nothing in it.
+func standIn(t *testing.T, name, arch string) string {
+	t.Helper()
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "tree/DEBIAN/control"), fmt.Sprintf("Package: %s\nVersion: 2.0.0-1\nArchitecture: %s\nMaintainer: Test <test@example.com>\nDescription: stands in for the real one\n", name, arch))
+	deb := filepath.Join(dir, name+".deb")
+	run(t, exec.Command("dpkg-deb", "--build", "--root-owner-group", "-Znone", filepath.Join(dir, "tree"), deb))
+	return deb
+}
+
 // run runs a command and returns what it said; the test ends with that when it does not succeed.
 func run(t *testing.T, cmd *exec.Cmd) string {
 	t.Helper()

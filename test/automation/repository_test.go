@@ -115,12 +115,24 @@ func TestRepositoryLayout(t *testing.T) {
 
 	// Another package by the same name: machines may have the first.
 	other := filepath.Join(t.TempDir(), filepath.Base(packages[0]))
-	run(t, exec.Command("cp", packageOf(t, newVersion, "deb"), other))
-	if out, err := r.layOut(other).CombinedOutput(); err == nil || !strings.Contains(string(out), "is there with other content") {
+	run(t, exec.Command("sh", "-euc", `dpkg-deb --raw-extract "$1" "$2"; echo other >>"$2/usr/share/other"; dpkg-deb --build --root-owner-group -Znone "$2" "$3"`, "sh", packages[0], filepath.Join(t.TempDir(), "tree"), other))
+	// Beside it one that could be published: all or none are.
+	if out, err := r.layOut(packageOf(t, newVersion, "deb"), packageOf(t, newVersion, "rpm"), other).CombinedOutput(); err == nil || !strings.Contains(string(out), "is there with other content") {
 		t.Errorf("another package by the same name: %v\n%s", err, out)
 	}
 	if again := r.state(); again != first {
-		t.Error("a package that was refused changed the repository")
+		t.Errorf("a package that was refused changed the repository from\n%s\nto\n%s", first, again)
+	}
+	// A file's name is nobody's word: this is the package that is there already.
+	renamed := filepath.Join(t.TempDir(), "wingman.deb")
+	run(t, exec.Command("cp", packages[0], renamed))
+	run(t, r.layOut(renamed))
+	if again := r.state(); again != first {
+		t.Errorf("a package by another file's name changed the repository from\n%s\nto\n%s", first, again)
+	}
+	everywhere := &repository{t: t, dir: filepath.Join(t.TempDir(), "all"), keyring: r.keyring}
+	if out := run(t, everywhere.layOut(standIn(t, "wingman-all", "all"))); !strings.Contains(out, "apt: 1 packages") {
+		t.Errorf("a repository of one package for all architectures: %s", out)
 	}
 	for _, wrong := range []struct {
 		cmd  *exec.Cmd
