@@ -134,7 +134,7 @@ func (t *Trial) prove(ctx context.Context, cfg *bootstrap.Config, logs *logs, g 
 	metrics := prometheus.NewRegistry()
 	dialer := newDialer(cfg.Hosts)
 	ic := identityConfig(cfg, t.Getenv)
-	ic.OutputDir = "" // the other agent's
+	ic.OtherDir, ic.OutputDir = ic.OutputDir, "" // the other agent's: its pair is used, as the daemon would, and left there
 	ic.Machine, ic.Dial, ic.Log, ic.Metrics = identity.ReadMachine(cfg.Root), dialer.Dial, logs.part("identity"), metrics
 	ids, err := identity.New(ic)
 	if err != nil {

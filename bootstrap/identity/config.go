@@ -40,6 +40,8 @@ type Config struct {
 	SealKey        string // file of the key that seals; "" means none: what is sealed cannot be read
 	RunDir         string // on a tmpfs: with Seal, what OutputDir's links lead to lies in its folder "identity"
 	OutputDir      string // where applications and pilot-agent look for the three PEM files; "" means nowhere. Istio: OUTPUT_CERTS
+	// OtherDir is where another agent's key and chain are to be taken over from, and left as they are; "" means OutputDir.
+	OtherDir string
 	// Groups get copies of their own below OutputDir, see the package page; LookupGroup finds a gid, and must be set where there are groups.
 	Groups      []string
 	LookupGroup func(name string) (gid uint32, err error)
@@ -86,7 +88,7 @@ func (c Config) withDefaults() (Config, workload, error) {
 	for _, path := range []struct {
 		what, value string
 		must        bool
-	}{{"state folder", c.StateDir, true}, {"token file", c.TokenFile, false}, {"systemd credential", c.Credentials.Systemd, false}, {"seal key", c.SealKey, false}, {"run folder", c.RunDir, c.Seal && c.OutputDir != ""}, {"root file", c.RootFile, true}, {"output folder", c.OutputDir, false}, {"Workload API socket", c.WorkloadSocket, false}} {
+	}{{"state folder", c.StateDir, true}, {"token file", c.TokenFile, false}, {"systemd credential", c.Credentials.Systemd, false}, {"seal key", c.SealKey, false}, {"run folder", c.RunDir, c.Seal && c.OutputDir != ""}, {"root file", c.RootFile, true}, {"output folder", c.OutputDir, false}, {"folder of another agent", c.OtherDir, false}, {"Workload API socket", c.WorkloadSocket, false}} {
 		if path.value == "" && path.must || path.value != "" && !filepath.IsAbs(path.value) {
 			refuse("%s %q: expected an absolute path", path.what, path.value)
 		}

@@ -334,3 +334,23 @@ func TestThePairOfPilotAgentIsTakenOver(t *testing.T) {
 		})
 	}
 }
+
+// With OtherDir the pair there is used and left as it is.
+func TestThePairOfAnotherFolder(t *testing.T) {
+	inLab(t, func(t *testing.T, l *lab) {
+		l.putToken(-100 * time.Hour)
+		other := filepath.Join(t.TempDir(), "other")
+		pilot := certificateBy(t, l.ca.root, testID, time.Now().Add(-time.Hour), 24*time.Hour)
+		putFile(t, filepath.Join(other, keyFile), string(pilot.KeyPEM()))
+		putFile(t, filepath.Join(other, chainFile), string(pilot.ChainPEM()))
+		l.cfg.OtherDir, l.cfg.OutputDir = other, ""
+		l.start()
+		l.mustBe(Valid)
+		if got := l.m.Current().Serial; got != pilot.Serial {
+			t.Errorf("in use %s, want %s", got, pilot.Serial)
+		}
+		if info, err := os.Lstat(filepath.Join(other, keyFile)); err != nil || !info.Mode().IsRegular() {
+			t.Errorf("the other folder was touched: %v, %v", info, err)
+		}
+	})
+}

@@ -2,6 +2,7 @@ package identity
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto"
 	"errors"
@@ -269,12 +270,13 @@ func (r *runner) load(now time.Time) event {
 	if g != nil {
 		return event{kind: evLoaded, life: g.cert.lifeAt(now)}
 	}
-	c, err := readForeign(r.cfg.OutputDir, r.cfg.SPIFFEID, r.roots, now)
+	dir := cmp.Or(r.cfg.OtherDir, r.cfg.OutputDir)
+	c, err := readForeign(dir, r.cfg.SPIFFEID, r.roots, now)
 	if c == nil {
 		r.cfg.Log.Debug("no certificate on disk", "cause", err)
 		return event{kind: evTick}
 	}
-	r.cfg.Log.Info("certificate of another agent taken over", "certificate", c, "dir", r.cfg.OutputDir)
+	r.cfg.Log.Info("certificate of another agent taken over", "certificate", c, "dir", dir)
 	r.use(c, r.roots, now)
 	return event{kind: evLoaded, life: c.lifeAt(now)}
 }
