@@ -21,7 +21,8 @@ type Options struct {
 	Say     func(string) // told of each step, one sentence; must be set
 	DryRun  bool         // only the plan
 	Timeout time.Duration
-	Program string // wingman; empty: this program
+	Back    time.Duration // how long pilot-agent may take to serve again; zero: backLimit
+	Program string        // wingman; empty: this program
 	// Reached is called when a step is on disk and about to begin; nil: nobody wants to know. A test ends the process there.
 	Reached func(Step)
 }

@@ -58,6 +58,8 @@ func MakePlan(f Facts) Plan {
 		return Plan{Refused: "adopt changes units and rules of the system: run it as root"}
 	case !f.Installed:
 		return Plan{Refused: "wingman's units are not installed here: install the package first"}
+	case f.Record != nil && f.Record.Step == StepDone && !f.Istio.runs() && !f.Wingman.runs():
+		return Plan{Refused: "this machine was taken over at " + f.Record.At.Format("2006-01-02 15:04") + ", and wingman.service does not run: nobody serves. Start it (systemctl enable --now wingman), or give the machine back with wingman adopt --undo"}
 	case f.Record != nil && f.Record.Step == StepDone && !f.Istio.runs():
 		return Plan{Done: "this machine was taken over at " + f.Record.At.Format("2006-01-02 15:04") + ": there is nothing to do; the way back is wingman adopt --undo"}
 	case f.Record != nil && f.Record.Step.undoing():

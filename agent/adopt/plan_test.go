@@ -46,6 +46,7 @@ func TestPlan(t *testing.T) {
 		{"a variable of the owner's own", sidecar(func(f *Facts) { f.Unread = []string{"HAND_MADE is not read"} }), "note: HAND_MADE", "steps", false},
 		{"rules of the operator's", sidecar(func(f *Facts) { f.Custom = true }), "ISTIO_CUSTOM_IP_TABLES", "steps", false},
 		{"taken over already", sidecar(func(f *Facts) { f.Record, f.Istio, f.Wingman.Active = record(StepDone), stopped, "active" }), "nothing to do", "done", false},
+		{"taken over, and wingman was stopped", sidecar(func(f *Facts) { f.Record, f.Istio = record(StepDone), stopped }), "nobody serves", "refused", false},
 		{"taken over, and istio.service was started again by its owner", sidecar(func(f *Facts) { f.Record = record(StepDone) }), first, "steps", false},
 		{"killed in the trial", sidecar(func(f *Facts) { f.Record = record(StepTrial) }), first, "steps", false},
 		{"killed after the rules", sidecar(func(f *Facts) { f.Record = record(StepRules) }), first, "steps", false},

@@ -1,6 +1,7 @@
 package adopt
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -63,6 +64,22 @@ func readRecord(path string) (*Record, error) {
 		return nil, fmt.Errorf("what an earlier adopt noted at %s: %w: wingman adopt --undo does not need it, and istio.service is started by it all the same", path, err)
 	}
 	return r, nil
+}
+
+// Standing says in one sentence how this machine stands between Istio's agent and this one; empty: nothing was taken over, or who asks may not know (it is root's).
+func Standing(root string) string {
+	r, err := readRecord(filepath.Join(cmp.Or(root, "/"), agent.AdoptRecord))
+	switch {
+	case errors.Is(err, fs.ErrPermission), r == nil && err == nil:
+		return ""
+	case err != nil:
+		return err.Error()
+	case r.Step == StepDone:
+		return "since " + r.At.Format(time.RFC3339) + ": istio.service is masked; the way back is wingman adopt --undo"
+	case r.Step.undoing():
+		return "until " + r.At.Format(time.RFC3339) + ", and the undo did not come to its end: run wingman adopt --undo"
+	}
+	return fmt.Sprintf("half: step %q began at %s; unless wingman adopt runs now, run it again, or wingman adopt --undo", r.Step, r.At.Format(time.RFC3339))
 }
 
 func parseRecord(b []byte) (*Record, error) {

@@ -39,6 +39,22 @@ func TestARecordIsKept(t *testing.T) {
 	}
 }
 
+func TestStanding(t *testing.T) {
+	root := t.TempDir()
+	if got := Standing(root); got != "" {
+		t.Errorf("never adopted: %q", got)
+	}
+	for step, want := range map[Step]string{StepDone: "since 2026", StepRules: `step "rules"`, StepStop: "run it again", StepUndo: "the undo did not come to its end"} {
+		r := Record{Step: step, At: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}
+		if err := r.write(filepath.Join(root, RecordFile)); err != nil {
+			t.Fatal(err)
+		}
+		if got := Standing(root); !strings.Contains(got, want) {
+			t.Errorf("%s: %q, want %q in it", step, got, want)
+		}
+	}
+}
+
 // A record that can be read has a step that adopt knows what to do with, and is the same when it is written again.
 func FuzzRecord(f *testing.F) {
 	f.Add([]byte(`{"step":"rules","at":"2026-01-02T03:04:05Z","istioEnabled":"enabled","istioActive":true}`))

@@ -1,6 +1,7 @@
 package adopt
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"syscall"
+	"time"
 
 	"wingman/agent"
 	"wingman/agent/enrol"
@@ -60,7 +62,25 @@ func Undo(ctx context.Context, o Options) error {
 		o.Say("istio.service serves, as it did all the time; its rules are its own")
 		return nil
 	}
-	return m.giveBack(ctx)
+	if err := m.giveBack(ctx); err != nil {
+		return m.stay(ctx, err)
+	}
+	return nil
+}
+
+// stay has this agent serve again where an undo failed and pilot-agent does not serve.
+func (m *machine) stay(ctx context.Context, why error) error {
+	if _, err := os.Stat(RecordFile); err != nil {
+		return why
+	}
+	if ok, _ := m.pilotServes(ctx); ok {
+		return why
+	}
+	m.Say("it fails, and wingman takes the place again: " + why.Error())
+	if _, err := m.takePlace(ctx); err != nil {
+		return fmt.Errorf("%w\nand wingman does not serve either: %w: run wingman adopt --undo again", why, errors.Join(err, letGo()))
+	}
+	return fmt.Errorf("%w\nwingman serves as before", why)
 }
 
 // remakeRules has Istio's own script make pilot-agent's rules anew, and ours go. Meanwhile nothing new crosses the border of the machine.
@@ -110,6 +130,7 @@ func (m *machine) giveBack(ctx context.Context) error {
 	if err := m.reach(StepUndo); err != nil {
 		return err
 	}
+	living := identity.ReadLiving(m.cfg.Paths.OutputCerts, time.Now()) // before systemd removes the run folder, where it is when the store is sealed
 	over, err := agent.HandOver(m.Root)
 	if err != nil {
 		return err
@@ -139,8 +160,7 @@ func (m *machine) giveBack(ctx context.Context) error {
 		_, err := agent.RemoveRules(ctx)
 		problems = append(problems, err)
 	}
-	_, links := identity.RemoveOutput(m.cfg.Paths.OutputCerts)
-	problems = append(problems, links)
+	problems = append(problems, identity.GiveBack(m.cfg.Paths.OutputCerts, living, time.Now()))
 	if _, err := enrol.Systemctl(ctx, "unmask", "--quiet", agent.IstioUnit); err != nil {
 		return errors.Join(append(problems, err)...)
 	}
@@ -152,11 +172,11 @@ func (m *machine) giveBack(ctx context.Context) error {
 		if _, err := enrol.Systemctl(ctx, "start", agent.IstioUnit); err != nil {
 			return errors.Join(append(problems, err)...)
 		}
-		if err := until(ctx, backLimit, m.pilotServes); err != nil {
-			problems = append(problems, fmt.Errorf("pilot-agent was started, and does not serve: %w: see /var/log/istio", err))
-		} else {
-			m.Say("istio.service: unmasked and started; pilot-agent serves")
+		if err := until(ctx, cmp.Or(m.Back, backLimit), m.pilotServes); err != nil { // the state is what this machine can serve from
+			err = fmt.Errorf("pilot-agent was started, and does not serve: %w: see /var/log/istio", err)
+			return errors.Join(append(problems, err, letGo())...)
 		}
+		m.Say("istio.service: unmasked and started; pilot-agent serves")
 	}
 	problems = append(problems, letGo())
 	m.endTrial(ctx)

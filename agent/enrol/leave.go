@@ -21,6 +21,9 @@ import (
 // stopLimit bounds the daemon's stop: its unit has 90 s for it.
 const stopLimit = 100 * time.Second
 
+// ErrAdopted means that this agent has the place of Istio's own, which nobody would have after a leave.
+var ErrAdopted = errors.New("this machine was taken over from istio.service, and nobody would serve it: give it back with wingman adopt --undo, and stop istio.service if it is to leave the mesh")
+
 // Leave undoes a join: the daemon stops as it does for good (unhealthy, drain, rules out, Envoy ended, stream closed), then identity and state are
 // removed and istioctl's files are as before the join. On a machine that is no member it changes nothing.
 //
@@ -28,6 +31,9 @@ const stopLimit = 100 * time.Second
 func Leave(ctx context.Context, o Options) error {
 	if err := mustBeRoot(o.Root, "leave"); err != nil {
 		return err
+	}
+	if agent.Adopted(o.Root) {
+		return ErrAdopted
 	}
 	cfg, _ := bootstrap.Load(o.Root)
 	if cfg == nil { // broken files must not keep anybody

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"wingman/agent"
+	"wingman/agent/adopt"
 	"wingman/agent/enrol"
 	"wingman/agent/status"
 	"wingman/bootstrap/identity"
@@ -21,6 +22,9 @@ func newStatus(o *options) *cobra.Command {
 		Short: "Show what the running daemon does; exit 3 when something is degraded, 4 when it waits for the files to join with",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if stands := adopt.Standing(o.root); stands != "" && o.output != "json" {
+				defer fmt.Fprintf(cmd.OutOrStdout(), "%-10s %s\n", "adopted", stands)
+			}
 			r, err := agent.Client(o.root).Status(cmd.Context())
 			if why := agent.WhyDown(o.root); err != nil && why != "" {
 				return fmt.Errorf("%w\n%s", status.ErrNotRunning, why)

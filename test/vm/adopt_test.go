@@ -31,6 +31,7 @@ func TestAdopt(t *testing.T) {
 		{"adopt", adoptUnderLoad},
 		{"adopted", whileAdopted},
 		{"undo", undoUnderLoad},
+		{"old", oldMachine},
 		{"late", adoptThatIsLate},
 		{"killed", killedAdopts},
 		{"backends", adoptOverEachBackend},
@@ -143,8 +144,8 @@ func planOfAdopt(t *testing.T, s *stage) {
 func adoptThatFails(t *testing.T, s *stage) {
 	m := s.forum
 	for _, c := range []struct{ name, break_, mend, want string }{
-		{"a dead token", "mkdir /root/kept && cp -a /run/secrets/tokens/istio-token /root/kept/ && echo " + s.plane.token("forum-services", "forum-sa", -time.Hour) + " >/run/secrets/tokens/istio-token",
-			"cat /root/kept/istio-token >/run/secrets/tokens/istio-token && rm -r /root/kept", "no certificate"},
+		{"a dead token and no certificate", "mkdir /root/kept && cp -a /run/secrets/tokens/istio-token /root/kept/ && mv /etc/certs/key.pem /root/kept && echo " + s.plane.token("forum-services", "forum-sa", -time.Hour) + " >/run/secrets/tokens/istio-token",
+			"cat /root/kept/istio-token >/run/secrets/tokens/istio-token && mv /root/kept/key.pem /etc/certs && rm -r /root/kept", "no certificate"},
 		{"a wrong root", "cp -a /etc/certs/root-cert.pem /root/ && cat /etc/ssl/wrong.pem >/etc/certs/root-cert.pem",
 			"cat /root/root-cert.pem >/etc/certs/root-cert.pem && rm /root/root-cert.pem", "certificate"},
 		{"a broken Envoy", "mv /usr/local/bin/envoy /root/ && printf '#!/bin/sh\\necho not today >&2\\nexit 1\\n' >/usr/local/bin/envoy && chmod 755 /usr/local/bin/envoy",
@@ -248,6 +249,12 @@ func whileAdopted(t *testing.T, s *stage) {
 	if out := s.forum.Run("wingman", "adopt"); !strings.Contains(out, "there is nothing to do") {
 		t.Errorf("a second adopt says %s", out)
 	}
+	if _, err := s.forum.Try("wingman", "leave"); err == nil || !strings.Contains(err.Error(), "wingman adopt --undo") {
+		t.Errorf("leave: %v, want a refusal that names wingman adopt --undo", err)
+	}
+	if out := s.forum.Run("wingman", "status"); !strings.Contains(out, "adopted    since") {
+		t.Errorf("status does not tell of the adopt:\n%s", out)
+	}
 	rules := s.forum.rulesByTable()
 	for _, argv := range [][]string{{"systemctl", "start", "istio.service"}, {"systemctl", "restart", "istio.service"}, {"deb-systemd-invoke", "start", "istio.service"}} {
 		s.forum.Try(argv...)
@@ -297,6 +304,40 @@ func (s *stage) mustBePilots(t *testing.T) {
 	s.mustBe(t, now)
 }
 
+// A machine whose token is long dead lives on by its certificate: it is taken over by pilot-agent's, and goes back with the agent's, as pilot-agent's has expired
+// by then. An undo after which pilot-agent does not serve leaves the agent serving.
+func oldMachine(t *testing.T, s *stage) {
+	m := s.forum
+	const token = "/run/secrets/tokens/istio-token"
+	alive := m.Run("cat", token)
+	m.Sh("echo " + s.plane.token("forum-services", "forum-sa", -time.Hour) + " >" + token)
+	if out, err := m.Try("wingman", "adopt"); err != nil {
+		t.Fatalf("adopt with a dead token: %v\n%s\n%s", err, out, m.lastWords())
+	}
+	s.mustBeAdopted(t)
+
+	m.CopyIn(Build(t, "wingman/test/vm/testdata/adopt"), "/usr/bin/adopt-until", 0o755)
+	m.Sh("mv /usr/local/bin/pilot-agent /root/ && printf '#!/bin/sh\\nexit 1\\n' >/usr/local/bin/pilot-agent && chmod 755 /usr/local/bin/pilot-agent")
+	_, err := m.Try("adopt-until", "impatient")
+	m.Sh("mv /root/pilot-agent /usr/local/bin/pilot-agent")
+	if err == nil || !strings.Contains(err.Error(), "wingman serves as before") {
+		t.Errorf("undo without a pilot-agent that works: %v, want that wingman serves as before", err)
+	}
+	s.mustBeAdopted(t)
+
+	key, chain := s.expiredPair(t)
+	for name, content := range map[string]string{"key.pem": key, "cert-chain.pem": chain} {
+		m.Sh("[ -f /etc/certs/" + name + ".before-wingman ]")
+		m.Write("/etc/certs/"+name+".before-wingman", content, 0o600)
+		m.Run("chown", "istio-proxy:", "/etc/certs/"+name+".before-wingman")
+	}
+	if out, err := m.Try("wingman", "adopt", "--undo"); err != nil {
+		t.Fatalf("undo: %v\n%s\n%s", err, out, m.lastWords())
+	}
+	s.mustBePilots(t)
+	m.Sh("cat >" + token + " <<'E'\n" + alive + "\nE")
+}
+
 // An agent that does not serve in time: everything goes back by itself.
 func adoptThatIsLate(t *testing.T, s *stage) {
 	entry, began := s.plane.now(forumEntry), time.Now()
@@ -310,7 +351,6 @@ func adoptThatIsLate(t *testing.T, s *stage) {
 
 // An adopt that is killed at any step is finished by the next, or undone.
 func killedAdopts(t *testing.T, s *stage) {
-	s.forum.CopyIn(Build(t, "wingman/test/vm/testdata/adopt"), "/usr/bin/adopt-until", 0o755)
 	for _, step := range []string{"trial", "rules", "stop", "start", "undo"} {
 		t.Run(step+", then undo", func(t *testing.T) {
 			s.kill(t, step)
@@ -372,15 +412,29 @@ func (s *stage) kill(t *testing.T, step string) {
 
 // wrongRoot is a root certificate of nobody's.
 func (s *stage) wrongRoot(t *testing.T) string {
+	_, cert := selfSigned(t, time.Now().Add(time.Hour))
+	return cert
+}
+
+// expiredPair is a key and a certificate that nobody takes any more.
+func (s *stage) expiredPair(t *testing.T) (key, chain string) {
+	return selfSigned(t, time.Now().Add(-time.Minute))
+}
+
+func selfSigned(t *testing.T, until time.Time) (key, cert string) {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true}
-	der, err := x509.CreateCertificate(rand.Reader, c, c, key.Public(), key)
+	c := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: until, IsCA: true, BasicConstraintsValid: true}
+	der, err := x509.CreateCertificate(rand.Reader, c, c, k.Public(), k)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+	secret, err := x509.MarshalPKCS8PrivateKey(k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: secret})), string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
 }

@@ -1,4 +1,5 @@
-// Command adopt does what wingman adopt does, and kills itself once the step of its argument is noted; for step "undo" it undoes.
+// Command adopt does what wingman adopt does, and kills itself once the step of its argument is noted; for step "undo" it undoes. For "impatient" it undoes, with
+// little time for pilot-agent, and is not killed.
 package main
 
 import (
@@ -18,6 +19,14 @@ func main() {
 			syscall.Kill(os.Getpid(), syscall.SIGKILL)
 		}
 	}}
+	if until == "impatient" {
+		o.Back = 3 * time.Second
+		if err := adopt.Undo(context.Background(), o); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	_, _, err := adopt.Adopt(context.Background(), o)
 	if err == nil && until == adopt.StepUndo {
 		err = adopt.Undo(context.Background(), o)
