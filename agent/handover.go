@@ -3,10 +3,13 @@ package agent
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
 
 	"wingman/bootstrap"
 	"wingman/iptables"
@@ -14,7 +17,7 @@ import (
 
 // This file is about another agent that takes this one's place, or gives it back: package adopt.
 
-// handoverFile is there while another agent is about to take this machine over: a stop then is no goodbye. Rules, entry and Envoy's connections are that one's
+// handoverFile is there, and locked by a process, while another agent is about to take this machine over: a stop then is no goodbye. Rules, entry and Envoy's connections are that one's
 // to go on with, and crash-guard leaves the rules alone. It is in that one's folder, where only root writes.
 const handoverFile = "run/wingman-guard/handover"
 
@@ -24,16 +27,27 @@ func HandOver(root string) (done func() error, err error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("hand over: %w", err)
 	}
-	if err := os.WriteFile(path, nil, 0o644); err != nil {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o644)
+	if err != nil {
 		return nil, fmt.Errorf("hand over: %w", err)
 	}
-	return func() error { return os.Remove(path) }, nil
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil, errors.Join(fmt.Errorf("hand over: another process is at it: %w", err), f.Close())
+	}
+	if _, err := fmt.Fprintln(f, os.Getpid()); err != nil { // for the crash guard
+		return nil, errors.Join(fmt.Errorf("hand over: %w", err), f.Close())
+	}
+	return func() error { return errors.Join(os.Remove(path), f.Close()) }, nil
 }
 
-// handedOver reports whether another agent is about to take over.
+// handedOver reports whether another agent is about to take over. A file that nobody locks is left over from a process that was killed.
 func handedOver(cfg *bootstrap.Config) bool {
-	_, err := os.Stat(filepath.Join(cfg.Root, handoverFile))
-	return err == nil
+	f, err := os.Open(filepath.Join(cfg.Root, handoverFile))
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	return errors.Is(unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB), unix.EWOULDBLOCK)
 }
 
 // TakeOverRules are the capture rules of the settings, put in the place of another agent's while that one serves.

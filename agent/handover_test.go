@@ -30,6 +30,12 @@ func TestWhoHandsOverDoesNotLeave(t *testing.T) {
 	if !a.leaves(false) {
 		t.Error("after the handover an agent that is stopped does not leave")
 	}
+	if err := os.WriteFile(filepath.Join(root, handoverFile), []byte("1\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if !a.leaves(false) {
+		t.Error("after an undo that was killed an agent that is stopped does not leave")
+	}
 }
 
 // The membership is noted once: what is known of an entry stays.

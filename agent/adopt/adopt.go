@@ -29,11 +29,17 @@ type Options struct {
 
 // Limits of a switch.
 const (
-	holdLimit = 20 * time.Second // the kernel lets go by itself after that
 	shedLimit = 2 * time.Second  // for requests in flight: connections wait meanwhile, and are tried again after a second
 	stopLimit = 15 * time.Second // for istio.service to end once it was killed
 	backLimit = 45 * time.Second // for pilot-agent to serve again
+	slack     = 10 * time.Second // for what has no limit of its own in between: rules, files, systemctl
+
+	// backHold is after when the kernel lets go by itself on the way back: rules are out for most of that time.
+	backHold = shedLimit + 2*stopLimit + backLimit + slack
 )
+
+// switchHold is the same for the switch.
+func switchHold(timeout time.Duration) time.Duration { return shedLimit + stopLimit + timeout + slack }
 
 // machine is one adopt, or undo, at work.
 type machine struct {
@@ -41,6 +47,7 @@ type machine struct {
 	cfg     *bootstrap.Config
 	record  Record
 	restore func(ctx context.Context) error // puts pilot-agent's rules back; nil: they are in
+	touched bool                            // istio.service was told to stop, or its Envoy to drain
 }
 
 // Adopt takes the machine over, and returns the daemon's report; with DryRun, and where nothing is to be done, there is none. Until it is done, an error means that
@@ -80,7 +87,11 @@ func Adopt(ctx context.Context, o Options) (r status.Report, adopted bool, err e
 		return r, true, nil
 	}
 	o.Say("it fails, and goes back: " + err.Error())
-	if back := m.giveBack(ctx); back != nil {
+	goBack := m.giveBack
+	if !m.touched && !p.Resume {
+		goBack = m.unprepare // istio.service serves all the time
+	}
+	if back := goBack(ctx); back != nil {
 		return r, false, fmt.Errorf("%w\nand the way back fails too: %w: run wingman adopt --undo", err, back)
 	}
 	return r, false, fmt.Errorf("%w\nistio.service serves as before", err)
@@ -91,7 +102,7 @@ func newRecord(f Facts) Record {
 	if f.Record != nil {
 		return *f.Record
 	}
-	return Record{IstioEnabled: f.Istio.Enabled, IstioActive: f.Istio.runs(), WingmanEnabled: f.Wingman.Enabled == "enabled", HadState: agent.HasIdentity("/")}
+	return Record{IstioEnabled: f.Istio.Enabled, IstioActive: f.Istio.runs(), HadState: agent.HasIdentity("/")}
 }
 
 // reach notes a step before it begins.
@@ -157,9 +168,14 @@ func orNone(program, why string) string {
 	return program
 }
 
-// unprepare undoes prepare.
+// unprepare undoes prepare, and what takePlace did to units before it touched istio.service.
 func (m *machine) unprepare(ctx context.Context) error {
 	var problems []error
+	if m.record.Step == StepStop {
+		_, unmasked := enrol.Systemctl(ctx, "unmask", "--quiet", agent.IstioUnit)
+		_, disabled := enrol.Systemctl(ctx, "disable", "--quiet", agentUnit, rulesUnit)
+		problems = append(problems, unmasked, disabled)
+	}
 	if m.restore != nil {
 		if err := m.restore(ctx); err != nil {
 			problems = append(problems, fmt.Errorf("put pilot-agent's rules back: %w", err), m.remakeRules(ctx))
@@ -191,7 +207,8 @@ func (m *machine) takePlace(ctx context.Context) (r status.Report, err error) {
 	if _, err := enrol.Systemctl(ctx, "mask", "--quiet", agent.IstioUnit); err != nil {
 		return r, err
 	}
-	hold := func() error { return Hold{TCP: m.envoyPorts(), Limit: holdLimit}.begin() }
+	m.touched = true
+	hold := func() error { return Hold{TCP: m.envoyPorts(), Limit: switchHold(m.Timeout)}.begin() }
 	if err := shed(ctx, m.cfg.Envoy.AdminPort, shedLimit, hold); err != nil {
 		m.Say("note: connections are refused for a moment: " + err.Error())
 	}

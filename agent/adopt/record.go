@@ -42,12 +42,11 @@ func (s Step) undoing() bool   { return s == StepUndo }
 type Record struct {
 	Step Step      `json:"step"`
 	At   time.Time `json:"at"` // of the last change
-	// As they were before: whether istio.service was enabled ("enabled", "disabled"), wingman.service too, and whether wingman had an identity here: a state folder
+	// As they were before: whether istio.service was enabled ("enabled", "disabled"), and whether wingman had an identity here: a state folder
 	// alone tells nothing, systemd makes it at each attempt to start.
-	IstioEnabled   string `json:"istioEnabled"`
-	IstioActive    bool   `json:"istioActive"`
-	WingmanEnabled bool   `json:"wingmanEnabled"`
-	HadState       bool   `json:"hadState"`
+	IstioEnabled string `json:"istioEnabled"`
+	IstioActive  bool   `json:"istioActive"`
+	HadState     bool   `json:"hadState"`
 }
 
 // readRecord returns nil when there is none.

@@ -100,7 +100,7 @@ func (m *machine) remakeRules(ctx context.Context) error {
 // holdEverything is for the time without rules. Queries go to the trial's port, or that of a server of names alone which this starts.
 func (m *machine) holdEverything(ctx context.Context) error {
 	c, around := m.cfg.Capture, agent.LookAround(ctx, m.Root)
-	h := Hold{TCP: m.envoyPorts(), Everything: true, User: c.ProxyUID, Except: around.SSH, Limit: backLimit}
+	h := Hold{TCP: m.envoyPorts(), Everything: true, User: c.ProxyUID, Except: around.SSH, Limit: backHold}
 	if c.DNS {
 		h.DNS, h.Resolvers = m.trialPort(ctx), around.Resolvers
 	}
@@ -150,9 +150,6 @@ func (m *machine) giveBack(ctx context.Context) error {
 		return err
 	}
 	_, disabled := enrol.Systemctl(ctx, "disable", "--quiet", agentUnit, rulesUnit)
-	if m.record.WingmanEnabled {
-		disabled = nil
-	}
 	_, rulesDown := enrol.Systemctl(ctx, "stop", rulesUnit)
 	problems := []error{disabled, rulesDown}
 	m.Say("wingman.service: stopped and disabled")

@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -59,6 +60,7 @@ func TestTheGuardOfAStop(t *testing.T) {
 		istio, record            string // state of istio.service, and what an adopt noted
 	}{
 		{"it hands over to another agent", "inactive", "handover", "running", true, true, false, "inactive", ""},
+		{"it was about to hand over, to one that was killed", "inactive", "handover of the dead", "running", true, false, false, "inactive", ""},
 		{"Istio's own agent is back", "inactive", "", "running", true, true, false, "active", ""},
 		{"Istio's own agent starts again", "inactive", "", "running", true, true, false, "activating", `{"step":"undo"}`},
 		{"Istio's own agent beside an adopt that is through", "inactive", "", "running", true, false, false, "active", `{"step":"done"}`},
@@ -121,8 +123,11 @@ esac
 			if c.record != "" {
 				write("record.json", c.record+"\n", 0o600)
 			}
-			if c.job == "handover" { // no job, but that note
-				write("handover", "", 0o644)
+			switch c.job { // no job, but that note
+			case "handover":
+				write("handover", strconv.Itoa(os.Getpid())+"\n", 0o644)
+			case "handover of the dead":
+				write("handover", sh("sh -c 'echo $$'"), 0o644)
 			}
 			const dump = `for t in nat mangle raw; do iptables-nft-save -t $t; ip6tables-nft-save -t $t; done | grep '^[:-]' | sed 's/ \[.*//'; nft list tables | grep wingman || :`
 			sh(strangerRules)

@@ -150,6 +150,7 @@ func adoptThatFails(t *testing.T, s *stage) {
 			"cat /root/root-cert.pem >/etc/certs/root-cert.pem && rm /root/root-cert.pem", "certificate"},
 		{"a broken Envoy", "mv /usr/local/bin/envoy /root/ && printf '#!/bin/sh\\necho not today >&2\\nexit 1\\n' >/usr/local/bin/envoy && chmod 755 /usr/local/bin/envoy",
 			"mv /root/envoy /usr/local/bin/envoy", "not today"},
+		{"units that cannot be changed", "mount --bind /etc/systemd/system /etc/systemd/system && mount -o remount,ro,bind /etc/systemd/system", "umount /etc/systemd/system", "ead-only"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			was := s.mark()
