@@ -3,6 +3,7 @@
 umask 022
 export TZ=UTC SOURCE_DATE_EPOCH
 go=${GO:-go}
+. packaging/goenv.sh
 # Later ones need modules that the public proxy does not give to everybody.
 nfpm=github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.45.2
 date=$(date -u -d "@$SOURCE_DATE_EPOCH" +%Y-%m-%dT%H:%M:%SZ)

@@ -11,6 +11,7 @@ set -eu
 cd "$(dirname "$0")/.."
 arch=$1 version=$2 file=$3
 most=18000000
+. packaging/goenv.sh
 
 # Where a function call more costs nothing that anybody could measure, none is inlined: 1.2 MB of the program are copies of small functions in code
 # that runs once, once an hour, or to write a page. What answers a DNS query, reads a push, or moves the bytes of either stays as it was.
