@@ -21,6 +21,7 @@ SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
 
 shared=$DIST/shared
 rm -rf "$shared"
+rm -f "$DIST"/wingman_*.deb "$DIST"/wingman-[0-9]*.rpm # of other versions, which dist/*.deb would take too
 mkdir -p "$shared/man1" "$shared/completion"
 $go run -tags "$tags" ./packaging/generate -version "$VERSION" -date "$date" -maintainer "$MAINTAINER" -to "$shared"
 $go run -tags "$tags,manpages" -ldflags "-X main.release=$VERSION" ./cmd/wingman man "$shared/man1" "${date%T*}"

@@ -2,7 +2,7 @@
 # Makes a release in dist/release, and nothing else is in there: packages of the agent and of Envoy, bills of materials, SHA256SUMS: `make release`.
 #
 # The version is the tag's. Files that are changed or that git does not know are refused, for nobody could make the same again; a commit without a tag
-# is a snapshot, and said to be one.
+# is a snapshot, and said to be one. Nothing of what packaging/build.sh and the like take from the environment is taken here, but GO.
 #
 #   packaging/release.sh [ARCH …]     default: amd64 arm64
 #
@@ -13,10 +13,16 @@ cd "$(dirname "$0")/.."
 [ $# -gt 0 ] || set -- amd64 arm64
 DIST=${DIST:-dist/release}
 export DIST LC_ALL=C
+unset VERSION COMMIT RELEASE KINDS MAINTAINER HOMEPAGE SOURCE_DATE_EPOCH
+. packaging/goenv.sh
 
 changed=$(git status --porcelain)
 if [ -n "$changed" ]; then
 	printf 'release: this checkout is not a commit; commit or remove what differs:\n%s\n' "$changed" >&2
+	exit 1
+fi
+if [ "$(git rev-parse --is-shallow-repository)" = true ]; then
+	echo "release: this checkout has only some of its commits, which decide versions and times: git fetch --unshallow --tags" >&2
 	exit 1
 fi
 if [ -e "$DIST" ] && [ ! -e "$DIST/SHA256SUMS" ]; then
@@ -29,9 +35,12 @@ git describe --tags --exact-match --match 'v[0-9]*' >/dev/null 2>&1 || echo "rel
 rm -rf "$DIST"
 mkdir -p "$DIST"
 trap 'rm -rf "$DIST"' EXIT # half a release is none
+trap 'exit 129' HUP        # not every shell runs the trap above when it is stopped
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
 VERSION=$version packaging/build.sh "$@"
-# Its version and time are its own.
-if [ -e packaging/envoy/build.sh ]; then (unset VERSION SOURCE_DATE_EPOCH && sh packaging/envoy/build.sh "$@"); fi
+sh packaging/envoy/build.sh "$@" # its version and time are its own
 date=$(TZ=UTC git log -1 --format=%cd --date=format-local:%Y-%m-%dT%H:%M:%SZ)
 for arch; do
 	${GO:-go} run -tags grpcnotrace ./packaging/generate -version "$version" -date "$date" -sbom "$DIST/$arch/wingman" -to "$DIST/wingman-$version-$arch.cdx.json"

@@ -23,6 +23,7 @@ cache=${WINGMAN_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/wingman}/wheels
 # pinned FILE: whether it is one of the pinned wheels.
 pinned() { [ -f "$1" ] && grep -q -e "--hash=sha256:$(sha256sum "$1" | cut -d' ' -f1)" "$pins"; }
 
+rm -f "$DIST"/wingman-envoy_*.deb "$DIST"/wingman-envoy-*.rpm # of other versions
 mkdir -p "$cache"
 for ARCH; do
 	case $ARCH in
