@@ -73,11 +73,43 @@ func tokenIsTried(ps bootstrap.Problems) bootstrap.Problems {
 }
 
 func unitFacts(ctx context.Context, unit string) (f UnitFacts, err error) {
-	out, err := enrol.Systemctl(ctx, "show", "--property=LoadState,ActiveState,UnitFileState,FragmentPath", unit)
+	out, err := enrol.Systemctl(ctx, "show", "--property=LoadState,ActiveState,UnitFileState,FragmentPath,DropInPaths,Environment,EnvironmentFiles", unit)
 	if err != nil {
 		return f, err
 	}
 	return parseUnit(out), nil
+}
+
+// variables are the names in what systemctl says of Environment=, which quotes words as a shell does. Values are left out: they may be secret.
+func variables(said string) (names []string) {
+	var word strings.Builder
+	var quote rune
+	escaped := false
+	end := func() {
+		if name, _, ok := strings.Cut(strings.TrimPrefix(word.String(), "$"), "="); ok {
+			names = append(names, name)
+		}
+		word.Reset()
+	}
+	for _, r := range said {
+		switch {
+		case escaped:
+			escaped = false
+			word.WriteRune(r)
+		case r == '\\':
+			escaped = true
+		case quote != 0 && r == quote:
+			quote = 0
+		case quote == 0 && (r == '"' || r == '\''):
+			quote = r
+		case quote == 0 && r == ' ':
+			end()
+		default:
+			word.WriteRune(r)
+		}
+	}
+	end()
+	return names
 }
 
 // parseUnit reads what systemctl show says.
@@ -93,6 +125,13 @@ func parseUnit(out string) (f UnitFacts) {
 			f.Enabled = value
 		case "FragmentPath":
 			f.Fragment = value
+		case "DropInPaths":
+			f.DropIns = value
+		case "Environment":
+			f.Variables = append(f.Variables, variables(value)...)
+		case "EnvironmentFiles": // a line for each: "PATH (ignore_errors=no)"
+			path, _, _ := strings.Cut(value, " (")
+			f.Variables = append(f.Variables, "those of "+path)
 		}
 	}
 	return f

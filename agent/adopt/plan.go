@@ -31,6 +31,9 @@ type UnitFacts struct {
 	Active   string // "active", "inactive", …
 	Enabled  string // UnitFileState: "enabled", "disabled", "masked", …
 	Fragment string // its file
+	DropIns  string // files that add to that one
+
+	Variables []string // names that its Environment= sets, and files of EnvironmentFile=
 }
 
 func (u UnitFacts) runs() bool {
@@ -87,6 +90,12 @@ func MakePlan(f Facts) Plan {
 		p.Ignored = append(p.Ignored, problem.String())
 	}
 	p.Ignored = append(p.Ignored, f.Unread...)
+	if len(f.Istio.Variables) > 0 {
+		p.Ignored = append(p.Ignored, "the unit istio.service sets "+strings.Join(f.Istio.Variables, ", ")+", which has no effect here: what is to have one belongs in sidecar.env")
+	}
+	if f.Istio.DropIns != "" {
+		p.Ignored = append(p.Ignored, "what "+f.Istio.DropIns+" says of istio.service has no effect on wingman.service")
+	}
 	p.Steps = []string{"try, beside pilot-agent and as " + f.User + ": certificate of " + f.Identity + ", istiod's configuration, Envoy's bootstrap file, DNS"}
 	switch {
 	case f.Custom:

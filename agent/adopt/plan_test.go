@@ -1,6 +1,7 @@
 package adopt
 
 import (
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -44,6 +45,8 @@ func TestPlan(t *testing.T) {
 		}), "KEY: found x", "refused", false},
 		{"settings with a warning", sidecar(func(f *Facts) { f.Problems = bootstrap.Problems{{Key: "KEY", Found: "x"}} }), "note: KEY: found x", "steps", false},
 		{"a variable of the owner's own", sidecar(func(f *Facts) { f.Unread = []string{"HAND_MADE is not read"} }), "note: HAND_MADE", "steps", false},
+		{"variables of the unit", sidecar(func(f *Facts) { f.Istio.Variables = []string{"PILOT_X", "those of /etc/x"} }), "istio.service sets PILOT_X, those of /etc/x", "steps", false},
+		{"drop-ins of the unit", sidecar(func(f *Facts) { f.Istio.DropIns = "/etc/systemd/system/istio.service.d/a.conf" }), "istio.service.d/a.conf says", "steps", false},
 		{"rules of the operator's", sidecar(func(f *Facts) { f.Custom = true }), "ISTIO_CUSTOM_IP_TABLES", "steps", false},
 		{"taken over already", sidecar(func(f *Facts) { f.Record, f.Istio, f.Wingman.Active = record(StepDone), stopped, "active" }), "nothing to do", "done", false},
 		{"taken over, and wingman was stopped", sidecar(func(f *Facts) { f.Record, f.Istio = record(StepDone), stopped }), "nobody serves", "refused", false},
@@ -69,8 +72,10 @@ func TestPlan(t *testing.T) {
 }
 
 func TestParseUnit(t *testing.T) {
-	got := parseUnit("LoadState=masked\nActiveState=inactive\nUnitFileState=masked\nFragmentPath=/etc/systemd/system/istio.service\nOther=1\nbroken")
-	if want := (UnitFacts{"masked", "inactive", "masked", "/etc/systemd/system/istio.service"}); got != want {
+	got := parseUnit("LoadState=masked\nActiveState=inactive\nUnitFileState=masked\nFragmentPath=/etc/systemd/system/istio.service\nOther=1\nbroken\n" +
+		`Environment=A=1 "B=two NOT=3 words" C="four NOR=5" D=` + "\nEnvironmentFiles=/etc/x (ignore_errors=no)\nDropInPaths=/etc/a.conf /etc/b.conf")
+	want := UnitFacts{"masked", "inactive", "masked", "/etc/systemd/system/istio.service", "/etc/a.conf /etc/b.conf", []string{"A", "B", "C", "D", "those of /etc/x"}}
+	if !reflect.DeepEqual(got, want) {
 		t.Errorf("%+v, want %+v", got, want)
 	}
 }
@@ -85,4 +90,17 @@ func TestInFlight(t *testing.T) {
 			t.Errorf("%q: %d in flight, want %d", stats, got, want)
 		}
 	}
+}
+
+// Whatever a unit's Environment= holds, no value gets into the plan.
+func FuzzVariables(f *testing.F) {
+	f.Add(`A=1 "B=two NOT=3 words" C='x' $'D=\n'`)
+	f.Add(`"`)
+	f.Fuzz(func(t *testing.T, said string) {
+		for _, name := range variables(said) {
+			if strings.Contains(name, "=") {
+				t.Errorf("%q: name %q", said, name)
+			}
+		}
+	})
 }
