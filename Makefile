@@ -63,7 +63,7 @@ test-spire: setup
 test-vm: build
 	@sh test/setup/setup.sh vm
 	@table=$$(mktemp) && trap 'rm -f "$$table"' EXIT && status=0; \
-	  WINGMAN_VM=1 WINGMAN_BIN=$(CURDIR)/bin/wingman WINGMAN_VM_TABLE=$$table $(GO) test -count=1 -tags $(TAGS) -timeout 20m ./test/vm/... || status=$$?; \
+	  WINGMAN_VM=1 WINGMAN_BIN=$(CURDIR)/bin/wingman WINGMAN_VM_TABLE=$$table $(GO) test -count=1 -tags $(TAGS) -timeout 30m ./test/vm/... || status=$$?; \
 	  cat "$$table"; exit $$status
 
 # cloud-init, Terraform, Ansible, Packer and package repositories, each by its own tool, against real systemd machines. The first time OpenTofu is built,
@@ -71,7 +71,7 @@ test-vm: build
 test-automation:
 	@sh test/setup/setup.sh automation
 	WINGMAN_VM=1 $(GO) test -count=1 -tags $(TAGS) -timeout 15m ./test/automation/...
-	cd test/automation/hcl && $(GO) test -count=1 -timeout 20m ./...
+	cd test/automation/hcl && $(GO) test -count=1 -timeout 30m ./...
 
 lint:
 	@files=$$(git ls-files '*.go' | xargs gofmt -l); if [ -n "$$files" ]; then echo "gofmt would change:"; echo "$$files"; exit 1; fi
