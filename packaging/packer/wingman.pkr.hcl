@@ -1,12 +1,14 @@
 # Images with Wingman installed, its unit enabled, and nobody's identity inside: docs/automation.md, docs/images.md.
 #
-#   packer build -only=qemu.debian -var package=../../dist/wingman_1.2.3-1_amd64.deb -var ssh_private_key_file=… -var seed=… .
+#   packer build -only=qemu.debian -var 'packages=["/srv/mesh/wingman_1.2.3-1_amd64.deb"]' -var ssh_private_key_file=… -var seed=… .
+#
+# in this folder: the scripts are looked for in the working directory.
 #
 # Machines that are made of it join by themselves once they have istioctl's files (packaging/cloud-init writes them).
 
-variable "package" {
-  type        = string
-  description = "The .deb or .rpm to install."
+variable "packages" {
+  type        = list(string)
+  description = "The .deb or .rpm files to install: the agent's, and wingman-envoy's where traffic is to be captured."
 }
 
 variable "settings" {
@@ -105,9 +107,13 @@ source "null" "machine" {
 build {
   sources = ["source.qemu.debian", "source.docker.debian", "source.amazon-ebs.debian", "source.null.machine"]
 
+  provisioner "shell" {
+    inline = ["rm -rf /tmp/wingman-packages", "mkdir /tmp/wingman-packages"] # a build that broke off may have left its own
+  }
+
   provisioner "file" {
-    source      = var.package
-    destination = "/tmp/wingman-package"
+    sources     = var.packages
+    destination = "/tmp/wingman-packages/"
   }
 
   provisioner "shell" {

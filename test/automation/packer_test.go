@@ -1,6 +1,7 @@
 package automation
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -26,13 +27,33 @@ func TestPackerTemplates(t *testing.T) {
 	run(t, exec.Command(tool(t, "packer"), "fmt", "-check", "-diff", "../../packaging/packer")) // parses plugins.pkr.hcl too
 	key := filepath.Join(t.TempDir(), "key")
 	run(t, exec.Command("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key))
-	pkg := write(t, filepath.Join(t.TempDir(), "wingman.deb"), "")
 	// Every builder, as far as it can be judged without its cloud: the checksum's list would be downloaded.
-	out := run(t, packer(t, "validate", "-var", "package="+pkg, "-var", "ssh_private_key_file="+key, "-var", "disk_checksum=none"))
+	out := run(t, packer(t, "validate", "-var", `packages=["/etc/hostname"]`, "-var", "ssh_private_key_file="+key, "-var", "disk_checksum=none"))
 	t.Log(out)
 	if out, err := packer(t, "validate", "-var", "ssh_private_key_file="+key, "-var", "disk_checksum=none").CombinedOutput(); err == nil {
 		t.Errorf("no package is no mistake:\n%s", out)
 	}
+
+	// What docs/automation.md says to type, as far as this Packer knows it: from the folder of a checkout, with values for what it leaves open.
+	page, err := os.ReadFile("../../docs/automation.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, lines, _ := strings.Cut(string(page), "## Packer")
+	_, lines, _ = strings.Cut(lines, "```\n")
+	lines, _, _ = strings.Cut(lines, "```")
+	for _, r := range [][2]string{{"packer init", ": packer init"}, {"packer build", "packer validate -var disk_checksum=none"}, {"ssh_private_key_file=…", "ssh_private_key_file=" + key}, {"seed=…", "seed=."}, {"/srv/mesh/wingman_1.2.3-1_amd64.deb", "/etc/hostname"}} {
+		if !strings.Contains(lines, r[0]) {
+			t.Fatalf("the documented lines have no %q:\n%s", r[0], lines)
+		}
+		lines = strings.ReplaceAll(lines, r[0], r[1])
+	}
+	checkout := t.TempDir()
+	run(t, exec.Command("sh", "-euc", `mkdir "$1/packaging"; cp -r ../../packaging/packer "$1/packaging/"; rm "$1/packaging/packer/plugins.pkr.hcl"`, "sh", checkout))
+	typed := exec.Command("sh", "-euc", lines)
+	typed.Dir = checkout
+	typed.Env = append(typed.Environ(), "CHECKPOINT_DISABLE=1", "HOME="+t.TempDir(), "PACKER_CACHE_DIR="+t.TempDir())
+	run(t, typed)
 }
 
 // A real build over ssh, of a machine that somebody else makes an image of: what it leaves, and that it fails for what one machine leaves in it.
@@ -42,7 +63,7 @@ func TestPackerBuild(t *testing.T) {
 	build := func(argv ...string) (string, error) {
 		t.Helper()
 		return f.output(packer(t, append([]string{"build", "-only=null.machine", "-var", "machine=10.99.0.2", "-var", "ssh_private_key_file=" + f.key,
-			"-var", "package=" + packageOf(t, oldVersion, "deb")}, argv...)...))
+			"-var", fmt.Sprintf("packages=[%q, %q]", packageOf(t, oldVersion, "deb"), standIn(t, "wingman-envoy", "all"))}, argv...)...))
 	}
 	if out, err := build("-var", "settings=log: {level: loud}"); err == nil || !strings.Contains(out, "log.level: found") {
 		t.Errorf("a build with wrong settings: %v\n%s", err, out)
@@ -57,6 +78,7 @@ func TestPackerBuild(t *testing.T) {
 	for _, look := range []struct{ line, want string }{
 		{"systemctl is-enabled wingman", "enabled"},
 		{"systemctl is-active wingman || :", "inactive"},
+		{"dpkg-query --show --showformat='${db:Status-Status}' wingman-envoy", "installed"},
 		{"cat /etc/wingman/wingman.yaml", "log: {level: debug}"},
 		{"wc -c </etc/machine-id", "0"},
 		{"wc -c </etc/hostname", "0"},

@@ -1,27 +1,20 @@
 #!/bin/sh
-# Installs /tmp/wingman-package on the machine that becomes an image, and enables the unit. As root; may run again.
+# Installs the packages in /tmp/wingman-packages on the machine that becomes an image, and enables the unit. As root; may run again.
 #
 # WINGMAN_SETTINGS, when not empty, becomes /etc/wingman/wingman.yaml.
 set -eu
-package=/tmp/wingman-package
+packages=/tmp/wingman-packages
+trap 'rm -rf "$packages"' EXIT
 
-# Both package managers go by a file's name.
-case $(head -c 7 "$package") in
-'!<arch>')
-	mv "$package" "$package.deb"
-	trap 'rm -f "$package.deb"' EXIT
-	# What it depends on is in every image; a list is read only where it is not.
-	dpkg --force-confdef --force-confold --install "$package.deb" || {
+if command -v dpkg >/dev/null 2>&1; then
+	# What they depend on is in every image; a list is read only where it is not.
+	dpkg --force-confdef --force-confold --install "$packages"/*.deb || {
 		apt-get update
-		DEBIAN_FRONTEND=noninteractive apt-get install --yes --fix-broken "$package.deb"
+		DEBIAN_FRONTEND=noninteractive apt-get install --yes --fix-broken "$packages"/*.deb
 	}
-	;;
-*)
-	mv "$package" "$package.rpm"
-	trap 'rm -f "$package.rpm"' EXIT
-	dnf install --assumeyes --nogpgcheck "$package.rpm"
-	;;
-esac
+else
+	dnf install --assumeyes --nogpgcheck "$packages"/*.rpm
+fi
 
 if [ -n "${WINGMAN_SETTINGS:-}" ]; then
 	new=$(mktemp)
