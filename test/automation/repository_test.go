@@ -152,7 +152,7 @@ func TestRepositoryLayout(t *testing.T) {
 	if err != nil || len(before) != 3 {
 		t.Fatalf("indexes by hash: %q, want three (%v)", before, err)
 	}
-	run(t, r.layOut(packageOf(t, newVersion, "deb"), packageOf(t, newVersion, "rpm")))
+	run(t, r.layOut(packageOf(t, newVersion, "deb"), packageOf(t, newVersion, "rpm"), standIn(t, "wingman-envoy", "all")))
 	for _, file := range before {
 		if _, err := os.Stat(file); err != nil {
 			t.Error(err)
@@ -234,16 +234,23 @@ func (r *repository) apt(t *testing.T) {
 	}
 
 	c.set("wingman_join: false\nwingman_repository_url: http://10.99.0.1:8000/apt\nwingman_repository_key: " + filepath.Join(r.dir, "wingman.asc") + "\n")
-	c.mustPlay("site.yml", "-e", "wingman_version="+oldVersion+"-1")
+	// A run that cannot read the list, and one that can: the repository is named already. The version is the agent's alone.
+	named := []string{"-e", "wingman_version=" + oldVersion, "-e", `{"wingman_packages": ["wingman", "wingman-envoy"]}`}
+	undo := r.alter("apt/dists/stable/InRelease", "Origin: Wingman", "Origin: Wingmen")
+	if out, counts := c.play("site.yml", named...); counts["web1"].failed != 1 {
+		t.Errorf("the role takes an altered InRelease:\n%s", out)
+	}
+	undo()
+	c.mustPlay("site.yml", named...)
 	if got := installed(); got != oldVersion {
 		t.Errorf("the role installed version %s, want %s", got, oldVersion)
 	}
-	if out, counts := c.mustPlay("site.yml"); counts["web1"].changed > 0 {
-		t.Errorf("a second run changed something:\n%s", out)
+	if out, counts := c.mustPlay("site.yml", "-e", "wingman_version=latest"); counts["web1"].changed > 0 {
+		t.Errorf("a second run changed something, if only the version that is installed:\n%s", out)
 	}
 
 	update := []string{"apt-get", "--error-on=any", "update", "-o", "Dir::Etc::SourceList=/etc/apt/sources.list.d/wingman.sources", "-o", "Dir::Etc::SourceParts=/dev/null"}
-	undo := r.alter("apt/dists/stable/InRelease", "Origin: Wingman", "Origin: Wingmen")
+	undo = r.alter("apt/dists/stable/InRelease", "Origin: Wingman", "Origin: Wingmen")
 	if out, err := m.Try(update...); err == nil {
 		t.Errorf("apt takes an altered InRelease:\n%s", out)
 	}
@@ -271,7 +278,10 @@ func (r *repository) apt(t *testing.T) {
 	}
 	c.set(fmt.Sprintf("wingman_join: false\nwingman_package_urls:\n  - {url: %q, checksum: %q}\n",
 		"http://10.99.0.1:8000/apt/pool/main/w/wingman/"+filepath.Base(pool[0]), fmt.Sprintf("sha256:%x", sha256.Sum256(content))))
-	c.mustPlay("site.yml")
+	if out, counts := c.mustPlay("site.yml"); counts["web1"].changed > 1 || installed() != newVersion {
+		t.Errorf("site.yml changed more than that the package is at hand, it has version %s now:\n%s", installed(), out)
+	}
+	c.mustPlay("upgrade.yml")
 	if got := installed(); got != oldVersion {
 		t.Errorf("the package of a URL left version %s, want %s", got, oldVersion)
 	}
