@@ -171,6 +171,24 @@ func TestAnsibleRefusesRelativePaths(t *testing.T) {
 	}
 }
 
+// A degraded machine is healthy only to who says so. The program's place is taken by one that says nothing else.
+func TestAnsibleAcceptsDegraded(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Chmod(write(t, filepath.Join(dir, "wingman"), "#!/bin/sh\nexit 3\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, accept := range []bool{false, true} {
+		cmd := exec.Command(filepath.Join(ansibleTools(t), "ansible-playbook"), "-i", "here,", "-e", fmt.Sprintf("wingman_accept_degraded=%t wingman_ready_retries=1 wingman_ready_delay=0", accept), "/dev/stdin")
+		cmd.Dir = ansibleFolder
+		cmd.Env = append(cmd.Environ(), "LC_ALL=C.UTF-8", "HOME="+dir, "ANSIBLE_NOCOLOR=1", "PATH="+dir+":"+os.Getenv("PATH"))
+		cmd.Stdin = strings.NewReader(`[{hosts: all, gather_facts: false, connection: local, vars: {ansible_python_interpreter: "{{ ansible_playbook_python }}"},
+			tasks: [{ansible.builtin.include_role: {name: wingman, tasks_from: healthy.yml}}]}]`)
+		if out, err := cmd.CombinedOutput(); (err == nil) != accept || !strings.Contains(string(out), "Wait until the machine is healthy") {
+			t.Errorf("wingman_accept_degraded=%t: %v\n%s", accept, err, out)
+		}
+	}
+}
+
 // The role from machines that have nothing to machines that have left, in the hands of real Ansible over real ssh.
 func TestAnsible(t *testing.T) {
 	c := newController(newFleet(t, "web1", "web2"))
