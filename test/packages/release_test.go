@@ -111,20 +111,19 @@ func TestHalfAReleaseIsNone(t *testing.T) {
 		gone(t)
 	})
 	t.Run("stopped by the terminal", func(t *testing.T) {
-		started := filepath.Join(t.TempDir(), "started")
-		cmd := release(t, dir, "GO="+toolchain(t, ": >"+started+"; exec sleep 60"))
-		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-		if err := cmd.Start(); err != nil {
+		began, begins, err := os.Pipe()
+		if err != nil {
 			t.Fatal(err)
 		}
-		for end := time.Now().Add(30 * time.Second); ; {
-			if _, err := os.Stat(started); err == nil {
-				break
-			}
-			if time.Now().After(end) {
-				t.Fatal("no build was begun")
-			}
-			time.Sleep(10 * time.Millisecond)
+		defer began.Close()
+		cmd := release(t, dir, "GO="+toolchain(t, "echo >&3; exec sleep 60"))
+		cmd.ExtraFiles = []*os.File{begins} // 3
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+		if err := errors.Join(cmd.Start(), begins.Close(), began.SetReadDeadline(time.Now().Add(30*time.Second))); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := began.Read(make([]byte, 1)); err != nil {
+			t.Errorf("no build was begun: %v", err)
 		}
 		if err := syscall.Kill(-cmd.Process.Pid, syscall.SIGINT); err != nil {
 			t.Fatal(err)
