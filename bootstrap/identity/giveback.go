@@ -15,6 +15,9 @@ import (
 type Living struct{ key, chain, roots []byte }
 
 // ReadLiving reads it by the Manager's links in outputDir, before that one's run folder goes. nil: there is none, or it has expired.
+//
+// It may run as root, by links that the agent's user has made. What one of them leads to counts only where it is that user's too: GiveBack would hand
+// out root's files otherwise.
 func ReadLiving(outputDir string, now time.Time) *Living {
 	if outputDir == "" {
 		return nil
@@ -22,8 +25,8 @@ func ReadLiving(outputDir string, now time.Time) *Living {
 	var pems [3][]byte
 	for i, name := range []string{keyFile, chainFile, rootFile} {
 		path := filepath.Join(outputDir, name)
-		data, _, err := readRegular(path, maxPEMSize)
-		if err != nil || name != rootFile && !OutputLink(path) {
+		data, info, err := readRegular(path, maxPEMSize)
+		if err != nil || name != rootFile && !OutputLink(path) || !ownedAs(path, info) {
 			return nil
 		}
 		pems[i] = data
@@ -37,6 +40,17 @@ func ReadLiving(outputDir string, now time.Time) *Living {
 		return nil
 	}
 	return &Living{key: pems[0], chain: pems[1], roots: pems[2]}
+}
+
+// ownedAs reports whether what is at path, a link as such, is of the owner of file.
+func ownedAs(path string, file fs.FileInfo) bool {
+	at, err := os.Lstat(path)
+	if err != nil {
+		return false
+	}
+	a, ok := at.Sys().(*syscall.Stat_t)
+	b, also := file.Sys().(*syscall.Stat_t)
+	return ok && also && a.Uid == b.Uid
 }
 
 // GiveBack is RemoveOutput for an agent that goes on with l (nil: none): key and chain of it are what is left as plain files, as what was kept of that agent's may

@@ -76,3 +76,54 @@ func TestALivingPairIsGivenBack(t *testing.T) {
 		})
 	}
 }
+
+// The agent's user owns outputDir and the store, and may have links there lead anywhere; who undoes an adopt is root.
+func TestNothingOfRootsIsGivenToTheAgentsUser(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root to have files that are root's")
+	}
+	for _, tc := range []struct {
+		name  string
+		roots string // whose file is root's; empty: none
+		given bool
+	}{
+		{"a pair of the agent's", "", true},
+		{"a key of root's", keyFile, false},
+		{"a chain of root's", chainFile, false},
+		{"a file of root's in the place of the roots", rootFile, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "certs")
+			if err := os.Mkdir(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			k := newKeyring(t)
+			c := k.issue()
+			for name, content := range map[string]string{keyFile: string(c.KeyPEM()), chainFile: string(c.ChainPEM()), rootFile: k.root.pem()} {
+				owner, real := agentID, filepath.Join(t.TempDir(), name)
+				if name == tc.roots {
+					owner = 0
+				}
+				putFile(t, real, content)
+				if err := os.Chown(real, owner, owner); err != nil {
+					t.Fatal(err)
+				}
+				current := filepath.Join(t.TempDir(), storeName, currentLink, name)
+				for link, to := range map[string]string{current: real, filepath.Join(dir, name): current} {
+					if err := os.MkdirAll(filepath.Dir(link), 0o755); err != nil {
+						t.Fatal(err)
+					}
+					if err := os.Symlink(to, link); err != nil {
+						t.Fatal(err)
+					}
+					if err := os.Lchown(link, agentID, agentID); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			if living := ReadLiving(dir, testNow); (living != nil) != tc.given {
+				t.Errorf("read a pair: %t, want %t", living != nil, tc.given)
+			}
+		})
+	}
+}
