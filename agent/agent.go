@@ -59,6 +59,7 @@ type Agent struct {
 	members, supervisors *group
 	news                 chan struct{} // buffered 1: status text may have changed
 	filesChanged         chan struct{} // buffered 1: the settings' files did, before the first join
+	filesRead            string        // fingerprint of the settings' files at their usual places, right before they were read first
 
 	mu       sync.Mutex // guards everything below
 	cfg      *bootstrap.Config
@@ -119,6 +120,7 @@ func Run(ctx context.Context, o Options) error {
 
 // newAgent reads the settings and makes the logger. It opens nothing.
 func newAgent(o Options) (*Agent, error) {
+	filesRead := fingerprint(settingsFiles(o.Root, nil))
 	cfg, source, problems, err := loadConfig(o.Root)
 	if err != nil {
 		return nil, err
@@ -147,6 +149,7 @@ func newAgent(o Options) (*Agent, error) {
 		news:     make(chan struct{}, 1),
 
 		filesChanged: make(chan struct{}, 1),
+		filesRead:    filesRead,
 
 		cfg:      cfg,
 		source:   source,

@@ -319,6 +319,9 @@ func (a *Agent) followFiles(ctx context.Context) error {
 	defer done.Wait()
 	defer enough()
 	seen := fingerprint(files)
+	if fingerprint(settingsFiles(a.opts.Root, nil)) != a.filesRead {
+		seen = "" // what came while this agent started has not been read
+	}
 	look := time.NewTicker(filesAnyway)
 	defer look.Stop()
 	for !a.isJoined() {

@@ -127,3 +127,33 @@ func TestADaemonWithoutFilesWaitsUnderSystemdAlone(t *testing.T) {
 		t.Error("the admin socket is left")
 	}
 }
+
+// Who writes the files may not be done when the agent starts: what comes after they were read, and before they are watched, is read too.
+func TestAFileThatCameWhileTheAgentStartedIsRead(t *testing.T) {
+	root := t.TempDir()
+	read := fingerprint(settingsFiles(root, nil))
+	sidecar := bootstrap.DefaultPaths(root).SidecarEnv
+	if err := os.MkdirAll(filepath.Dir(sidecar), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(sidecar, []byte("ISTIO_SERVICE_CIDR=10.0.0.0/8\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	logs, err := newLogs(bootstrap.Log{Level: "info"}, os.Stderr, func(string) string { return "" })
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &Agent{opts: Options{Root: root}, logs: logs, cfg: &bootstrap.Config{Paths: bootstrap.DefaultPaths(root)}, filesChanged: make(chan struct{}, 1), filesRead: read}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- a.followFiles(ctx) }()
+	select {
+	case <-a.filesChanged:
+	case <-time.After(30 * time.Second):
+		t.Error("nobody was told to read the files again")
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
