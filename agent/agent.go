@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -438,13 +437,4 @@ func zeroMeansNone[T int | time.Duration](v T) T {
 		return -1
 	}
 	return v
-}
-
-// listenAddrs are the addresses DNS is served at. Redirected IPv6 queries arrive at ::1.
-func listenAddrs(cfg *bootstrap.Config) []netip.AddrPort {
-	addrs := []netip.AddrPort{cfg.DNS.Listen}
-	if cfg.Capture.DualStack && cfg.DNS.Listen.Addr() == netip.AddrFrom4([4]byte{127, 0, 0, 1}) {
-		addrs = append(addrs, netip.AddrPortFrom(netip.IPv6Loopback(), cfg.DNS.Listen.Port()))
-	}
-	return addrs
 }

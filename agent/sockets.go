@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 
+	"wingman/bootstrap"
 	"wingman/dnsproxy"
 )
 
@@ -163,4 +164,13 @@ func addrPort(a net.Addr) netip.AddrPort {
 		ap = a.AddrPort()
 	}
 	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+}
+
+// listenAddrs are the addresses DNS is served at. Redirected IPv6 queries arrive at ::1.
+func listenAddrs(cfg *bootstrap.Config) []netip.AddrPort {
+	addrs := []netip.AddrPort{cfg.DNS.Listen}
+	if cfg.Capture.DualStack && cfg.DNS.Listen.Addr() == netip.AddrFrom4([4]byte{127, 0, 0, 1}) {
+		addrs = append(addrs, netip.AddrPortFrom(netip.IPv6Loopback(), cfg.DNS.Listen.Port()))
+	}
+	return addrs
 }
