@@ -73,6 +73,30 @@ func checkerOf(t *testing.T, cfg Config, pollers ...*poller) *Checker {
 	return c
 }
 
+// hearing has a Checker with cfg tell what heard returns: each report, in order.
+func hearing(cfg *Config) (heard func() []Report) {
+	var mu sync.Mutex
+	var told []Report
+	cfg.OnReport = func(r Report) {
+		mu.Lock()
+		defer mu.Unlock()
+		told = append(told, r)
+	}
+	return func() []Report {
+		mu.Lock()
+		defer mu.Unlock()
+		return slices.Clone(told)
+	}
+}
+
+// last is the newest of some reports; its zero value: there is none.
+func last(reports []Report) Report {
+	if len(reports) == 0 {
+		return Report{}
+	}
+	return reports[len(reports)-1]
+}
+
 // running starts Run and returns what ends it and waits for its end.
 func running(t *testing.T, c *Checker) (stop func()) {
 	t.Helper()
@@ -138,11 +162,13 @@ func TestAProbeThatCannotBeStoppedIsAFailureAndIsNotDoubled(t *testing.T) {
 			}
 			return nil
 		}}
-		c := checkerOf(t, Config{}, &poller{check: fake, every: 10 * time.Second, within: time.Second})
+		var cfg Config
+		heard := hearing(&cfg)
+		c := checkerOf(t, cfg, &poller{check: fake, every: 10 * time.Second, within: time.Second})
 		start := time.Now()
 		stop := running(t, c)
 		advance(11500 * time.Millisecond)
-		report, _ := c.Latest()
+		report := last(heard())
 		if want := "fake: not done after 1.3s, and cannot be stopped"; report.Healthy || report.Reason != want {
 			t.Errorf("while it hangs: %+v, want unhealthy with %q", report, want)
 		}
@@ -150,12 +176,12 @@ func TestAProbeThatCannotBeStoppedIsAFailureAndIsNotDoubled(t *testing.T) {
 		if got := fake.at(start); len(got) != 2 {
 			t.Errorf("asked at %v s while the second was stuck, want twice", got)
 		}
-		if state := c.Probes()[0]; state.Failures != 4 {
-			t.Errorf("%d failures in a row, want one per period: 4", state.Failures)
+		if n := c.verdict.probes[0].failures; n != 4 {
+			t.Errorf("%d failures in a row, want one per period: 4", n)
 		}
 		close(release)
 		advance(10 * time.Second)
-		if report, _ := c.Latest(); !report.Healthy {
+		if report := last(heard()); !report.Healthy {
 			t.Errorf("after it came loose: %+v, want healthy", report)
 		}
 		stop()
@@ -187,36 +213,24 @@ func TestEachChangeIsReportedOnceWithItsCause(t *testing.T) {
 			}
 			return nil
 		}}
-		var told []string
 		registry := prometheus.NewRegistry()
-		c := checkerOf(t, Config{
-			OnReport: func(r Report) { told = append(told, fmt.Sprintf("%v %s", r.Healthy, r.Reason)) },
-			Metrics:  registry,
-		}, &poller{check: fake, every: time.Second, within: time.Second, thresholds: rule{success: 2, failure: 2}})
-		select {
-		case <-c.Ready():
-			t.Error("ready before Run")
-		default:
-		}
-		if _, ok := c.Latest(); ok {
-			t.Error("a verdict before Run")
-		}
+		cfg := Config{Metrics: registry}
+		heard := hearing(&cfg)
+		c := checkerOf(t, cfg, &poller{check: fake, every: time.Second, within: time.Second, thresholds: rule{success: 2, failure: 2}})
 		stop := running(t, c)
 		advance(1500 * time.Millisecond)
-		select {
-		case <-c.Ready():
-			t.Error("ready with one result of two")
-		default:
+		if early := heard(); len(early) > 0 {
+			t.Errorf("told %+v with one result of two", early)
 		}
 		advance(8 * time.Second)
 		stop()
-		<-c.Ready()
+		var told []string
+		for _, r := range heard() {
+			told = append(told, fmt.Sprintf("%v %s", r.Healthy, r.Reason))
+		}
 		want := []string{"false fake: refusal 2", "true fake succeeded"}
 		if !slices.Equal(told, want) {
 			t.Errorf("told\n%s\nwant\n%s", strings.Join(told, "\n"), strings.Join(want, "\n"))
-		}
-		if latest, ok := c.Latest(); !ok || latest.Reason != "fake succeeded" {
-			t.Errorf("latest %+v, want the last that was told", latest)
 		}
 		metrics := map[string]float64{
 			`wingman_health_changes_total{verdict="healthy"}`:          1,
@@ -253,13 +267,13 @@ func gather(t *testing.T, registry *prometheus.Registry) map[string]float64 {
 
 func TestWithoutAProbeTheWorkloadIsHealthyAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := checkerOf(t, Config{})
+		var cfg Config
+		heard := hearing(&cfg)
 		start := time.Now()
-		stop := running(t, c)
-		<-c.Ready()
-		report, ok := c.Latest()
-		if want := (Report{Healthy: true, Reason: "no probe configured", At: start}); !ok || report != want {
-			t.Errorf("verdict %+v, want %+v", report, want)
+		stop := running(t, checkerOf(t, cfg))
+		synctest.Wait()
+		if want := (Report{Healthy: true, Reason: "no probe configured", At: start}); last(heard()) != want {
+			t.Errorf("verdicts %+v, want %+v", heard(), want)
 		}
 		stop()
 	})
@@ -273,15 +287,15 @@ func TestDampingIsReleasedByTheClock(t *testing.T) {
 			}
 			return nil
 		}}
-		c := checkerOf(t, Config{Damping: Damping{Changes: 2, Window: time.Hour, Hold: 25 * time.Second}},
-			&poller{check: fake, every: 10 * time.Second, within: time.Second})
+		cfg := Config{Damping: Damping{Changes: 2, Window: time.Hour, Hold: 25 * time.Second}}
+		heard := hearing(&cfg)
+		c := checkerOf(t, cfg, &poller{check: fake, every: 10 * time.Second, within: time.Second})
 		start := time.Now()
 		stop := running(t, c)
 		advance(70 * time.Second)
 		stop()
-		last, _ := c.Latest()
-		if want := (Report{Healthy: true, Reason: "probes passed for 25s", At: start.Add(65 * time.Second)}); last != want {
-			t.Errorf("last report %+v, want %+v", last, want)
+		if want := (Report{Healthy: true, Reason: "probes passed for 25s", At: start.Add(65 * time.Second)}); last(heard()) != want {
+			t.Errorf("reports %+v, want the last to be %+v", heard(), want)
 		}
 	})
 }

@@ -63,17 +63,13 @@ type Report struct {
 	At      time.Time `json:"at"`
 }
 
-// A Checker probes the workload and keeps the verdict. Its methods are safe for concurrent use.
+// A Checker probes the workload and keeps the verdict.
 type Checker struct {
 	onReport func(Report)
 	log      *slog.Logger
 	metrics  *metrics
 	watchers []watcher
-	ready    chan struct{}
-
-	mu      sync.Mutex // guards everything below
-	verdict verdict
-	latest  *Report // nil before the first verdict
+	verdict  verdict // Run's goroutine alone uses it
 }
 
 // A watcher looks after one probe: it calls emit for each outcome until ctx ends, and returns only when nothing of it is
@@ -108,7 +104,6 @@ func New(cfg Config) (*Checker, error) {
 	c := &Checker{
 		onReport: cfg.OnReport,
 		log:      log,
-		ready:    make(chan struct{}),
 	}
 	for _, p := range cfg.Probe.leaves() {
 		c.watchers = append(c.watchers, p.watcher(host, probeEnviron(environ), log))
@@ -163,64 +158,16 @@ func (c *Checker) Run(ctx context.Context) error {
 
 // step feeds e to the verdict, publishes a change, and returns when the verdict wants to be stepped again.
 func (c *Checker) step(e event) (wakeAt time.Time) {
-	now := time.Now()
-	c.mu.Lock()
 	before := c.verdict.current
-	report, changed := c.verdict.step(now, e)
+	report, changed := c.verdict.step(time.Now(), e)
 	wakeAt = c.verdict.wakeAt
-	if changed {
-		c.latest = &report
-	}
-	c.mu.Unlock()
 	if !changed {
 		return wakeAt
 	}
 	c.log.Info("health changed", "from", before.String(), "to", stateOf(report.Healthy).String(), "cause", report.Reason)
 	c.metrics.changed(report.Healthy)
-	if before == unknown {
-		close(c.ready)
-	}
 	if c.onReport != nil {
 		c.onReport(report)
 	}
 	return wakeAt
-}
-
-// Ready is closed once the first verdict is there.
-func (c *Checker) Ready() <-chan struct{} { return c.ready }
-
-// Latest returns the current verdict; false before the first one.
-func (c *Checker) Latest() (Report, bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.latest == nil {
-		return Report{}, false
-	}
-	return *c.latest, true
-}
-
-// A ProbeState is what one probe last found, for status pages.
-type ProbeState struct {
-	Kind      string    `json:"kind"`                 // "http", "https", "tcp", "exec", "grpc" or "unit"
-	Target    string    `json:"target"`               // "GET http://10.99.0.2:8080/healthz"
-	State     string    `json:"state"`                // "unknown", "healthy" or "unhealthy", after thresholds
-	Successes int       `json:"successes"`            // in a row
-	Failures  int       `json:"failures"`             // in a row
-	LastError string    `json:"last_error,omitempty"` // of the last probe; empty after a success
-	At        time.Time `json:"at,omitzero"`          // of the last probe
-}
-
-// Probes returns the state of each configured probe, in configuration order; none for a trivial probe.
-func (c *Checker) Probes() []ProbeState {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	states := make([]ProbeState, len(c.watchers))
-	for i, w := range c.watchers {
-		t := c.verdict.probes[i]
-		states[i] = ProbeState{
-			Kind: w.kind(), Target: w.target(), State: t.state.String(),
-			Successes: t.successes, Failures: t.failures, LastError: t.reason, At: t.at,
-		}
-	}
-	return states
 }

@@ -73,7 +73,7 @@ func TestAProbeNeedsAHostFromSomewhere(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got := c.Probes()[0].Target; got != tt.target {
+			if got := c.watchers[0].target(); got != tt.target {
 				t.Errorf("target %q, want %q", got, tt.target)
 			}
 		})

@@ -40,12 +40,10 @@ type tally struct {
 	successes int // in a row
 	failures  int // in a row
 	reason    string
-	at        time.Time
 }
 
 // count adds one result. The first state needs its threshold too, as Istio's does.
-func (t *tally) count(now time.Time, err error) {
-	t.at = now
+func (t *tally) count(err error) {
 	if err == nil {
 		t.successes, t.failures, t.reason = t.successes+1, 0, ""
 		if t.successes >= t.success {
@@ -118,7 +116,7 @@ func newVerdict(watchers []watcher, d Damping) verdict {
 func (v *verdict) step(now time.Time, e event) (report Report, changed bool) {
 	reason := ""
 	if e, ok := e.(probed); ok {
-		v.probes[e.probe].count(now, e.err)
+		v.probes[e.probe].count(e.err)
 		reason = v.probes[e.probe].target + " succeeded"
 	}
 	probes := v.damp(now, v.combined())
