@@ -24,8 +24,6 @@ type value struct {
 // badValue says why a value does not fit its setting.
 type badValue struct{ found, expected, hint string }
 
-func (e *badValue) Error() string { return "found " + e.found + ", expected " + e.expected }
-
 // A kind turns text into a T. expected completes "expected …" in messages and names the kind in the docs.
 type kind[T any] struct {
 	expected string

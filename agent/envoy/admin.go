@@ -22,7 +22,7 @@ type Admin struct {
 }
 
 // NewAdmin makes a client for the Envoy whose admin port is at addr. own are the ports of listeners that carry no traffic of the
-// workload: those of its bootstrap file (Input.OwnPorts). It opens nothing.
+// workload: those of its bootstrap file (Facts.OwnPorts). It opens nothing.
 func NewAdmin(addr netip.AddrPort, own ...uint16) *Admin {
 	a := &Admin{
 		base: "http://" + addr.String(),

@@ -135,14 +135,6 @@ func familiesOf(addrs []netip.Addr) families {
 	return families{localhost: "127.0.0.1", wildcards: []string{"0.0.0.0"}, lookup: "V4_ONLY"}
 }
 
-// AdminAddr is where an Envoy started with in answers on its admin port.
-func (in Input) AdminAddr() netip.AddrPort {
-	return netip.AddrPortFrom(netip.MustParseAddr(familiesOf(in.Addrs).localhost), in.AdminPort)
-}
-
-// OwnPorts are those of the listeners in the file.
-func (in Input) OwnPorts() []uint16 { return []uint16{in.ReadinessPort, in.PrometheusPort} }
-
 func nodeOf(n bootstrap.Node) obj {
 	o := obj{"id": n.ID, "cluster": n.Cluster, "metadata": n.Metadata}
 	locality := obj{}

@@ -41,6 +41,16 @@ func TestEnvoyAcceptsTheGoldenFiles(t *testing.T) {
 	}
 }
 
+// adminIn is the way to an Envoy that is started with a file.
+func adminIn(t testing.TB, f File) *Admin {
+	t.Helper()
+	facts, err := FactsOf(f.JSON)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return NewAdmin(facts.Admin, facts.OwnPorts()...)
+}
+
 // tcpListener is a listener that istiod might send: it accepts connections on a port and forwards them to the admin port.
 func tcpListener(t testing.TB, name string, port int) envoytest.Resource {
 	t.Helper()
@@ -66,7 +76,7 @@ func TestEnvoyServes(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			admin := NewAdmin(in.AdminAddr(), in.OwnPorts()...)
+			admin := adminIn(t, f)
 			envoytest.Start(t, program, f.JSON)
 
 			// No control plane yet: it must wait for one, not serve half of a configuration.
@@ -129,7 +139,7 @@ func TestEnvoyCountsConnectionsAndDrains(t *testing.T) {
 	}
 	ads := envoytest.NewADS(t, in.XDSSocket)
 	ads.Set(envoytest.TypeListener, tcpListener(t, "virtualInbound", 15006))
-	admin := NewAdmin(in.AdminAddr(), in.OwnPorts()...)
+	admin := adminIn(t, f)
 	envoytest.Start(t, program, f.JSON, "--drain-time-s", "1")
 	awaitLive(t, admin)
 
