@@ -12,6 +12,7 @@ import (
 
 	"wingman/bootstrap"
 	"wingman/iptables"
+	"wingman/test/freeport"
 )
 
 func TestBridgeAddrs(t *testing.T) {
@@ -78,7 +79,7 @@ func newBridges(handed map[string][]*os.File) (*bridges, *memoryStore, fakeServe
 
 func TestBridgesAreFollowedAsTheyComeAndGo(t *testing.T) {
 	b, store, f := newBridges(nil)
-	at := freePort(t)
+	at := freeport.Addr()
 	b.follow(t.Context(), []netip.AddrPort{at})
 	if got := <-f.began; got != at.String() {
 		t.Errorf("%s is served, want %s", got, at)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"wingman/dnsproxy"
+	"wingman/test/freeport"
 )
 
 // memoryStore is a systemd FD store that remembers names.
@@ -46,18 +47,6 @@ func handedIn(t *testing.T, addr string, names ...string) (map[string][]*os.File
 	return files, at
 }
 
-// freePort is an address that nobody holds.
-func freePort(t *testing.T) netip.AddrPort {
-	t.Helper()
-	udp, tcp, err := dnsproxy.Listen(netip.MustParseAddrPort("127.0.0.1:0"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer udp.Close()
-	defer tcp.Close()
-	return addrPort(udp.LocalAddr())
-}
-
 func TestHandedInSocketsAreUsedAndKeepWhatWaits(t *testing.T) {
 	for _, name := range []struct{ udp, tcp string }{{"dns-udp4", "dns-tcp4"}, {"wingman.socket", "wingman.socket"}} {
 		files, at := handedIn(t, "127.0.0.1:0", name.udp, name.tcp)
@@ -92,7 +81,7 @@ func TestHandedInSocketsAreUsedAndKeepWhatWaits(t *testing.T) {
 }
 
 func TestNewSocketsGoIntoTheStore(t *testing.T) {
-	at := freePort(t)
+	at := freeport.Addr()
 	store := &memoryStore{}
 	s, err := openSockets([]netip.AddrPort{at}, nil, store, quiet())
 	if err != nil {
@@ -106,7 +95,7 @@ func TestNewSocketsGoIntoTheStore(t *testing.T) {
 
 func TestSocketsThatServeNobodyLeave(t *testing.T) {
 	files, old := handedIn(t, "127.0.0.1:0", "dns-udp4", "dns-tcp4")
-	at := freePort(t)
+	at := freeport.Addr()
 	store := &memoryStore{}
 	s, err := openSockets([]netip.AddrPort{at}, files, store, quiet())
 	if err != nil {
@@ -141,7 +130,7 @@ func TestTakenPortIsAnErrorAndLeavesNothingOpen(t *testing.T) {
 	}
 	defer held.Close()
 	taken := addrPort(held.LocalAddr())
-	free := freePort(t)
+	free := freeport.Addr()
 	if _, err := openSockets([]netip.AddrPort{free, taken}, nil, &memoryStore{}, quiet()); err == nil {
 		t.Fatal("openSockets = nil although a port is taken")
 	}

@@ -11,6 +11,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/miekg/dns"
+
+	"wingman/test/freeport"
 )
 
 const second = instant(time.Second)
@@ -280,7 +282,7 @@ func TestStaleAnswers(t *testing.T) {
 		})
 	})
 	t.Run("not beyond the limit", func(t *testing.T) {
-		s := serve(t, Config{Upstreams: []netip.AddrPort{unusedAddr(t)}, MaxStale: time.Minute})
+		s := serve(t, Config{Upstreams: []netip.AddrPort{freeport.Addr()}, MaxStale: time.Minute})
 		s.cache.put(cacheKeyOf(t, req), old, now()-1000*second)
 		if got := brief(exchange(t, s.addr, overUDP, req)); got != "SERVFAIL ra [] OPT EDE22" {
 			t.Errorf("got %s, want SERVFAIL", got)

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"wingman/test/freeport"
 )
 
 const example = "www.example.com. 300 IN A 192.0.2.80"
@@ -169,13 +171,13 @@ func TestBadUpstreams(t *testing.T) {
 	t.Run("nobody listens: the next is asked at once", func(t *testing.T) {
 		up := newUpstream(t, good)
 		// the refusal must be heard: with a time-out this long nothing else ends the wait for the first
-		s := serve(t, Config{Upstreams: []netip.AddrPort{unusedAddr(t), up.addr}, ForwardTimeout: patience})
+		s := serve(t, Config{Upstreams: []netip.AddrPort{freeport.Addr(), up.addr}, ForwardTimeout: patience})
 		if got := brief(exchange(t, s.addr, overUDP, question("www.example.com", dns.TypeA))); got != answer {
 			t.Errorf("got %s, want %s", got, answer)
 		}
 	})
 	t.Run("nobody listens anywhere: SERVFAIL at once", func(t *testing.T) {
-		s := serve(t, Config{Upstreams: []netip.AddrPort{unusedAddr(t), unusedAddr(t)}, ForwardTimeout: 2 * patience})
+		s := serve(t, Config{Upstreams: []netip.AddrPort{freeport.Addr(), freeport.Addr()}, ForwardTimeout: 2 * patience})
 		if got := brief(exchange(t, s.addr, overUDP, question("www.example.com", dns.TypeA))); got != "SERVFAIL ra []" {
 			t.Errorf("got %s, want SERVFAIL", got)
 		}

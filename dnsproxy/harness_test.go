@@ -224,18 +224,6 @@ func zone(t testing.TB, records ...string) func([]byte, transport) [][]byte {
 // silent is a resolver that never answers.
 func silent([]byte, transport) [][]byte { return nil }
 
-// unusedAddr is an address where nobody listens.
-func unusedAddr(t testing.TB) netip.AddrPort {
-	t.Helper()
-	udp, tcp, err := Listen(loopback)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer udp.Close()
-	defer tcp.Close()
-	return udp.LocalAddr().(*net.UDPAddr).AddrPort()
-}
-
 func readFrame(r io.Reader) ([]byte, error) {
 	var length [2]byte
 	if _, err := io.ReadFull(r, length[:]); err != nil {

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"wingman/test/freeport"
 )
 
 // resolver is a real one, in a process of its own.
@@ -49,7 +51,7 @@ func (r *resolver) stop() {
 // unbound and dnsmasq answer for example.com and have a record too large for a datagram.
 func unbound(t *testing.T) *resolver {
 	t.Helper()
-	addr := unusedAddr(t)
+	addr := freeport.Addr()
 	dir := t.TempDir()
 	conf := fmt.Sprintf("server:\n interface: 127.0.0.1@%d\n do-daemonize: no\n use-syslog: no\n chroot: \"\"\n username: \"\"\n pidfile: \"\"\n directory: %q\n local-zone: \"example.com.\" redirect\n local-data: \"example.com. 300 IN A 192.0.2.80\"\n",
 		addr.Port(), dir)
@@ -66,7 +68,7 @@ func unbound(t *testing.T) *resolver {
 
 func dnsmasq(t *testing.T) *resolver {
 	t.Helper()
-	addr := unusedAddr(t)
+	addr := freeport.Addr()
 	argv := []string{program(t, "dnsmasq"), "-k", "-C", "/dev/null", "-p", fmt.Sprint(addr.Port()), "--no-resolv", "--no-hosts", "--listen-address=127.0.0.1", "--bind-interfaces",
 		"--pid-file", "--log-facility=-", "--user=root", "--address=/example.com/192.0.2.80", "--local-ttl=300"}
 	for i := range 10 {

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"wingman/test/freeport"
 )
 
 // dialTCP is a connection to a server with a deadline for all that the test does with it.
@@ -203,7 +205,7 @@ func TestUpstreamByTCP(t *testing.T) {
 	good := zone(t, example)
 	hung := newUpstream(t, silent)
 	up := newUpstream(t, good)
-	s := serve(t, Config{Upstreams: []netip.AddrPort{unusedAddr(t), hung.addr, up.addr}, ForwardTimeout: patience})
+	s := serve(t, Config{Upstreams: []netip.AddrPort{freeport.Addr(), hung.addr, up.addr}, ForwardTimeout: patience})
 	s.forward.mu.Lock()
 	s.forward.conf.useTCP = true
 	s.forward.mu.Unlock()

@@ -5,7 +5,6 @@ import (
 	"context"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -131,17 +130,6 @@ func says(contentType, body string) http.HandlerFunc {
 
 func app(port uint16) bootstrap.ScrapeTarget {
 	return bootstrap.ScrapeTarget{Port: port, Path: "/metrics"}
-}
-
-// unused is a port where nobody listens.
-func unused(t testing.TB) uint16 {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return netip.MustParseAddrPort(l.Addr().String()).Port()
 }
 
 // parses fails the test when a body is not what Prometheus reads, or a name comes twice.

@@ -17,6 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"wingman/bootstrap"
+	"wingman/test/freeport"
 )
 
 func TestMergeHasAllInOrder(t *testing.T) {
@@ -48,7 +49,7 @@ func TestMergeHasAllInOrder(t *testing.T) {
 
 // The scrape that misses Envoy says so itself.
 func TestMergeCountsWhatIsMissingAtOnce(t *testing.T) {
-	m := newMerged(t, Sources{Envoy: unused(t)})
+	m := newMerged(t, Sources{Envoy: freeport.Port()})
 	if body, _ := m.scrape(t); !strings.Contains(body, `wingman_status_scrape_failures_total{source="envoy"} 1`+"\n") {
 		t.Errorf("the failure is not counted in\n%s", body)
 	}
@@ -124,7 +125,7 @@ func TestMergeOutlivesItsSources(t *testing.T) {
 			}
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
-				port := unused(t)
+				port := freeport.Port()
 				if tc.source != nil {
 					port = serveOn(t, tc.source)
 				}

@@ -14,6 +14,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/status"
+
+	"wingman/test/freeport"
 )
 
 // A round is one round of asking, and what to expect of it. "…" at the end of want stands for whatever follows.
@@ -126,7 +128,7 @@ func rounds() []round {
 		{"istiod's certificate has expired", with(good, serverDates(-5*time.Hour, -2*time.Hour)), "istiod's certificate expired 2 h ago: either istiod lost its own renewal or this machine's clock is ahead", failedUnreachable, ""},
 		{"istiod's certificate begins in our future", with(good, serverDates(2*time.Hour+3*time.Minute+30*time.Second, 9*time.Hour)), "the clock is at least 2 h 3 min behind istiod, whose certificate begins at …", failedUnreachable, ""},
 		{"nobody listens", with(good, func(ca *testCA, cfg *Config, _ *request) {
-			cfg.CAAddress = closedPort(ca.t)
+			cfg.CAAddress = freeport.Addr().String()
 		}), "cannot reach istiod's CA at HOST:PORT: connect: connection refused", failedUnreachable, ""},
 		{"the name does not resolve", with(good, func(_ *testCA, cfg *Config, _ *request) {
 			cfg.Dial = func(context.Context, string) (net.Conn, error) {
@@ -202,12 +204,6 @@ func listen(t testing.TB) net.Listener {
 	return lis
 }
 
-func closedPort(t testing.TB) string {
-	lis := listen(t)
-	lis.Close()
-	return lis.Addr().String()
-}
-
 // silentPort accepts by the kernel's backlog and never answers.
 func silentPort(t testing.TB) string { return listen(t).Addr().String() }
 
@@ -277,7 +273,7 @@ func TestWhatTheCAIsTold(t *testing.T) {
 }
 
 func TestTheKeyOfAFailedRoundIsUsedAgain(t *testing.T) {
-	m, err := New(Config{CAAddress: closedPort(t), ServerName: testServer, SPIFFEID: testID, RootFile: "/r", StateDir: "/s"})
+	m, err := New(Config{CAAddress: freeport.Addr().String(), ServerName: testServer, SPIFFEID: testID, RootFile: "/r", StateDir: "/s"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -19,6 +19,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+
+	"wingman/test/freeport"
 )
 
 // A testAgent is a SPIFFE Workload API as far as this package sees it: the generated server on a real socket. test/spire has the real one.
@@ -251,7 +253,7 @@ func TestTheLastCertificateOfAWorkloadAPIOutlivesARestart(t *testing.T) {
 	}
 	// Without the setting istiod's CA is the source again; the bundle is trusted as long as the certificate that it belongs to lives.
 	back := cfg
-	back.StateDir, back.OutputDir, back.WorkloadSocket, back.CAAddress = filepath.Join(filepath.Dir(cfg.StateDir), "copy"), "", "", closedPort(t)
+	back.StateDir, back.OutputDir, back.WorkloadSocket, back.CAAddress = filepath.Join(filepath.Dir(cfg.StateDir), "copy"), "", "", freeport.Addr().String()
 	if err := os.CopyFS(back.StateDir, os.DirFS(cfg.StateDir)); err != nil {
 		t.Fatal(err)
 	}

@@ -12,7 +12,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -22,6 +21,7 @@ import (
 
 	"wingman/test/controlplane"
 	"wingman/test/files"
+	"wingman/test/freeport"
 )
 
 // Goals of the project, in MB (10^6 bytes) as the figures are.
@@ -78,12 +78,8 @@ func residentAfterJoin(binary string) (now, peak float64, err error) {
 	if err := files.Write(root, istiod, "127.0.0.1"); err != nil {
 		return 0, 0, err
 	}
-	dns, status, err := freePorts()
-	if err != nil {
-		return 0, 0, err
-	}
 	settings := fmt.Sprintf("istiod: {address: %q, caAddress: %q, san: %s}\ndns: {listen: \"127.0.0.1:%d\"}\nstatus: {port: %d}\ncapture: none\n",
-		istiod.Addr(), istiod.Addr(), istiod.ServerName(), dns, status)
+		istiod.Addr(), istiod.Addr(), istiod.ServerName(), freeport.Port(), freeport.Port())
 	if err := files.Put(root, files.Wingman, settings); err != nil {
 		return 0, 0, err
 	}
@@ -147,16 +143,4 @@ func memory(pid int) (now, peak float64, err error) {
 		}
 	}
 	return now, peak, nil
-}
-
-func freePorts() (dns, status int, err error) {
-	for _, p := range []*int{&dns, &status} {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return 0, 0, err
-		}
-		defer l.Close()
-		*p = l.Addr().(*net.TCPAddr).Port
-	}
-	return dns, status, nil
 }

@@ -17,6 +17,7 @@ import (
 	"wingman/health"
 	"wingman/test/controlplane"
 	"wingman/test/files"
+	"wingman/test/freeport"
 )
 
 // reload asks the daemon to read its files again.
@@ -109,7 +110,7 @@ func TestReload(t *testing.T) {
 	m.mustResolve("webapp.istioinaction", "10.96.97.98")
 
 	// What is open stays open: DNS is where the sockets are, and what waits for a restart is said.
-	elsewhere := freePort(t)
+	elsewhere := freeport.Addr()
 	m.write(files.Wingman, strings.Replace(good, m.dns.String(), elsewhere.String(), 1))
 	m.reload()
 	m.until("waiting for a restart", func(r status.Report) bool { return strings.Contains(strings.Join(r.Degraded, " "), "dns.listen") })

@@ -18,6 +18,7 @@ import (
 	"wingman/agent/status"
 	"wingman/test/controlplane"
 	"wingman/test/files"
+	"wingman/test/freeport"
 )
 
 // patience bounds every wait; nothing here takes a tenth of it on a machine that is not overloaded.
@@ -57,8 +58,8 @@ func newIstiod(t *testing.T, cfg controlplane.Config) *controlplane.Server {
 func newMachine(t *testing.T, istiod *controlplane.Server, extra ...string) *machine {
 	t.Helper()
 	m := &machine{t: t, root: t.TempDir(), istiod: istiod, env: map[string]string{}, sighup: make(chan os.Signal)}
-	m.dns = freePort(t)
-	m.statusAt = fmt.Sprintf("127.0.0.1:%d", freePort(t).Port())
+	m.dns = freeport.Addr()
+	m.statusAt = fmt.Sprintf("127.0.0.1:%d", freeport.Port())
 	m.upstream = newUpstream(t, map[string]string{"www.example.com.": "192.0.2.80"})
 	_, statusPort, _ := net.SplitHostPort(m.statusAt)
 	if err := files.Write(m.root, istiod, m.upstream.Addr().String()); err != nil {
@@ -235,16 +236,6 @@ func (m *machine) entry(what string, is func(controlplane.Entry) bool) controlpl
 		m.t.Fatalf("no WorkloadEntry that is %s: %v; there are %+v", what, err, m.istiod.Entries())
 	}
 	return e
-}
-
-func freePort(t *testing.T) netip.AddrPort {
-	t.Helper()
-	c, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	return c.LocalAddr().(*net.UDPAddr).AddrPort()
 }
 
 // newUpstream is a resolver on port 53 of a loopback address of its own, as resolv.conf knows no ports.

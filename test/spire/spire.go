@@ -10,7 +10,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,6 +17,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"wingman/test/freeport"
 )
 
 // patience bounds each start; none takes a tenth of it.
@@ -52,7 +53,7 @@ func Start(t testing.TB, o Options) *SPIRE {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &SPIRE{t: t, bin: bin, dir: dir, domain: o.TrustDomain, port: freePort(t)}
+	s := &SPIRE{t: t, bin: bin, dir: dir, domain: o.TrustDomain, port: int(freeport.Port())}
 	if s.domain == "" {
 		s.domain = "cluster.local"
 	}
@@ -222,14 +223,4 @@ func stop(cmd *exec.Cmd) {
 	kill := time.AfterFunc(5*time.Second, func() { cmd.Process.Kill() })
 	defer kill.Stop()
 	cmd.Wait()
-}
-
-func freePort(t testing.TB) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
 }

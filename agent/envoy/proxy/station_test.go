@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -22,6 +21,7 @@ import (
 
 	"wingman/agent/envoy"
 	"wingman/agent/envoy/envoytest"
+	"wingman/test/freeport"
 )
 
 // station is a supervisor with a fake Envoy.
@@ -46,7 +46,7 @@ type station struct {
 func newStation(t testing.TB, habits ...string) *station {
 	t.Helper()
 	st := &station{t: t, dir: envoytest.Dir(t), out: &lockedBuffer{}, logs: &lockedBuffer{}, news: make(chan struct{}), done: make(chan error, 1)}
-	st.admin = freePort(t)
+	st.admin = freeport.Addr()
 	st.write("bootstrap.json", fmt.Sprintf(`{"admin": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": %d}}}}`, st.admin.Port()))
 	st.habits = strings.Join(habits, ",")
 	st.cfg = st.config()
@@ -75,17 +75,6 @@ func (st *station) config() Config {
 		RunDir: filepath.Join(st.dir, "run"),
 		Env:    append(os.Environ(), fakeVar+"="+st.habits, "NOTIFY_SOCKET=/nowhere"),
 	}
-}
-
-// freePort is one of loopback that nobody has: in a network of its own, nobody takes it either.
-func freePort(t testing.TB) netip.AddrPort {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return netip.MustParseAddrPort(l.Addr().String())
 }
 
 func (st *station) write(name, content string) {

@@ -11,6 +11,7 @@ import (
 	"wingman/agent/envoy"
 	"wingman/agent/envoy/envoytest"
 	"wingman/bootstrap"
+	"wingman/test/freeport"
 )
 
 func TestTheWorkersListenerIsThatOfReadiness(t *testing.T) {
@@ -60,7 +61,7 @@ func TestOnlySilenceIsFrozen(t *testing.T) {
 	}{
 		"nobody answers":     {silentServer(t), true},
 		"a worker answers":   {busy, false},
-		"nobody listens":     {freePort(t), false},
+		"nobody listens":     {freeport.Addr(), false},
 		"no worker is known": {netip.AddrPort{}, false},
 	} {
 		if got := frozen(t.Context(), tt.worker); got != tt.want {

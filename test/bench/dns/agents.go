@@ -10,6 +10,7 @@ import (
 	"wingman/agent/xds/nds"
 	"wingman/test/controlplane"
 	"wingman/test/files"
+	"wingman/test/freeport"
 )
 
 // plane is the control plane that both agents are members of.
@@ -57,14 +58,14 @@ const wingmanName = "wingman"
 
 // wingmanServer is the whole daemon, with istioctl's files below a root of its own.
 func (b *bench) wingmanServer() (server, error) {
-	port := freePort()
+	port := freeport.Port()
 	root := filepath.Join(b.dir, "wingman-root")
 	if err := files.Write(root, b.plane.istiod, "127.0.0.53"); err != nil {
 		return server{}, err
 	}
-	settings := fmt.Sprintf("workload: {addresses: [%s]}\ndns: {listen: \"127.0.0.1:%s\"}\nstatus: {port: %s}\ncapture: none\n", ownIP, port, freePort())
+	settings := fmt.Sprintf("workload: {addresses: [%s]}\ndns: {listen: \"127.0.0.1:%d\"}\nstatus: {port: %d}\ncapture: none\n", ownIP, port, freeport.Port())
 	envoy := envoyPart{bootstrap: filepath.Join(root, "run/wingman/envoy/bootstrap.json"), socket: filepath.Join(root, "run/wingman/xds.sock")}
-	return server{name: wingmanName, addr: "127.0.0.1:" + port, argv: []string{b.wingman, "run", "--root", root}, after: envoy.play}, files.Put(root, files.Wingman, settings)
+	return server{name: wingmanName, addr: fmt.Sprintf("127.0.0.1:%d", port), argv: []string{b.wingman, "run", "--root", root}, after: envoy.play}, files.Put(root, files.Wingman, settings)
 }
 
 // pilotAgent is the whole of Istio's agent, started as its package starts it but for Envoy, whose part the bench takes.

@@ -4,12 +4,12 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"math/rand/v2"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+
+	"wingman/test/freeport"
 )
 
 // built are the peers that come from Go modules; empty paths for those that could not be built.
@@ -94,27 +94,9 @@ func (b *bench) writeInputs() error {
 	return nil
 }
 
-// freePort is one of 127.0.0.1 where nobody listens, by UDP or TCP: below those that the kernel gives to clients, of which
-// there are many here.
-func freePort() string {
-	for {
-		addr := fmt.Sprintf("127.0.0.1:%d", 20_000+rand.IntN(10_000))
-		udp, err := net.ListenPacket("udp", addr)
-		if err != nil {
-			continue
-		}
-		tcp, err := net.Listen("tcp", addr)
-		udp.Close()
-		if err == nil {
-			tcp.Close()
-			return strings.TrimPrefix(addr, "127.0.0.1:")
-		}
-	}
-}
-
 // peer makes the server of a name. It is not running yet.
 func (b *bench) peer(name string) (server, error) {
-	port := freePort()
+	port := fmt.Sprint(freeport.Port())
 	s := server{name: name, addr: "127.0.0.1:" + port}
 	path, err := program(map[string]string{"knot": "knotd", "coredns": b.built.coredns, "pilot-agent": b.built.pilotAgent}, name)
 	if err != nil {

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"wingman/test/freeport"
 )
 
 // imitation is a metadata service, and STS, that refuses what the real ones refuse.
@@ -230,12 +232,7 @@ func TestAzureNamesOneOfSeveralIdentities(t *testing.T) {
 
 // A machine in no cloud: nobody listens, or nobody answers. Neither may hold anything up.
 func TestNoMetadataService(t *testing.T) {
-	closed, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := closed.Addr().String()
-	closed.Close()
+	addr := freeport.Addr().String()
 	for _, s := range []Source{NewGCE(addr, "istio-ca"), NewAzure(addr, "x", ""), NewAWS(addr, "", "istio-ca")} {
 		_, err := s.Token(t.Context())
 		if want := "at " + addr + ": connection refused"; err == nil || !strings.Contains(err.Error(), want) {
