@@ -54,7 +54,6 @@ func handedOver(cfg *bootstrap.Config) bool {
 type TakeOverRules struct {
 	applier *iptables.Applier
 	plan    iptables.Rules
-	DNS     bool // queries are captured
 	InUse   iptables.Status
 }
 
@@ -68,7 +67,7 @@ func OpenTakeOver(ctx context.Context, root string, dnsPort uint16) (*TakeOverRu
 	if err != nil {
 		return nil, err
 	}
-	t := &TakeOverRules{applier: r.applier, DNS: c.DNS}
+	t := &TakeOverRules{applier: r.applier}
 	c.DNSPort = dnsPort
 	if t.plan, err = iptables.Plan(c, r.facts); err != nil {
 		return nil, err

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"wingman/agent"
-	"wingman/agent/enrol"
 	"wingman/agent/status"
 	"wingman/bootstrap"
 )
@@ -25,6 +24,15 @@ type Options struct {
 	Program string        // wingman; empty: this program
 	// Reached is called when a step is on disk and about to begin; nil: nobody wants to know. A test ends the process there.
 	Reached func(Step)
+
+	host host // nil: the real one
+}
+
+func (o *Options) onHost() host {
+	if o.host == nil {
+		o.host = system{}
+	}
+	return o.host
 }
 
 // Limits of a switch.
@@ -48,12 +56,14 @@ type machine struct {
 	record  Record
 	restore func(ctx context.Context) error // puts pilot-agent's rules back; nil: they are in
 	touched bool                            // istio.service was told to stop, or its Envoy to drain
+	drained bool                            // this agent's Envoy was told to take no new connections
 }
 
 // Adopt takes the machine over, and returns the daemon's report; with DryRun, and where nothing is to be done, there is none. Until it is done, an error means that
 // istio.service serves as before, or what kept it from that.
 func Adopt(ctx context.Context, o Options) (r status.Report, adopted bool, err error) {
-	f, cfg, err := gather(ctx, o.Root)
+	h := o.onHost()
+	f, cfg, err := h.gather(ctx, o.Root)
 	if err != nil {
 		return r, false, fmt.Errorf("%w\nnothing was changed", err)
 	}
@@ -70,7 +80,7 @@ func Adopt(ctx context.Context, o Options) (r status.Report, adopted bool, err e
 		return r, false, nil
 	}
 	signal.Ignore(syscall.SIGHUP, syscall.SIGPIPE) // the end of a session is no reason to stop half way
-	m := &machine{Options: o, cfg: cfg, record: newRecord(f)}
+	m := &machine{Options: o, cfg: cfg, record: newRecord(f, h)}
 	if m.record.Step == StepRules && !cfg.Capture.CustomTables {
 		if err := m.remakeRules(ctx); err != nil { // DNS goes to the trial of then
 			return r, false, fmt.Errorf("put pilot-agent's rules back, which an earlier adopt had replaced: %w", err)
@@ -98,17 +108,17 @@ func Adopt(ctx context.Context, o Options) (r status.Report, adopted bool, err e
 }
 
 // newRecord notes the machine as it is before an adopt; what an earlier one noted stays, as the machine may be half way.
-func newRecord(f Facts) Record {
+func newRecord(f Facts, h host) Record {
 	if f.Record != nil {
 		return *f.Record
 	}
-	return Record{IstioEnabled: f.Istio.Enabled, IstioActive: f.Istio.runs(), HadState: agent.HasIdentity("/")}
+	return Record{IstioEnabled: f.Istio.Enabled, IstioActive: f.Istio.runs(), HadState: h.hadIdentity()}
 }
 
 // reach notes a step before it begins.
 func (m *machine) reach(s Step) error {
 	m.record.Step, m.record.At = s, time.Now()
-	if err := m.record.write(RecordFile); err != nil {
+	if err := m.host.writeRecord(m.record); err != nil {
 		return err
 	}
 	if m.Reached != nil {
@@ -122,12 +132,12 @@ func (m *machine) prepare(ctx context.Context) error {
 	if err := m.reach(StepTrial); err != nil {
 		return err
 	}
-	port, err := freePort(m.cfg.DNS.Listen.Port())
+	port, err := m.host.freePort(m.cfg.DNS.Listen.Port())
 	if err != nil {
 		return err
 	}
 	user := m.cfg.Capture.User
-	r, err := startTrial(ctx, m.Program, user, "--port", strconv.Itoa(int(port)))
+	r, err := m.host.startTrial(ctx, m.Program, user, "--port", strconv.Itoa(int(port)))
 	if err != nil {
 		return err
 	}
@@ -136,11 +146,11 @@ func (m *machine) prepare(ctx context.Context) error {
 	for _, n := range r.Notes {
 		m.Say("note: left out of Envoy's bootstrap file: " + n)
 	}
-	rules, err := agent.OpenTakeOver(ctx, m.Root, port)
+	rules, err := m.host.openRules(ctx, m.Root, port)
 	if err != nil {
 		return err
 	}
-	if err := asAgent(ctx, m.Program, user, "adopt", "note"); err != nil {
+	if err := m.host.note(ctx, m.Program, user); err != nil {
 		return fmt.Errorf("note the membership: %w", err)
 	}
 	if err := m.reach(StepRules); err != nil {
@@ -153,8 +163,8 @@ func (m *machine) prepare(ctx context.Context) error {
 			m.restore = nil // all or none
 			return fmt.Errorf("put the rules in: %w", err)
 		}
-		if rules.DNS {
-			forgetFlows(m.cfg.DNS.Listen.Port())
+		if m.cfg.Capture.DNS {
+			m.host.forgetFlows(m.cfg.DNS.Listen.Port())
 		}
 		m.Say("rules: this agent's are in; pilot-agent's Envoy serves them")
 	}
@@ -172,9 +182,9 @@ func orNone(program, why string) string {
 func (m *machine) unprepare(ctx context.Context) error {
 	var problems []error
 	if m.record.Step == StepStop {
-		_, unmasked := enrol.Systemctl(ctx, "unmask", "--quiet", agent.IstioUnit)
-		_, disabled := enrol.Systemctl(ctx, "disable", "--quiet", agentUnit, rulesUnit)
-		problems = append(problems, unmasked, disabled)
+		unmasked := m.host.systemctl(ctx, "unmask", "--quiet", agent.IstioUnit)
+		disabled := m.host.systemctl(ctx, "disable", "--quiet", agentUnit, rulesUnit)
+		problems = append(problems, unmasked, disabled, m.reach(StepRules)) // killed after this, another adopt begins with a trial: the state will have gone
 	}
 	if m.restore != nil {
 		if err := m.restore(ctx); err != nil {
@@ -186,7 +196,7 @@ func (m *machine) unprepare(ctx context.Context) error {
 	if err := errors.Join(problems...); err != nil {
 		return err
 	}
-	return forget(RecordFile)
+	return m.host.forgetRecord()
 }
 
 // envoyPorts are those where connections wait for an Envoy.
@@ -197,34 +207,45 @@ func (m *machine) envoyPorts() []uint16 {
 // takePlace stops istio.service and starts the agent.
 func (m *machine) takePlace(ctx context.Context) (r status.Report, err error) {
 	began := time.Now()
+	ours, err := m.host.unit(ctx, agentUnit)
+	if err != nil {
+		return r, err
+	}
+	if ours.runs() && m.drained { // the undo came no further
+		if err := m.host.systemctl(ctx, "restart", proxyUnit); err != nil {
+			return r, err
+		}
+	}
 	if err := m.reach(StepStop); err != nil {
 		return r, err
 	}
-	if _, err := enrol.Systemctl(ctx, "enable", "--quiet", agentUnit); err != nil {
+	if err := m.host.systemctl(ctx, "enable", "--quiet", agentUnit); err != nil {
 		return r, err
 	}
 	// Masked it has no ExecStopPost=, which would take the rules out.
-	if _, err := enrol.Systemctl(ctx, "mask", "--quiet", agent.IstioUnit); err != nil {
+	if err := m.host.systemctl(ctx, "mask", "--quiet", agent.IstioUnit); err != nil {
 		return r, err
 	}
 	m.touched = true
-	hold := func() error { return Hold{TCP: m.envoyPorts(), Limit: switchHold(m.Timeout)}.begin() }
-	if err := shed(ctx, m.cfg.Envoy.AdminPort, shedLimit, hold); err != nil {
-		m.Say("note: connections are refused for a moment: " + err.Error())
+	if !ours.runs() { // else Envoy is this agent's already: an earlier adopt was killed late, or the machine has booted since
+		hold := func() error { return m.host.hold(Hold{TCP: m.envoyPorts(), Limit: switchHold(m.Timeout)}) }
+		if err := m.host.shed(ctx, m.cfg.Envoy.AdminPort, hold); err != nil {
+			m.Say("note: connections are refused for a moment: " + err.Error())
+		}
 	}
-	if err := stopNow(ctx, agent.IstioUnit); err != nil {
+	if err := m.stopNow(ctx, agent.IstioUnit); err != nil {
 		return r, err
 	}
 	stopped := time.Now()
 	if err := m.reach(StepStart); err != nil {
 		return r, err
 	}
-	if _, err := enrol.Systemctl(ctx, "start", agentUnit); err != nil {
+	if err := m.host.systemctl(ctx, "start", agentUnit); err != nil {
 		return r, err
 	}
 	err = until(ctx, m.Timeout, func(ctx context.Context) (bool, string) {
 		var asked error
-		if r, asked = agent.Client(m.Root).Status(ctx); asked != nil {
+		if r, asked = m.host.status(ctx, m.Root); asked != nil {
 			return false, asked.Error()
 		}
 		return serves(r.Phase == "joined" && r.XDS != nil && r.XDS.Answered, r.Ready, append(r.NotReady, r.Degraded...))
@@ -243,7 +264,7 @@ func (m *machine) takePlace(ctx context.Context) (r status.Report, err error) {
 
 // finish lets everything go that was for the switch alone.
 func (m *machine) finish(ctx context.Context) error {
-	if err := letGo(); err != nil {
+	if err := m.host.letGo(); err != nil {
 		return err
 	}
 	m.endTrial(ctx)
@@ -252,31 +273,22 @@ func (m *machine) finish(ctx context.Context) error {
 
 // endTrial ends what answers DNS beside the agents: queries go to one of them again.
 func (m *machine) endTrial(ctx context.Context) {
-	if port := m.trialPort(ctx); port != 0 {
-		forgetFlows(port)
+	if port := m.host.trialPort(); port != 0 {
+		m.host.forgetFlows(port)
 	}
-	stopTrial(ctx)
-}
-
-// trialPort is where the trial answers DNS; 0: there is none.
-func (m *machine) trialPort(ctx context.Context) uint16 {
-	r, err := agent.ReadTrialReport(trialDir)
-	if err != nil {
-		return 0
-	}
-	return r.Port
+	m.host.stopTrial(ctx)
 }
 
 // stopNow stops units, and ends the first of them at once: its Envoy has shed what it had.
-func stopNow(ctx context.Context, units ...string) error {
-	if _, err := enrol.Systemctl(ctx, append([]string{"stop", "--no-block"}, units...)...); err != nil {
+func (m *machine) stopNow(ctx context.Context, units ...string) error {
+	if err := m.host.systemctl(ctx, append([]string{"stop", "--no-block"}, units...)...); err != nil {
 		return err
 	}
-	_, _ = enrol.Systemctl(ctx, "kill", "--signal=SIGKILL", units[0])                             // it may have ended
-	defer func() { _, _ = enrol.Systemctl(ctx, append([]string{"reset-failed"}, units...)...) }() // it was meant to be killed
+	_ = m.host.systemctl(ctx, "kill", "--signal=SIGKILL", units[0])                             // it may have ended
+	defer func() { _ = m.host.systemctl(ctx, append([]string{"reset-failed"}, units...)...) }() // it was meant to be killed
 	return until(ctx, stopLimit, func(ctx context.Context) (bool, string) {
 		for _, u := range units {
-			f, err := unitFacts(ctx, u)
+			f, err := m.host.unit(ctx, u)
 			if err != nil {
 				return false, err.Error()
 			}

@@ -5,19 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"net/http"
-	"os"
 	"os/signal"
-	"path/filepath"
 	"strconv"
 	"syscall"
-	"time"
 
 	"wingman/agent"
-	"wingman/agent/enrol"
-	"wingman/bootstrap"
-	"wingman/bootstrap/identity"
 )
 
 // startScript is what istio.service runs; with init it makes pilot-agent's rules and no more.
@@ -28,10 +20,11 @@ func Undo(ctx context.Context, o Options) error {
 	if o.Root != "/" && o.Root != "" {
 		return errors.New("there is no istio.service below another root than /: there is nothing to undo")
 	}
-	if os.Geteuid() != 0 {
-		return errors.New("adopt changes units and rules of the system: run it as root")
+	h := o.onHost()
+	if err := h.mayChange(); err != nil {
+		return err
 	}
-	record, err := readRecord(RecordFile)
+	record, err := h.readRecord()
 	if err != nil { // damaged: as most machines are
 		o.Say("note: " + err.Error())
 		record = &Record{Step: StepUndo, IstioEnabled: "enabled", IstioActive: true, HadState: true}
@@ -40,9 +33,9 @@ func Undo(ctx context.Context, o Options) error {
 		o.Say("this machine was not taken over from istio.service: there is nothing to undo")
 		return nil
 	}
-	cfg, _ := bootstrap.Load(o.Root)
-	if cfg == nil {
-		return errors.New("the settings cannot be used any more, and they say where Envoy and DNS are: see wingman config check")
+	cfg, err := h.load(o.Root)
+	if err != nil {
+		return err
 	}
 	if o.DryRun {
 		o.Say("1. keep new connections waiting; stop and disable wingman.service, its rules in place\n2. take them out; unmask istio.service and start it\n3. wait until pilot-agent serves")
@@ -51,7 +44,7 @@ func Undo(ctx context.Context, o Options) error {
 	signal.Ignore(syscall.SIGHUP, syscall.SIGPIPE)
 	m := &machine{Options: o, cfg: cfg, record: *record}
 	ctx = context.WithoutCancel(ctx)
-	if f, err := unitFacts(ctx, agent.IstioUnit); err == nil && f.runs() && (record.Step == StepTrial || record.Step == StepRules) {
+	if f, err := h.unit(ctx, agent.IstioUnit); err == nil && f.runs() && (record.Step == StepTrial || record.Step == StepRules) {
 		// It never stopped serving; only its rules may have been replaced.
 		if record.Step == StepRules && !cfg.Capture.CustomTables {
 			m.restore = m.remakeRules
@@ -70,15 +63,15 @@ func Undo(ctx context.Context, o Options) error {
 
 // stay has this agent serve again where an undo failed and pilot-agent does not serve.
 func (m *machine) stay(ctx context.Context, why error) error {
-	if _, err := os.Stat(RecordFile); err != nil {
+	if r, err := m.host.readRecord(); r == nil && err == nil {
 		return why
 	}
-	if ok, _ := m.pilotServes(ctx); ok {
+	if ok, _ := m.host.pilotServes(ctx, m.cfg); ok {
 		return why
 	}
 	m.Say("it fails, and wingman takes the place again: " + why.Error())
 	if _, err := m.takePlace(ctx); err != nil {
-		return fmt.Errorf("%w\nand wingman does not serve either: %w: run wingman adopt --undo again", why, errors.Join(err, letGo()))
+		return fmt.Errorf("%w\nand wingman does not serve either: %w: run wingman adopt --undo again", why, errors.Join(err, m.host.letGo()))
 	}
 	return fmt.Errorf("%w\nwingman serves as before", why)
 }
@@ -88,39 +81,39 @@ func (m *machine) remakeRules(ctx context.Context) error {
 	if err := m.holdEverything(ctx); err != nil {
 		return err
 	}
-	_, err := agent.RemoveRules(ctx)
+	err := m.host.removeRules(ctx)
 	if err == nil {
-		_, err = run(ctx, startScript, "init")
+		err = m.host.theirRules(ctx)
 	}
-	err = errors.Join(err, letGo())
+	err = errors.Join(err, m.host.letGo())
 	m.endTrial(ctx)
 	return err
 }
 
 // holdEverything is for the time without rules. Queries go to the trial's port, or that of a server of names alone which this starts.
 func (m *machine) holdEverything(ctx context.Context) error {
-	c, around := m.cfg.Capture, agent.LookAround(ctx, m.Root)
+	c, around := m.cfg.Capture, m.host.lookAround(ctx, m.Root)
 	h := Hold{TCP: m.envoyPorts(), Everything: true, User: c.ProxyUID, Except: around.SSH, Limit: backHold}
 	if c.DNS {
-		h.DNS, h.Resolvers = m.trialPort(ctx), around.Resolvers
+		h.DNS, h.Resolvers = m.host.trialPort(), around.Resolvers
 	}
-	if err := h.begin(); err != nil {
+	if err := m.host.hold(h); err != nil {
 		return err
 	}
 	if h.DNS != 0 {
-		forgetFlows(m.cfg.DNS.Listen.Port()) // who asks from a port that somebody asked from before would be sent where that one was
+		m.host.forgetFlows(m.cfg.DNS.Listen.Port()) // who asks from a port that somebody asked from before would be sent where that one was
 	}
 	return nil
 }
 
 // serveNames has the names of the last table answered beside agent and pilot-agent, while neither does.
 func (m *machine) serveNames(ctx context.Context) error {
-	if m.trialPort(ctx) != 0 || !m.cfg.Capture.DNS {
+	if m.host.trialPort() != 0 || !m.cfg.Capture.DNS {
 		return nil
 	}
-	port, err := freePort(m.cfg.DNS.Listen.Port())
+	port, err := m.host.freePort(m.cfg.DNS.Listen.Port())
 	if err == nil {
-		_, err = startTrial(ctx, m.Program, m.cfg.Capture.User, "--port", strconv.Itoa(int(port)), "--names-only")
+		_, err = m.host.startTrial(ctx, m.Program, m.cfg.Capture.User, "--port", strconv.Itoa(int(port)), "--names-only")
 	}
 	return err
 }
@@ -130,8 +123,8 @@ func (m *machine) giveBack(ctx context.Context) error {
 	if err := m.reach(StepUndo); err != nil {
 		return err
 	}
-	living := identity.ReadLiving(m.cfg.Paths.OutputCerts, time.Now()) // before systemd removes the run folder, where it is when the store is sealed
-	over, err := agent.HandOver(m.Root)
+	living := m.host.living(m.cfg.Paths.OutputCerts) // before systemd removes the run folder, where it is when the store is sealed
+	over, err := m.host.handOver(m.Root)
 	if err != nil {
 		return err
 	}
@@ -139,59 +132,52 @@ func (m *machine) giveBack(ctx context.Context) error {
 	if err := m.serveNames(ctx); err != nil {
 		m.Say("note: names of the mesh are not resolved for a moment: " + err.Error())
 	}
-	err = shed(ctx, m.cfg.Envoy.AdminPort, shedLimit, func() error { return m.holdEverything(ctx) })
+	m.drained = true
+	err = m.host.shed(ctx, m.cfg.Envoy.AdminPort, func() error { return m.holdEverything(ctx) })
 	if err != nil {
 		m.Say("note: connections are refused, and some may pass in plaintext, for a moment: " + err.Error())
 	}
-	if err := stopNow(ctx, proxyUnit, agentUnit); err != nil {
+	if err := m.stopNow(ctx, proxyUnit, agentUnit); err != nil {
 		return err
 	}
-	if err := stopNow(ctx, agent.IstioUnit); err != nil { // of an adopt that was killed: its Envoy may have been told to end
+	if err := m.stopNow(ctx, agent.IstioUnit); err != nil { // of an adopt that was killed: its Envoy may have been told to end
 		return err
 	}
-	_, disabled := enrol.Systemctl(ctx, "disable", "--quiet", agentUnit, rulesUnit)
-	_, rulesDown := enrol.Systemctl(ctx, "stop", rulesUnit)
-	problems := []error{disabled, rulesDown}
-	m.Say("wingman.service: stopped and disabled")
+	problems := []error{m.host.systemctl(ctx, "stop", rulesUnit)}
 	if !m.cfg.Capture.CustomTables {
-		_, err := agent.RemoveRules(ctx)
-		problems = append(problems, err)
+		if err := m.host.removeRules(ctx); err != nil { // pilot-agent's script would put its own beside them
+			return errors.Join(append(problems, err)...)
+		}
 	}
-	problems = append(problems, identity.GiveBack(m.cfg.Paths.OutputCerts, living, time.Now()))
-	if _, err := enrol.Systemctl(ctx, "unmask", "--quiet", agent.IstioUnit); err != nil {
+	problems = append(problems, m.host.giveBack(m.cfg.Paths.OutputCerts, living))
+	// There is always one that the next boot starts: where both are enabled, wingman.service makes way for istio.service.
+	if err := m.host.systemctl(ctx, "unmask", "--quiet", agent.IstioUnit); err != nil {
 		return errors.Join(append(problems, err)...)
 	}
 	if m.record.IstioEnabled == "enabled" {
-		_, err := enrol.Systemctl(ctx, "enable", "--quiet", agent.IstioUnit)
-		problems = append(problems, err)
+		problems = append(problems, m.host.systemctl(ctx, "enable", "--quiet", agent.IstioUnit))
 	}
+	problems = append(problems, m.host.systemctl(ctx, "disable", "--quiet", agentUnit, rulesUnit))
+	m.Say("wingman.service: stopped and disabled")
 	if m.record.IstioActive {
-		if _, err := enrol.Systemctl(ctx, "start", agent.IstioUnit); err != nil {
+		if err := m.host.systemctl(ctx, "start", agent.IstioUnit); err != nil {
 			return errors.Join(append(problems, err)...)
 		}
-		if err := until(ctx, cmp.Or(m.Back, backLimit), m.pilotServes); err != nil { // the state is what this machine can serve from
+		if err := until(ctx, cmp.Or(m.Back, backLimit), func(ctx context.Context) (bool, string) { return m.host.pilotServes(ctx, m.cfg) }); err != nil { // the state is what this machine can serve from
 			err = fmt.Errorf("pilot-agent was started, and does not serve: %w: see /var/log/istio", err)
-			return errors.Join(append(problems, err, letGo())...)
+			return errors.Join(append(problems, err, m.host.letGo())...)
 		}
 		m.Say("istio.service: unmasked and started; pilot-agent serves")
 	}
-	problems = append(problems, letGo())
+	problems = append(problems, m.host.letGo())
 	m.endTrial(ctx)
-	if err := errors.Join(append(problems, m.removeState())...); err != nil {
+	if err := errors.Join(problems...); err != nil {
+		return err // what is still enabled, or linked, needs the state
+	}
+	if err := m.removeState(); err != nil {
 		return err
 	}
-	return forget(RecordFile)
-}
-
-// pilotServes asks pilot-agent's Envoy and DNS.
-func (m *machine) pilotServes(ctx context.Context) (bool, string) {
-	if _, err := askHTTP(ctx, http.MethodGet, "http://127.0.0.1:"+strconv.Itoa(int(m.cfg.Status.ReadinessPort))+"/healthz/ready"); err != nil {
-		return false, "its Envoy is not ready: " + err.Error()
-	}
-	if !m.cfg.Capture.DNS {
-		return true, ""
-	}
-	return answersDNS(ctx, m.cfg.DNS.Listen.Port(), "istiod.istio-system.svc")
+	return m.host.forgetRecord()
 }
 
 // removeState removes what the trial and the agent left below the state folder. Where this machine had an identity of wingman's before, that stays; what says that
@@ -199,22 +185,10 @@ func (m *machine) pilotServes(ctx context.Context) (bool, string) {
 func (m *machine) removeState() error {
 	dir := m.cfg.Paths.StateDir
 	if m.record.HadState {
-		if err := agent.DisownRules(dir); err != nil {
+		if err := m.host.disownRules(dir); err != nil {
 			return fmt.Errorf("remove the state: %w", err)
 		}
 		return nil
 	}
-	entries, err := os.ReadDir(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	problems := []error{err}
-	for _, e := range entries {
-		problems = append(problems, os.RemoveAll(filepath.Join(dir, e.Name())))
-	}
-	problems = append(problems, os.Remove(dir))
-	if err := errors.Join(problems...); err != nil {
-		return fmt.Errorf("remove the state: %w", err)
-	}
-	return nil
+	return m.host.removeState(dir)
 }

@@ -28,7 +28,7 @@ func TestRemoveState(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		m := &machine{cfg: &bootstrap.Config{Paths: bootstrap.Paths{StateDir: dir}}, record: Record{HadState: c.had}}
+		m := &machine{Options: Options{host: system{}}, cfg: &bootstrap.Config{Paths: bootstrap.Paths{StateDir: dir}}, record: Record{HadState: c.had}}
 		for range 2 {
 			if err := m.removeState(); err != nil {
 				t.Errorf("%s: %v", c.name, err)
