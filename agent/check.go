@@ -13,6 +13,7 @@ import (
 
 	"wingman/bootstrap"
 	"wingman/bootstrap/identity"
+	"wingman/internal/plainfile"
 )
 
 // Check finds every problem of the files below root, as the daemon would meet them: the settings, and the token's own claims.
@@ -32,7 +33,10 @@ func CheckAhead(root string, put map[string][]byte) (cfg *bootstrap.Config, prob
 		// Whose token it should be is not known, but what it says of itself is.
 		cfg = &bootstrap.Config{Root: root, Paths: bootstrap.DefaultPaths(root)}
 	}
-	read := func() ([]byte, error) { return os.ReadFile(cfg.Paths.Token) }
+	read := func() ([]byte, error) {
+		b, _, err := plainfile.Read(cfg.Paths.Token, identity.MaxToken)
+		return b, err
+	}
 	if raw, ok := put[cfg.Paths.Token]; ok {
 		read = func() ([]byte, error) { return raw, nil }
 	}

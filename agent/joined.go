@@ -7,17 +7,20 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
-	"os"
 	"path/filepath"
 	"time"
 
 	"wingman/bootstrap"
+	"wingman/internal/plainfile"
 )
 
 // joinedFile is below the state folder. Its presence means that this machine was a member of the mesh once: from then on capture
 // rules go in before anything else at a start (DESIGN: "never capture what was never joined"). wingman-rules.service has it as
 // its condition.
 const joinedFile = "joined.json"
+
+// mostJoined bounds joinedFile, in bytes: it has the labels of a WorkloadEntry.
+const mostJoined = 1 << 20
 
 // joinState is the content of joinedFile.
 type joinState struct {
@@ -57,7 +60,7 @@ func (f *entryFacts) same(o *entryFacts) bool {
 
 // readJoined returns nil when the machine never joined. A file that cannot be understood still says that it did.
 func readJoined(stateDir string) (*joinState, error) {
-	b, err := os.ReadFile(filepath.Join(stateDir, joinedFile))
+	b, _, err := plainfile.Read(filepath.Join(stateDir, joinedFile), mostJoined)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}

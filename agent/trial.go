@@ -22,6 +22,7 @@ import (
 	"wingman/bootstrap"
 	"wingman/bootstrap/identity"
 	"wingman/dnsproxy"
+	"wingman/internal/plainfile"
 )
 
 // Trial is this agent beside another that serves the machine: it gets a certificate, istiod's configuration and the names, has Envoy judge its bootstrap file,
@@ -69,16 +70,19 @@ const (
 	triesForCertificate = 2
 )
 
-// ReadTrialReport reads what a trial left in its folder.
+// ReadTrialReport reads what a trial left in its folder, which is the agent's user's.
 func ReadTrialReport(dir string) (r TrialReport, err error) {
-	b, err := os.ReadFile(filepath.Join(dir, trialReport))
+	b, _, err := plainfile.Read(filepath.Join(dir, trialReport), mostTrialReport)
 	if err == nil {
 		err = json.Unmarshal(b, &r)
 	}
 	return r, err
 }
 
-const trialReport = "report.json"
+const (
+	trialReport     = "report.json"
+	mostTrialReport = 1 << 20 // bytes; the notes are as many as what Envoy is not given
+)
 
 // Run tries, writes the report, calls ready if all was well, and answers DNS until ctx ends.
 func (t *Trial) Run(ctx context.Context, ready func() error) error {

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"syscall"
 
+	"wingman/internal/plainfile"
+
 	"go.yaml.in/yaml/v3"
 )
 
@@ -259,7 +261,7 @@ func readFile(file string) (src []byte, found string, err error) {
 	case st.Size() > maxFile:
 		return nil, fmt.Sprintf("%d bytes", st.Size()), errTooLarge
 	}
-	src, err = os.ReadFile(file)
+	src, _, err = plainfile.Read(file, maxFile) // another file may lie there by now
 	if err != nil {
 		return nil, reason(err), err
 	}

@@ -15,6 +15,7 @@ import (
 	"wingman/agent"
 	"wingman/agent/status"
 	"wingman/bootstrap"
+	"wingman/internal/plainfile"
 )
 
 // Options are what join and leave need to know beside what they are called with.
@@ -127,7 +128,7 @@ func check(ctx context.Context, from string, o Options) (*machine, bundle, error
 	}
 	roots, ok := b[rootCert]
 	if !ok {
-		if roots, err = os.ReadFile(cfg.Paths.RootCert); err != nil {
+		if roots, _, err = plainfile.Read(cfg.Paths.RootCert, maxFile); err != nil {
 			return nil, nil, err
 		}
 	}

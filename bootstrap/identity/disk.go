@@ -3,10 +3,8 @@ package identity
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -61,27 +59,6 @@ var systemDisk = disk{
 	removeAll: os.RemoveAll,
 	share:     share,
 	volatile:  volatile,
-}
-
-// readRegular reads a file of at most limit bytes. A pipe or device at path is an error, not a wait.
-func readRegular(path string, limit int64) ([]byte, fs.FileInfo, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, nil, err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, nil, err
-	}
-	if !info.Mode().IsRegular() {
-		return nil, nil, fmt.Errorf("%s is not a regular file", path)
-	}
-	if info.Size() > limit {
-		return nil, nil, fmt.Errorf("%s has %d bytes, expected at most %d", path, info.Size(), limit)
-	}
-	data, err := io.ReadAll(io.LimitReader(f, limit))
-	return data, info, err
 }
 
 // whose adds to a permission error whose files they are, which is what is wrong then.

@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strconv"
 	"time"
+
+	"wingman/internal/plainfile"
 )
 
 // read loads generation n and checks all of it. The error wraps errCorrupt when its content is to blame, errOtherOne when it is a
@@ -18,7 +20,7 @@ import (
 func (s *store) read(n int, id string, now time.Time) (*generation, error) {
 	files := map[string][]byte{}
 	for _, name := range []string{keyFile, chainFile, rootFile, metaFile} {
-		data, _, err := readRegular(s.path(generationsDir, strconv.Itoa(n), name), maxPEMSize)
+		data, _, err := plainfile.Read(s.path(generationsDir, strconv.Itoa(n), name), maxPEMSize)
 		var outside *fs.PathError
 		switch {
 		case err == nil, errors.Is(err, fs.ErrNotExist): // what is missing is judged with the content
@@ -115,7 +117,7 @@ func readForeign(dir, id string, roots anchors, now time.Time) (*Certificate, er
 		} else if !info.Mode().IsRegular() {
 			return nil, fmt.Errorf("%s is not a regular file", path)
 		}
-		data, _, err := readRegular(path, maxPEMSize)
+		data, _, err := plainfile.Read(path, maxPEMSize)
 		if err != nil {
 			return nil, err
 		}

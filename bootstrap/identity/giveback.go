@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"wingman/internal/plainfile"
 )
 
 // A Living is the pair that a Manager shows, with its roots, for another agent to go on with.
@@ -25,7 +27,7 @@ func ReadLiving(outputDir string, now time.Time) *Living {
 	var pems [3][]byte
 	for i, name := range []string{keyFile, chainFile, rootFile} {
 		path := filepath.Join(outputDir, name)
-		data, info, err := readRegular(path, maxPEMSize)
+		data, info, err := plainfile.Read(path, maxPEMSize)
 		if err != nil || name != rootFile && !OutputLink(path) || !ownedAs(path, info) {
 			return nil
 		}
@@ -100,7 +102,7 @@ func (l *Living) keep(outputDir string, now time.Time) error {
 		return root.Rename(fresh, name+keptSuffix)
 	}
 	problems := []error{put(keyFile, l.key, 0o600), put(chainFile, l.chain, 0o644)}
-	if kept, _, err := readRegular(KeptRoot(filepath.Join(outputDir, rootFile)), maxPEMSize); err != nil || !l.chainsTo(kept, now) {
+	if kept, _, err := plainfile.Read(KeptRoot(filepath.Join(outputDir, rootFile)), maxPEMSize); err != nil || !l.chainsTo(kept, now) {
 		problems = append(problems, put(rootFile, l.roots, 0o644))
 	}
 	return errors.Join(problems...)

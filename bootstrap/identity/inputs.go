@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"wingman/internal/filewatch"
+	"wingman/internal/plainfile"
 )
 
 // A rootInput is what is known of the root file.
@@ -21,10 +22,10 @@ type rootInput struct {
 // readRootFile takes a changed root file into the trust bundle, and reports whether it did. Content that cannot be used is said
 // once it has stayed so for settleTime, and changes nothing. Content that is our own (the file is our link into the store) is no news.
 func (r *runner) readRootFile(now time.Time) (news bool) {
-	data, _, err := readRegular(r.cfg.RootFile, maxPEMSize)
+	data, _, err := plainfile.Read(r.cfg.RootFile, maxPEMSize)
 	if errors.Is(err, fs.ErrNotExist) && len(r.roots.of(fromFile)) == 0 {
 		// The store was wiped and our link leads nowhere: what stood there before the link is beside it.
-		if kept, _, keptErr := readRegular(KeptRoot(r.cfg.RootFile), maxPEMSize); keptErr == nil {
+		if kept, _, keptErr := plainfile.Read(KeptRoot(r.cfg.RootFile), maxPEMSize); keptErr == nil {
 			data, err = kept, nil
 		}
 	}

@@ -216,7 +216,7 @@ func TestTokenFile(t *testing.T) {
 		{"an empty file", func(t *testing.T, path string) { putFile(t, path, "") }, ErrNoToken, "PATH: no token: it is empty"},
 		{"not a JWT", func(t *testing.T, path string) { putFile(t, path, "secret") }, ErrNotJWT, "PATH: not a JWT: 1 part(s) between dots, expected 3"},
 		{"a folder", func(t *testing.T, path string) { os.MkdirAll(path, 0o755) }, nil, "read token: PATH is not a regular file"},
-		{"far too large", func(t *testing.T, path string) { putFile(t, path, strings.Repeat("x", maxTokenSize+1)) }, nil, "read token: PATH has 65537 bytes, expected at most 65536"},
+		{"far too large", func(t *testing.T, path string) { putFile(t, path, strings.Repeat("x", MaxToken+1)) }, nil, "read token: PATH has 65537 bytes, expected at most 65536"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

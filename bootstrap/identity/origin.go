@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"wingman/internal/plainfile"
 )
 
 // machineDir is root's, on a tmpfs: what the agent is told of this machine by the step of its unit that is root.
@@ -43,7 +45,7 @@ func ReadMachine(root string) Machine {
 		Instance: hashOf(root, "/var/lib/cloud/data/instance-id"),
 		ID:       hashOf(root, "/etc/machine-id"),
 	}
-	if data, _, err := readRegular(filepath.Join(root, productHash), 4<<10); err == nil && m.Product == "" {
+	if data, _, err := plainfile.Read(filepath.Join(root, productHash), 4<<10); err == nil && m.Product == "" {
 		if h, err := hex.DecodeString(strings.TrimSpace(string(data))); err == nil && len(h) == hashSize {
 			m.Product = hex.EncodeToString(h)
 		}
@@ -73,7 +75,7 @@ const hashSize = 16
 
 // hashOf is this program's hash of what a file says, "" when it says nothing or cannot be read.
 func hashOf(root, path string) string {
-	data, _, err := readRegular(filepath.Join(root, path), 4<<10)
+	data, _, err := plainfile.Read(filepath.Join(root, path), 4<<10)
 	text := strings.TrimSpace(string(data))
 	if err != nil || text == "" || text == "uninitialized" {
 		return ""

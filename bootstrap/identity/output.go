@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"wingman/internal/plainfile"
 )
 
 const (
@@ -158,7 +160,7 @@ func (o output) recover(tmp, path string, taken []byte) error {
 	case !info.Mode().IsRegular():
 		return o.disk.removeAll(tmp)
 	}
-	if content, _, err := readRegular(tmp, maxPEMSize); err != nil || !bytes.Equal(content, taken) {
+	if content, _, err := plainfile.Read(tmp, maxPEMSize); err != nil || !bytes.Equal(content, taken) {
 		return errors.Join(fmt.Errorf("%w: %s", errUnsettled, path), o.disk.rename(tmp, path))
 	}
 	return o.disk.rename(tmp, path+keptSuffix)

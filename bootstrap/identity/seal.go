@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+
+	"wingman/internal/plainfile"
 )
 
 // SealKey is the name that the key is encrypted under: 32 bytes in hexadecimal.
@@ -44,7 +46,7 @@ func (s *sealer) ready() (cipher.AEAD, error) {
 			s.why = fmt.Errorf("the unit has no key (credential %s, which is missing or not this machine's)", SealKey)
 			return
 		}
-		text, _, err := readRegular(s.file, 4<<10)
+		text, _, err := plainfile.Read(s.file, 4<<10)
 		if errors.Is(err, fs.ErrNotExist) {
 			s.why = fmt.Errorf("the unit has no key (credential %s, which is missing or not this machine's)", SealKey)
 			return
@@ -118,7 +120,7 @@ func Sealed(stateDir string) (list []string, err error) {
 			return nil, err
 		}
 		for _, f := range files {
-			data, _, err := readRegular(f, maxPEMSize)
+			data, _, err := plainfile.Read(f, maxPEMSize)
 			if err != nil {
 				return nil, err
 			}
@@ -144,7 +146,7 @@ func Discard(stateDir string, key []byte) (gone []string, err error) {
 	defer root.Close()
 	s := sealerOf(key)
 	for _, path := range list {
-		data, _, err := readRegular(path, maxPEMSize)
+		data, _, err := plainfile.Read(path, maxPEMSize)
 		if err != nil {
 			return gone, err
 		}
@@ -201,7 +203,7 @@ func (s *store) removeOtherForm() (removed int, err error) {
 	}
 	for _, key := range append(generations, aside...) {
 		folder := filepath.Dir(key)
-		data, _, bad := readRegular(key, maxPEMSize) // what cannot be read may well be a key in the clear
+		data, _, bad := plainfile.Read(key, maxPEMSize) // what cannot be read may well be a key in the clear
 		if sealed := bad == nil && bytes.HasPrefix(data, []byte(sealMark)); sealed == s.sealer.on || folder == s.path(generationsDir, strconv.Itoa(s.current)) {
 			continue
 		}

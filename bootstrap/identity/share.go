@@ -12,6 +12,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"wingman/internal/plainfile"
 )
 
 // groupsDir holds the copies of groups, below OutputDir.
@@ -87,7 +89,7 @@ func (s sharer) folder(folder string, gid int) error {
 // current reports whether the folder holds files already.
 func (s sharer) current(folder string, files map[string][]byte) bool {
 	for name, want := range files {
-		got, _, err := readRegular(filepath.Join(folder, currentLink, name), maxPEMSize)
+		got, _, err := plainfile.Read(filepath.Join(folder, currentLink, name), maxPEMSize)
 		if err != nil || !bytes.Equal(got, want) {
 			return false
 		}

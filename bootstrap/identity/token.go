@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"wingman/bootstrap/identity/internal/credential"
+	"wingman/internal/plainfile"
 )
 
 // Why a token cannot be used. Errors of InspectToken and CheckToken wrap one of these.
@@ -35,8 +36,8 @@ var (
 const DefaultAudience = "istio-ca"
 
 const (
-	// maxTokenSize bounds what is read of a token file.
-	maxTokenSize = credential.MaxToken
+	// MaxToken is the most that a token file may hold, in bytes.
+	MaxToken = credential.MaxToken
 	// tokenLeeway is how far nbf may lie ahead before it is called a problem; istiod's verifier allows about as much.
 	tokenLeeway = time.Minute
 )
@@ -130,8 +131,8 @@ func CheckToken(raw []byte, want TokenWant, now time.Time) error {
 
 // unwrap is the JWT in the content of a token file.
 func unwrap(raw []byte) ([]byte, error) {
-	if len(raw) > maxTokenSize {
-		return nil, fmt.Errorf("%w: more than %d kB", ErrNotJWT, maxTokenSize>>10)
+	if len(raw) > MaxToken {
+		return nil, fmt.Errorf("%w: more than %d kB", ErrNotJWT, MaxToken>>10)
 	}
 	token, err := credential.Unwrap(raw)
 	if err != nil && !errors.Is(err, ErrNoToken) {
@@ -207,7 +208,7 @@ func quoteAll(list []string) string {
 
 // readToken returns the token in the file at path, and the file's mode. The error wraps ErrNoToken or ErrNotJWT.
 func readToken(path string) (hidden[string], fs.FileMode, error) {
-	raw, info, err := readRegular(path, maxTokenSize)
+	raw, info, err := plainfile.Read(path, MaxToken)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, 0, fmt.Errorf("%w at %s", ErrNoToken, path)

@@ -66,7 +66,7 @@ func TestCheckToken(t *testing.T) {
 		{"claims of the wrong type", parts(`{"alg":"RS256"}`, `{"exp":"tomorrow"}`), ErrNotJWT, "not a JWT: its claims are not the JSON expected there"},
 		{"an end before time began", parts(`{"alg":"RS256"}`, `{"exp":-1e300}`), ErrNotJWT, "not a JWT: its claims are not the JSON expected there"},
 		{"no algorithm", parts(`{}`, `{"aud":"istio-ca"}`), ErrNotJWT, "not a JWT: its header names no algorithm"},
-		{"a token as large as a file system", strings.Repeat("a", maxTokenSize+1), ErrNotJWT, "not a JWT: more than 64 kB"},
+		{"a token as large as a file system", strings.Repeat("a", MaxToken+1), ErrNotJWT, "not a JWT: more than 64 kB"},
 		{"expired three hours ago", token(testNow.Add(-3*time.Hour-2*time.Minute), nil), ErrTokenExpired, "token expired 3 h 2 min ago"},
 		{"expired just now", token(testNow, nil), ErrTokenExpired, "token expired 0 s ago"},
 		{"not valid yet", parts(`{"alg":"RS256"}`, fmt.Sprintf(`{"nbf":%d}`, testNow.Add(2*time.Hour).Unix())), ErrTokenNotYet,

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"wingman/bootstrap/identity/internal/credential"
+	"wingman/internal/plainfile"
 )
 
 // copyFile is our copy of the token file, in the store: /var/run is a tmpfs, and a machine that reboots before istiod could be reached
@@ -29,7 +30,7 @@ func (c copySource) Where() string { return c.path }
 func (copySource) Local() bool     { return true }
 
 func (c copySource) Token(context.Context) (credential.Token, error) {
-	raw, _, err := readRegular(c.path, 2*maxTokenSize)
+	raw, _, err := plainfile.Read(c.path, 2*MaxToken)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return credential.Token{}, fmt.Errorf("%w at %s", ErrNoToken, c.path)
@@ -141,7 +142,7 @@ func (s *store) writeCopy(content []byte) error {
 
 // copySealed reports whether the copy that is there is sealed.
 func (s *store) copySealed() bool {
-	data, _, err := readRegular(s.path(copyFile), 2*maxTokenSize)
+	data, _, err := plainfile.Read(s.path(copyFile), 2*MaxToken)
 	return err == nil && bytes.HasPrefix(data, []byte(sealMark))
 }
 

@@ -83,7 +83,7 @@ func markAlive(name string) (*os.File, error) {
 // supervised reports whether a supervisor of dir lives. /proc would not say: its unit gives it a user namespace of its own, and hides
 // processes of other ones (PrivateUsers=, ProtectProc=invisible).
 func supervised(dir string) (bool, error) {
-	f, err := os.Open(filepath.Join(dir, lockFile))
+	f, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_RDONLY|unix.O_NONBLOCK, 0) // root asks too, in a folder that is not its own
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}

@@ -11,9 +11,13 @@ import (
 	"time"
 
 	"wingman/bootstrap"
+	"wingman/internal/plainfile"
 )
 
-const stateFile = "state.json"
+const (
+	stateFile = "state.json"
+	mostState = 1 << 20 // bytes
+)
 
 // State is what a supervisor knows of itself and its Envoy.
 type State struct {
@@ -39,7 +43,7 @@ var ErrNoProxy = errors.New("no wingman proxy runs")
 
 // ReadState returns the state of the supervisor of runDir. The error wraps ErrNoProxy when there is none, or none any more.
 func ReadState(runDir string) (State, error) {
-	b, err := os.ReadFile(filepath.Join(runDir, stateFile))
+	b, _, err := plainfile.Read(filepath.Join(runDir, stateFile), mostState)
 	if errors.Is(err, fs.ErrNotExist) {
 		if alive, aliveErr := supervised(runDir); alive || aliveErr != nil { // it runs, and could not say anything yet
 			return State{}, errors.Join(fmt.Errorf("state of wingman proxy: %w", err), aliveErr)
