@@ -41,7 +41,7 @@ func mustWait(t *testing.T, at string) {
 }
 
 // dial connects in the background, for as long as a patient client does.
-func dial(t *testing.T, at string) <-chan error { return dialFor(t, 10*time.Second, at) }
+func dial(t *testing.T, at string) <-chan error { return dialFor(t, 30*time.Second, at) }
 
 func dialFor(t *testing.T, patience time.Duration, at string) <-chan error {
 	t.Helper()

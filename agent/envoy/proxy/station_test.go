@@ -39,6 +39,7 @@ type station struct {
 
 	mu     sync.Mutex // guards everything below
 	states []State
+	seen   int           // index of the state that await returned last
 	news   chan struct{} // closed at the next state
 }
 
@@ -121,20 +122,21 @@ func (st *station) wait() {
 	}
 }
 
-// await waits until the supervisor has told a state that ok likes.
+// await waits until the supervisor has told a state that ok likes, from the one that the last await returned on: none is missed, however short it was.
 func (st *station) await(what string, ok func(State) bool) State {
 	st.t.Helper()
 	limit := time.After(envoytest.Patience)
 	for {
 		st.mu.Lock()
-		news, now := st.news, State{}
-		if n := len(st.states); n > 0 {
-			now = st.states[n-1]
+		news := st.news
+		for i, s := range st.states[st.seen:] {
+			if ok(s) {
+				st.seen += i
+				st.mu.Unlock()
+				return s
+			}
 		}
 		st.mu.Unlock()
-		if ok(now) {
-			return now
-		}
 		select {
 		case <-news:
 		case err := <-st.done:
