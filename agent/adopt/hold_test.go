@@ -2,7 +2,6 @@ package adopt
 
 import (
 	"context"
-	"errors"
 	"net"
 	"net/netip"
 	"os"
@@ -21,27 +20,24 @@ func TestAHoldLetsGoByItself(t *testing.T) {
 	}
 	defer l.Close()
 	at := l.Addr().(*net.TCPAddr)
-	if err := (Hold{TCP: []uint16{uint16(at.Port)}, Limit: 1500 * time.Millisecond}).begin(); err != nil {
+	const limit, jiffy = 3 * time.Second, 10 * time.Millisecond
+	// Whatever else the machine does: nobody comes through before the limit is over, and after it everybody.
+	began := time.Now()
+	if err := (Hold{TCP: []uint16{uint16(at.Port)}, Limit: limit}).begin(); err != nil {
 		t.Fatal(err)
 	}
-	short := net.Dialer{Timeout: 300 * time.Millisecond}
-	var late net.Error
-	if conn, err := short.Dial("tcp", at.String()); !errors.As(err, &late) || !late.Timeout() {
-		t.Errorf("while held: %v, %v; want no answer", conn, err)
-	}
-	marker := net.Dialer{Timeout: time.Second, Control: marked}
+	marker := net.Dialer{Timeout: 10 * time.Second, Control: marked}
 	conn, err := marker.Dial("tcp", at.String())
-	if err != nil {
-		t.Fatalf("adopt's own connection is held: %v", err)
+	if took := time.Since(began); err != nil || took >= limit {
+		t.Fatalf("adopt's own connection is held: %v after %s", err, took)
 	}
 	conn.Close()
-	began := time.Now()
-	if conn, err = net.DialTimeout("tcp", at.String(), 10*time.Second); err != nil {
+	if conn, err = net.DialTimeout("tcp", at.String(), 30*time.Second); err != nil {
 		t.Fatalf("after the limit: %v", err)
 	}
 	conn.Close()
-	if took := time.Since(began); took < 500*time.Millisecond {
-		t.Errorf("the connection waited %s only", took)
+	if took := time.Since(began); took < limit-jiffy {
+		t.Errorf("the connection waited %s only, want %s", took, limit)
 	}
 }
 
@@ -72,7 +68,7 @@ func TestAHoldKeepsDNS(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer c.Close()
-		if err := c.SetDeadline(time.Now().Add(2 * time.Second)); err != nil {
+		if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
 			t.Fatal(err)
 		}
 		b := make([]byte, 16)
@@ -95,7 +91,7 @@ func TestAHoldKeepsDNS(t *testing.T) {
 		{"the agent's", Hold{Everything: true, User: uint32(os.Geteuid()), DNS: 15054, Resolvers: around}, map[string]string{"127.0.0.53:53": "resolver"}},
 		{"where DNS is not captured", Hold{Everything: true, User: 12345}, map[string]string{"127.0.0.53:53": "resolver"}},
 	} {
-		tc.hold.Limit = 20 * time.Second
+		tc.hold.Limit = time.Minute
 		if err := tc.hold.begin(); err != nil {
 			t.Fatalf("%s: %v", tc.name, err)
 		}

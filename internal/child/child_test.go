@@ -18,6 +18,9 @@ import (
 	"wingman/test/netns"
 )
 
+// patience bounds what takes milliseconds on a machine that is not overloaded.
+const patience = 30 * time.Second
+
 func shell(script string) Command {
 	return Command{Argv: []string{"/bin/sh", "-c", script}, Environ: os.Environ()}
 }
@@ -26,6 +29,11 @@ func shell(script string) Command {
 func within(t *testing.T, limit time.Duration, c Command) (string, error) {
 	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	defer cancel()
+	return run(ctx, c)
+}
+
+// run is Run, and what the command printed.
+func run(ctx context.Context, c Command) (string, error) {
 	output := End(1 << 10)
 	c.Stdout, c.Stderr = output, output
 	err := Run(ctx, c)
@@ -52,7 +60,7 @@ func TestHowItEndsIsSaid(t *testing.T) {
 		{"with its own environment alone", Command{Argv: []string{"/bin/sh", "-c", `test "$MINE" = yes && test -z "$HOME"`}, Environ: []string{"MINE=no", "MINE=yes"}}, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			limit := 20 * time.Second
+			limit := patience
 			if tt.want == "killed" {
 				limit = 200 * time.Millisecond
 			}
@@ -84,13 +92,14 @@ func TestStartedIsToldWhileItRuns(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if output, err := within(t, 20*time.Second, c); err != nil || strings.TrimSpace(output) != told {
+	if output, err := within(t, patience, c); err != nil || strings.TrimSpace(output) != told {
 		t.Errorf("told of %s, process %q, %v", told, output, err)
 	}
 }
 
-// family runs a command whose processes each hold a pipe open and returns once all of them are gone: the pipe's other end then reads its end.
-func family(t *testing.T, script string, limit time.Duration) (output string, err error) {
+// family runs a command whose processes each hold a pipe open (as file 9) and returns once all of them are gone: the pipe's other end then reads its end.
+// The command's time is over when it writes to that pipe; one that does not may end by itself.
+func family(t *testing.T, script string) (output string, err error) {
 	t.Helper()
 	fifo := filepath.Join(t.TempDir(), "alive")
 	if err := unix.Mkfifo(fifo, 0o600); err != nil {
@@ -101,42 +110,63 @@ func family(t *testing.T, script string, limit time.Duration) (output string, er
 		t.Fatal(openErr)
 	}
 	defer reader.Close()
-	output, err = within(t, limit, shell(fmt.Sprintf("exec 9>%s; echo started >&9; %s", fifo, script)))
-	if err := reader.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+	writer, openErr := os.OpenFile(fifo, os.O_WRONLY, 0) // until the command has ended: who reads before anybody writes reads the end
+	if openErr != nil {
+		t.Fatal(openErr)
+	}
+	defer writer.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	written := make(chan error, 1)
+	go func() {
+		_, err := reader.Read(make([]byte, 1))
+		cancel()
+		written <- err
+	}()
+	output, err = run(ctx, shell(fmt.Sprintf("exec 9>%s; %s", fifo, script)))
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		t.Fatalf("%q neither wrote nor ended within %s: %v", script, patience, err)
+	}
+	if err == nil { // it ended by itself: let the reader go
+		if _, err := writer.WriteString("x"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := <-written; err != nil {
 		t.Fatal(err)
 	}
-	got, readErr := io.ReadAll(reader)
-	if readErr != nil {
-		t.Fatalf("after %v a process of the command is still alive: %v", err, readErr)
+	writer.Close()
+	if err := reader.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
 	}
-	if !strings.HasPrefix(string(got), "started") {
-		t.Fatalf("the command did not start: %q, %v", got, err)
+	if _, readErr := io.ReadAll(reader); readErr != nil {
+		t.Fatalf("after %v a process of the command is still alive: %v", err, readErr)
 	}
 	return output, err
 }
 
 func TestATimeOutKillsTheWholeProcessGroup(t *testing.T) {
 	for _, tt := range []struct{ name, script string }{
-		{"the command itself", "exec sleep 100"},
-		{"a child", "sleep 100"},
-		{"grandchildren in the background", "(sleep 100 & sleep 100) & (trap '' TERM INT HUP; sleep 100 & wait) & wait"},
-		{"a child whose parent is gone", "(sleep 100 &); sleep 100"},
+		{"the command itself", "echo started >&9; exec sleep 100"},
+		{"a child", "sleep 100 & echo started >&9; wait"},
+		{"grandchildren in the background", "(sleep 100 & sleep 100) & (trap '' TERM INT HUP; sleep 100 & echo started >&9; wait) & wait"},
+		{"a child whose parent is gone", "(sleep 100 &); echo started >&9; sleep 100"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if _, err := family(t, tt.script, 500*time.Millisecond); !errors.Is(err, ErrKilled) {
+			if _, err := family(t, tt.script); !errors.Is(err, ErrKilled) {
 				t.Errorf("%v, want %v", err, ErrKilled)
 			}
 		})
 	}
 	t.Run("and its output says how far it came", func(t *testing.T) {
-		if output, err := family(t, "echo waiting for the lock; sleep 100", time.Second); output != "waiting for the lock\n" || !errors.Is(err, ErrKilled) {
+		if output, err := family(t, "echo waiting for the lock; echo started >&9; sleep 100"); output != "waiting for the lock\n" || !errors.Is(err, ErrKilled) {
 			t.Errorf("output %q, %v", output, err)
 		}
 	})
 }
 
 func TestWhatACommandLeavesRunningIsKilledToo(t *testing.T) {
-	if _, err := family(t, "sleep 100 & exit 0", 20*time.Second); err != nil {
+	if _, err := family(t, "sleep 100 & exit 0"); err != nil {
 		t.Errorf("%v, want success", err)
 	}
 }
@@ -148,11 +178,11 @@ func TestAProcessThatLeftTheGroupDoesNotHoldTheCommand(t *testing.T) {
 	}
 	pidFile := filepath.Join(t.TempDir(), "pid")
 	start := time.Now()
-	_, err = within(t, 20*time.Second, shell(fmt.Sprintf("%s sh -c 'echo $$ >%s; exec sleep 100' & while ! test -s %s; do :; done; exit 0", setsid, pidFile, pidFile)))
+	_, err = within(t, patience, shell(fmt.Sprintf("%s sh -c 'echo $$ >%s; exec sleep 1000' & while ! test -s %s; do :; done; exit 0", setsid, pidFile, pidFile)))
 	if err != nil {
 		t.Errorf("%v, want success: the command exited with 0", err)
 	}
-	if took := time.Since(start); took > 8*time.Second {
+	if took := time.Since(start); took > patience {
 		t.Errorf("took %s, held up by a process that kept the output open", took)
 	}
 	pid, err := os.ReadFile(pidFile)
@@ -170,7 +200,7 @@ func TestAProcessThatLeftTheGroupDoesNotHoldTheCommand(t *testing.T) {
 
 func TestNoZombiesAreLeft(t *testing.T) {
 	for range 5 {
-		_, _ = within(t, 20*time.Second, shell("sleep 100 & exit 1"))
+		_, _ = within(t, patience, shell("sleep 100 & exit 1"))
 		_, _ = within(t, 20*time.Millisecond, shell("sleep 100"))
 	}
 	// Every child of this process has been waited for: none is left, dead or alive.
@@ -188,7 +218,7 @@ func TestACommandHasNoneOfTheDaemonsCapabilities(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		output, err := within(t, 20*time.Second, shell(script))
+		output, err := within(t, patience, shell(script))
 		fmt.Printf("daemon: %s\ncommand: %v %s\n", strings.Join(strings.Fields(string(own)), " "), err, output)
 		return
 	}
