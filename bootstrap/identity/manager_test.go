@@ -79,7 +79,7 @@ func TestAMachineJoinsOverRealTLSAsItsFilesAppear(t *testing.T) {
 	putFile(t, vm.rootCert, ca.root.pem())
 	putFile(t, vm.token, token(time.Now().Add(time.Hour), nil))
 	first := within(t, 20*time.Second, changes, "the first certificate")
-	within(t, time.Second, m.Ready(), "ready")
+	within(t, 20*time.Second, m.Ready(), "ready")
 	if got := pairOnDisk(t, filepath.Join(vm.state, storeName, currentLink)); got != first.Serial || m.Current() != first {
 		t.Errorf("told of %s, in use %v, on disk %s", first.Serial, m.Current(), got)
 	}

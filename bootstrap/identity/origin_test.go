@@ -183,9 +183,9 @@ func TestACopyIsOwnedOnceASPIREAgentGivesItsIdentity(t *testing.T) {
 	}
 	done := make(chan error, 1)
 	go func() { done <- m.Run(ctx) }()
-	within(t, 10*time.Second, m.Ready(), "ready")
+	within(t, 30*time.Second, m.Ready(), "ready")
 	cancel()
-	if err := within(t, 5*time.Second, done, "the end"); err != nil {
+	if err := within(t, 30*time.Second, done, "the end"); err != nil {
 		t.Fatal(err)
 	}
 	a.stop()

@@ -144,7 +144,7 @@ func socketMachine(t *testing.T) (cfg Config, a *testAgent) {
 // until polls a manager's state.
 func until(t *testing.T, m *Manager, what string, is func(State) bool) State {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); ; {
+	for deadline := time.Now().Add(30 * time.Second); ; {
 		s := m.State()
 		if is(s) {
 			return s
@@ -165,7 +165,7 @@ func TestCertificatesOfAWorkloadAPI(t *testing.T) {
 		return s.LastError == "no SPIFFE Workload API at "+cfg.WorkloadSocket+": is the SPIRE agent running, with this socket_path?"
 	})
 	a.start()
-	first := within(t, 10*time.Second, changes, "the first certificate")
+	first := within(t, 30*time.Second, changes, "the first certificate")
 	s := until(t, m, "valid", func(s State) bool { return s.Phase == Valid && s.LastError == "" })
 	if s.Credential != viaSocket || s.Issuer != "SPIFFE Workload API at "+cfg.WorkloadSocket || s.RootProblem != "" || s.Token.Present {
 		t.Errorf("state %+v", s)
@@ -184,7 +184,7 @@ func TestCertificatesOfAWorkloadAPI(t *testing.T) {
 	other, answer := spiffeRoot(t, "other.mesh"), &api.X509SVIDResponse{Svids: []*api.X509SVID{a.svid(testID+"-canary", time.Hour), a.svid(testID, time.Hour)}}
 	answer.FederatedBundles = map[string][]byte{"spiffe://other.mesh": other.cert.Raw}
 	a.set(answer, nil)
-	second := within(t, 5*time.Second, changes, "the rotated certificate")
+	second := within(t, 30*time.Second, changes, "the rotated certificate")
 	if second.Serial == first.Serial || organizations(must(parseRoots(second.RootsPEM()))) != "cluster.local other.mesh" {
 		t.Errorf("second %v with %s", second, organizations(must(parseRoots(second.RootsPEM()))))
 	}
@@ -221,7 +221,7 @@ func TestCertificatesOfAWorkloadAPI(t *testing.T) {
 	}
 	a.give(testID, time.Hour)
 	a.start()
-	third := within(t, 10*time.Second, changes, "the certificate after the agent's return")
+	third := within(t, 30*time.Second, changes, "the certificate after the agent's return")
 	if third.Serial == second.Serial || organizations(must(parseRoots(third.RootsPEM()))) != "cluster.local" {
 		t.Errorf("third %v with %s", third, organizations(must(parseRoots(third.RootsPEM()))))
 	}
@@ -239,15 +239,15 @@ func TestTheLastCertificateOfAWorkloadAPIOutlivesARestart(t *testing.T) {
 	}
 	done := make(chan error, 1)
 	go func() { done <- m.Run(ctx) }()
-	within(t, 10*time.Second, m.Ready(), "ready")
+	within(t, 30*time.Second, m.Ready(), "ready")
 	serial := m.Current().Serial
 	cancel()
-	if err := within(t, 5*time.Second, done, "the end"); err != nil {
+	if err := within(t, 30*time.Second, done, "the end"); err != nil {
 		t.Fatal(err)
 	}
 	a.stop()
 	again := start(t, cfg)
-	within(t, 5*time.Second, again.Ready(), "ready without the agent")
+	within(t, 30*time.Second, again.Ready(), "ready without the agent")
 	if again.Current().Serial != serial || again.State().Phase != Valid {
 		t.Errorf("in use %v, want %s", again.Current(), serial)
 	}
@@ -258,18 +258,19 @@ func TestTheLastCertificateOfAWorkloadAPIOutlivesARestart(t *testing.T) {
 		t.Fatal(err)
 	}
 	m = start(t, back)
-	within(t, 5*time.Second, m.Ready(), "ready from disk")
+	within(t, 30*time.Second, m.Ready(), "ready from disk")
 	if roots := m.State().Roots; len(roots) != 1 || roots[0].Source != fromSPIFFE || !roots[0].Until.Equal(again.Current().NotAfter) {
 		t.Errorf("roots %+v", roots)
 	}
 }
 
 func TestAnSVIDIsRenewedWhenTheAgentPushes(t *testing.T) {
+	t.Parallel() // it waits for half of this life
 	cfg, a := socketMachine(t)
-	a.give(testID, 4*time.Second)
+	a.give(testID, 20*time.Second)
 	a.start()
 	m := start(t, cfg)
-	within(t, 10*time.Second, m.Ready(), "ready")
+	within(t, 30*time.Second, m.Ready(), "ready")
 	first := m.Current().Serial
 	until(t, m, "waiting for the agent at half of the life", func(s State) bool { return s.Phase == Renewing && s.LastError == "" })
 	a.give(testID, time.Hour)
