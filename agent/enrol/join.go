@@ -75,12 +75,12 @@ func Join(ctx context.Context, from string, o Options) (status.Report, error) {
 	case o.Offline:
 		return status.Report{}, nil
 	default:
-		r, err := agent.Client(o.Root).Status(ctx)
+		pid, err := agent.Client(o.Root).Process(ctx)
 		if err != nil {
 			return status.Report{}, fmt.Errorf("%w: start it with wingman run", ErrNoDaemon)
 		}
-		if err := syscall.Kill(r.PID, syscall.SIGHUP); err != nil {
-			return status.Report{}, fmt.Errorf("have the daemon (pid %d) read its files: %w", r.PID, err)
+		if err := syscall.Kill(pid, syscall.SIGHUP); err != nil {
+			return status.Report{}, fmt.Errorf("have the daemon (pid %d) read its files: %w", pid, err)
 		}
 		did = "told to read its files"
 	}

@@ -111,9 +111,9 @@ func stop(ctx context.Context, o Options, systemd *manager, before status.Report
 		}
 		o.Say("units: stopped and disabled")
 	}
-	if now, err := agent.Client(o.Root).Status(ctx); err == nil { // it is nobody's unit
-		if err := syscall.Kill(now.PID, syscall.SIGTERM); err != nil && !errors.Is(err, syscall.ESRCH) {
-			return nil, fmt.Errorf("stop the daemon (pid %d): %w", now.PID, err)
+	if pid, err := agent.Client(o.Root).Process(ctx); err == nil { // it is nobody's unit
+		if err := syscall.Kill(pid, syscall.SIGTERM); err != nil && !errors.Is(err, syscall.ESRCH) {
+			return nil, fmt.Errorf("stop the daemon (pid %d): %w", pid, err)
 		}
 	}
 	return agent.TakeOver(ctx, o.Root)

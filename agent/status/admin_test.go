@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -115,5 +118,35 @@ func TestNobodyThereIsSaid(t *testing.T) {
 	}
 	if _, err := os.Stat(left); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the socket stays after its listener: %v", err)
+	}
+}
+
+// A daemon that hangs takes connections and says nothing: who asks it is told, and does not wait for ever.
+func TestADaemonThatHangsIsSaid(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "admin.sock")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if pid, err := Client(path).Process(t.Context()); pid != os.Getpid() || err != nil {
+		t.Errorf("behind the socket is %d, %v; want this process, %d", pid, err, os.Getpid())
+	}
+	ended := make(chan error, 1)
+	go func() {
+		var r Report
+		ended <- Client(path).getWithin(t.Context(), 50*time.Millisecond, "/status", nil, &r)
+	}()
+	select {
+	case err := <-ended:
+		if err == nil || errors.Is(err, ErrNotRunning) || !strings.Contains(err.Error(), "has not answered within 50ms") {
+			t.Errorf("%v, want that it has not answered", err)
+		}
+	case <-time.After(30 * time.Second):
+		t.Fatal("the question is never given up")
+	}
+	l.Close()
+	if pid, err := Client(path).Process(t.Context()); !errors.Is(err, ErrNotRunning) {
+		t.Errorf("nobody is behind the socket: %d, %v, want %v", pid, err, ErrNotRunning)
 	}
 }

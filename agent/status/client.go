@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // ErrNotRunning means that no daemon answers at the admin socket.
@@ -24,6 +25,24 @@ type Client string
 func (c Client) Status(ctx context.Context) (Report, error) {
 	var r Report
 	return r, c.get(ctx, "/status", nil, &r)
+}
+
+// Process returns the number of the process that serves the socket, also of one that hangs: who is to signal it as root goes by the kernel's word, as an
+// answer could name any process. The error wraps ErrNotRunning when there is none.
+func (c Client) Process(ctx context.Context) (pid int, err error) {
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", string(c))
+	if err != nil {
+		return 0, c.explain(err)
+	}
+	defer conn.Close()
+	cred, err := peer(conn.(*net.UnixConn))
+	if err == nil && cred.Pid <= 0 {
+		err = errors.New("it is of another PID namespace")
+	}
+	if err != nil {
+		return 0, fmt.Errorf("learn which process is behind %s: %w", string(c), err)
+	}
+	return int(cred.Pid), nil
 }
 
 // Query asks the daemon's DNS proxy.
@@ -73,16 +92,29 @@ func (c Client) post(ctx context.Context, path string, q url.Values) (r Report, 
 	return r, nil
 }
 
+// answerMost is how long a question may take: more than the DNS proxy gives its upstreams.
+const answerMost = 15 * time.Second
+
+// get asks something that changes nothing, and does not wait for a daemon that hangs.
 func (c Client) get(ctx context.Context, path string, q url.Values, v any) error {
+	return c.getWithin(ctx, answerMost, path, q, v)
+}
+
+func (c Client) getWithin(ctx context.Context, most time.Duration, path string, q url.Values, v any) error {
+	hangs := fmt.Errorf("the daemon at %s has not answered within %s: it hangs, or the machine is too busy; systemd ends one that hangs by itself (journalctl -u wingman)", string(c), most)
+	ctx, cancel := context.WithTimeoutCause(ctx, most, hangs)
+	defer cancel()
 	body, err := c.do(ctx, http.MethodGet, path, q)
-	if err != nil {
-		return err
+	if err == nil {
+		defer body.Close()
+		if err = json.NewDecoder(body).Decode(v); err != nil {
+			err = fmt.Errorf("answer of the daemon: %w", err)
+		}
 	}
-	defer body.Close()
-	if err := json.NewDecoder(body).Decode(v); err != nil {
-		return fmt.Errorf("answer of the daemon: %w", err)
+	if err != nil && context.Cause(ctx) == hangs {
+		return hangs
 	}
-	return nil
+	return err
 }
 
 // do returns the body of a good answer; anything else is an error.
@@ -100,15 +132,8 @@ func (c Client) do(ctx context.Context, method, path string, q url.Values) (io.R
 		DisableKeepAlives: true,
 	}
 	resp, err := t.RoundTrip(req)
-	switch {
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		return nil, fmt.Errorf("%w (nobody answers at %s): start it with systemctl start wingman", ErrNotRunning, string(c))
-	case errors.Is(err, fs.ErrPermission):
-		return nil, fmt.Errorf("ask the daemon: %w: run this as root or as a member of the group istio-proxy", err)
-	case errors.Is(err, io.EOF):
-		return nil, fmt.Errorf("the daemon at %s refused this user: run this as root or as a member of the group istio-proxy", string(c))
-	case err != nil:
-		return nil, fmt.Errorf("ask the daemon: %w", err)
+	if err != nil {
+		return nil, c.explain(err)
 	}
 	if resp.StatusCode == http.StatusOK {
 		return resp.Body, nil
@@ -116,4 +141,17 @@ func (c Client) do(ctx context.Context, method, path string, q url.Values) (io.R
 	defer resp.Body.Close()
 	why, _ := io.ReadAll(io.LimitReader(resp.Body, 4<<10))
 	return nil, errors.New(strings.TrimSpace(string(why)))
+}
+
+// explain says what an error on the way to the daemon means.
+func (c Client) explain(err error) error {
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+		return fmt.Errorf("%w (nobody answers at %s): start it with systemctl start wingman", ErrNotRunning, string(c))
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("ask the daemon: %w: run this as root or as a member of the group istio-proxy", err)
+	case errors.Is(err, io.EOF):
+		return fmt.Errorf("the daemon at %s refused this user: run this as root or as a member of the group istio-proxy", string(c))
+	}
+	return fmt.Errorf("ask the daemon: %w", err)
 }
