@@ -48,15 +48,17 @@ purge)
 	fi
 	rm -rf "$root/var/lib/wingman-adopt"
 	# Copies for groups have a link "current" to a folder with a number; what else is there is somebody's.
-	for folder in "$root"/etc/certs/groups/*/; do
-		[ -d "$folder" ] || continue
+	# The agent's user may have made links there, which lead root nowhere.
+	groups=$root/etc/certs/groups
+	[ -L "$groups" ] || for folder in "$groups"/*/; do
+		if [ ! -d "$folder" ] || [ -L "${folder%/}" ]; then continue; fi
 		case $(readlink "${folder}current") in
 		'' | *[!0-9]*) ;;
 		*) rm -rf "${folder}current" "${folder}key.pem" "${folder}cert-chain.pem" "${folder}root-cert.pem" "${folder}new" "$folder"[0-9]* ;;
 		esac
 		drop "${folder%/}"
 	done
-	drop "$root/etc/certs/groups"
+	drop "$groups"
 	drop "$root/etc/certs"
 	# The key by which the identity was sealed: nothing is left that it opens.
 	rm -f "$root/etc/credstore.encrypted/wingman-seal-key"
