@@ -1,7 +1,6 @@
 package iptables
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,6 +10,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"wingman/internal/plainfile"
 
 	"golang.org/x/sys/unix"
 )
@@ -191,14 +192,16 @@ func WriteSSHReport(ctx context.Context, path string, cfg GatherConfig) error {
 	return nil
 }
 
+// mostSSHReport is more bytes than a report has of a thousand sessions.
+const mostSSHReport = 1 << 20
+
 func readSSHReport(path string) (SSH, error) {
-	f, err := os.Open(path)
+	b, _, err := plainfile.Read(path, mostSSHReport) // root reads it too, and its folder is the agent's
 	if err != nil {
 		return SSH{}, fmt.Errorf("read the SSH report: %w", err)
 	}
-	defer f.Close()
 	var r SSH
-	if err := json.NewDecoder(bufio.NewReader(f)).Decode(&r); err != nil {
+	if err := json.Unmarshal(b, &r); err != nil {
 		return SSH{}, fmt.Errorf("read the SSH report: %s: %w", path, err)
 	}
 	return r, nil

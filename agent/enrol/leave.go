@@ -196,7 +196,7 @@ func removeState(cfg *bootstrap.Config, keepRecord bool) error {
 // removeNotes removes those of the crash guard.
 func removeNotes(root string) error {
 	var problems []error
-	for _, name := range []string{"ends", "hangs", "open"} {
+	for _, name := range []string{"ends", "hangs", "open", "keeps"} {
 		if err := os.Remove(filepath.Join(root, "run/wingman-guard", name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			problems = append(problems, err)
 		}
