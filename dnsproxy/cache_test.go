@@ -17,7 +17,7 @@ import (
 
 const second = instant(time.Second)
 
-// reply makes an upstream's answer of records in zone file format; those after "--" are authority.
+// replyTo makes an upstream's answer of records in zone file format; those after "--" are authority.
 func replyTo(t testing.TB, req *dns.Msg, rcode int, records ...string) []byte {
 	t.Helper()
 	m := new(dns.Msg).SetRcode(req, rcode)

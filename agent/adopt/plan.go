@@ -18,7 +18,7 @@ type Facts struct {
 	Wingman   UnitFacts
 	Record    *Record            // of an adopt before; nil: none
 	Problems  bootstrap.Problems // of the settings
-	Unread    []string           // variables of Istio\'s env files that nothing reads
+	Unread    []string           // variables of Istio's env files that nothing reads
 	Identity  string             // SPIFFE ID of the settings; empty: they cannot be used
 	Rules     string             // what is in the kernel of ours or Istio's, for people; empty: nothing
 	Custom    bool               // the operator keeps the rules
@@ -132,7 +132,7 @@ func (p Plan) String() string {
 	return strings.TrimSuffix(b.String(), "\n")
 }
 
-// ready judges whether what took the other's place serves as it did, by the first facts of its status.
+// serves judges whether what took the other's place serves as it did, by the first facts of its status.
 func serves(joined, ready bool, notReady []string) (bool, string) {
 	if joined && ready {
 		return true, ""

@@ -207,7 +207,7 @@ func isJWT(b []byte) bool {
 	return true
 }
 
-// ours reports rules of ours, or of Istio's agent, in a file that puts rules in at boot.
+// ourRules reports rules of ours, or of Istio's agent, in a file that puts rules in at boot.
 func ourRules(b []byte) bool {
 	return regexp.MustCompile(`(?m)^\s*(:|-A |-N |add chain |chain )[^\n]*\b(ISTIO|WINGMAN)_|table inet wingman\b`).Match(b)
 }
