@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/google/nftables"
@@ -48,81 +49,113 @@ func (h Hold) begin() error {
 	}
 	c.AddTable(holdTable) // so that deleting it is no error
 	c.DelTable(holdTable)
-	t := c.AddTable(holdTable)
-	var problems []error
-	set := func(name string, ports []uint16, limit time.Duration) *nftables.Set {
-		s := &nftables.Set{Table: t, Name: name, KeyType: nftables.TypeInetService, HasTimeout: limit > 0}
-		var elements []nftables.SetElement
-		for _, p := range ports {
-			elements = append(elements, nftables.SetElement{Key: binaryutil.BigEndian.PutUint16(p), Timeout: limit})
-		}
-		problems = append(problems, c.AddSet(s, elements))
-		return s
+	b := &holdBuilder{conn: c, table: c.AddTable(holdTable), user: h.User}
+	every := b.everything(h)
+	h.addDrops(b, every)
+	if h.DNS != 0 {
+		h.addNames(b, every)
 	}
-	tcp := set("tcp", h.TCP, h.Limit)
-	// "Everything" is a set of protocols with a time limit.
+	if err := errors.Join(append(b.problems, c.Flush())...); err != nil {
+		return fmt.Errorf("hold connections: %w", err)
+	}
+	return nil
+}
+
+// addDrops adds the rules that drop what opens connections.
+func (h Hold) addDrops(b *holdBuilder, every *nftables.Set) {
+	tcp, except := b.ports("tcp", h.TCP, h.Limit), b.ports("except", h.Except, 0)
+	in, out := b.filter("input", nftables.ChainHookInput, holdFirst), b.filter("output", nftables.ChainHookOutput, holdFirst)
+	b.rule(in, equals(expr.MetaKeyMARK, binaryutil.NativeEndian.PutUint32(probeMark)), accept())
+	b.rule(in, protocol(unix.IPPROTO_TCP), port(dport, tcp), opening(), drop())
+	if !h.Everything {
+		return
+	}
+	b.rule(out, b.ofUser(), accept())
+	for _, side := range []struct {
+		chain  *nftables.Chain
+		border expr.MetaKey
+	}{{in, expr.MetaKeyIIFNAME}, {out, expr.MetaKeyOIFNAME}} {
+		for _, at := range []uint32{sport, dport} {
+			b.rule(side.chain, protocol(unix.IPPROTO_TCP), port(at, except), accept())
+		}
+		b.rule(side.chain, differs(side.border, ifname("lo")), protocol(unix.IPPROTO_TCP), ofProtocol(every), opening(), drop())
+	}
+}
+
+// addNames adds the rules that have queries answered at port h.DNS. As Istio's rules and ours do it puts both ways into one zone, whatever of those rules is in.
+func (h Hold) addNames(b *holdBuilder, every *nftables.Set) {
+	nat := b.chain(&nftables.Chain{Name: "dns", Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityRef(*nftables.ChainPriorityNATDest - 10)})
+	raw := b.filter("zone", nftables.ChainHookOutput, *nftables.ChainPriorityRaw+10)
+	zone := []expr.Any{
+		&expr.Immediate{Register: 1, Data: binaryutil.NativeEndian.PutUint16(dnsZone)}, &expr.Ct{Key: expr.CtKeyZONE, SourceRegister: true, Register: 1},
+	}
+	b.rule(nat, b.ofUser(), accept())
+	b.rule(raw, protocol(unix.IPPROTO_UDP), ofProtocol(every), equalsPort(sport, h.DNS), zone)
+	b.rule(raw, b.ofUser(), accept())
+	for _, r := range h.Resolvers {
+		b.rule(raw, protocol(unix.IPPROTO_UDP), ofProtocol(every), to(r), equalsPort(dport, 53), zone)
+		b.rule(nat, protocol(unix.IPPROTO_UDP), ofProtocol(every), to(r), equalsPort(dport, 53), []expr.Any{
+			&expr.Immediate{Register: 1, Data: binaryutil.BigEndian.PutUint16(h.DNS)}, &expr.Redir{RegisterProtoMin: 1, RegisterProtoMax: 1},
+		})
+	}
+}
+
+// holdFirst is before the chains of firewalls, and after those that redirect.
+const holdFirst = nftables.ChainPriority(-10) // filter less 10
+
+// A holdBuilder puts a hold's table together; conn sends it.
+type holdBuilder struct {
+	conn     *nftables.Conn
+	table    *nftables.Table
+	user     uint32
+	problems []error
+}
+
+// ports makes a set of ports, whose elements end after limit; zero: never.
+func (b *holdBuilder) ports(name string, ports []uint16, limit time.Duration) *nftables.Set {
+	s := &nftables.Set{Table: b.table, Name: name, KeyType: nftables.TypeInetService, HasTimeout: limit > 0}
+	var elements []nftables.SetElement
+	for _, p := range ports {
+		elements = append(elements, nftables.SetElement{Key: binaryutil.BigEndian.PutUint16(p), Timeout: limit})
+	}
+	b.problems = append(b.problems, b.conn.AddSet(s, elements))
+	return s
+}
+
+// everything makes a set of the protocols that are held, or redirected, whatever the port: so these rules have a time limit too.
+func (b *holdBuilder) everything(h Hold) *nftables.Set {
+	s := &nftables.Set{Table: b.table, Name: "everything", KeyType: nftables.TypeInetProto, HasTimeout: true}
 	var protocols []nftables.SetElement
 	if h.Everything || h.DNS != 0 {
 		for _, p := range []byte{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
 			protocols = append(protocols, nftables.SetElement{Key: []byte{p}, Timeout: h.Limit})
 		}
 	}
-	every := &nftables.Set{Table: t, Name: "everything", KeyType: nftables.TypeInetProto, HasTimeout: true}
-	problems = append(problems, c.AddSet(every, protocols))
-	except := set("except", h.Except, 0)
-
-	chain := func(name string, hook *nftables.ChainHook) *nftables.Chain {
-		return c.AddChain(&nftables.Chain{Name: name, Table: t, Type: nftables.ChainTypeFilter, Hooknum: hook, Priority: nftables.ChainPriorityRef(*nftables.ChainPriorityFilter - 10)})
-	}
-	in, out := chain("input", nftables.ChainHookInput), chain("output", nftables.ChainHookOutput)
-	add := func(to *nftables.Chain, parts ...[]expr.Any) {
-		var all []expr.Any
-		for _, p := range parts {
-			all = append(all, p...)
-		}
-		c.AddRule(&nftables.Rule{Table: t, Chain: to, Exprs: all})
-	}
-	drop, accept := []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}}, []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}}
-	add(in, equals(expr.MetaKeyMARK, binaryutil.NativeEndian.PutUint32(probeMark)), accept)
-	add(in, protocol(unix.IPPROTO_TCP), port(dport, tcp), opening(), drop)
-	for _, side := range []struct {
-		chain *nftables.Chain
-		iface expr.MetaKey
-	}{{in, expr.MetaKeyIIFNAME}, {out, expr.MetaKeyOIFNAME}} {
-		border := side.iface
-		if side.chain == out {
-			add(out, equals(expr.MetaKeySKUID, binaryutil.NativeEndian.PutUint32(h.User)), accept)
-		}
-		if !h.Everything {
-			break
-		}
-		for _, at := range []uint32{sport, dport} {
-			add(side.chain, protocol(unix.IPPROTO_TCP), port(at, except), accept)
-		}
-		add(side.chain, differs(border, ifname("lo")), protocol(unix.IPPROTO_TCP), ofProtocol(every), opening(), drop)
-	}
-	if h.DNS != 0 {
-		nat := c.AddChain(&nftables.Chain{Name: "dns", Table: t, Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityRef(*nftables.ChainPriorityNATDest - 10)})
-		add(nat, equals(expr.MetaKeySKUID, binaryutil.NativeEndian.PutUint32(h.User)), accept)
-		// As Istio's rules and ours do: both ways in one zone, whatever of those rules is in.
-		raw := c.AddChain(&nftables.Chain{Name: "zone", Table: t, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityRef(*nftables.ChainPriorityRaw + 10)})
-		zone := []expr.Any{
-			&expr.Immediate{Register: 1, Data: binaryutil.NativeEndian.PutUint16(dnsZone)}, &expr.Ct{Key: expr.CtKeyZONE, SourceRegister: true, Register: 1},
-		}
-		add(raw, protocol(unix.IPPROTO_UDP), ofProtocol(every), equalsPort(sport, h.DNS), zone)
-		add(raw, equals(expr.MetaKeySKUID, binaryutil.NativeEndian.PutUint32(h.User)), accept)
-		for _, r := range h.Resolvers {
-			add(raw, protocol(unix.IPPROTO_UDP), ofProtocol(every), to(r), equalsPort(dport, 53), zone)
-			add(nat, protocol(unix.IPPROTO_UDP), ofProtocol(every), to(r), equalsPort(dport, 53), []expr.Any{
-				&expr.Immediate{Register: 1, Data: binaryutil.BigEndian.PutUint16(h.DNS)}, &expr.Redir{RegisterProtoMin: 1, RegisterProtoMax: 1},
-			})
-		}
-	}
-	if err := errors.Join(append(problems, c.Flush())...); err != nil {
-		return fmt.Errorf("hold connections: %w", err)
-	}
-	return nil
+	b.problems = append(b.problems, b.conn.AddSet(s, protocols))
+	return s
 }
+
+func (b *holdBuilder) filter(name string, hook *nftables.ChainHook, priority nftables.ChainPriority) *nftables.Chain {
+	return b.chain(&nftables.Chain{Name: name, Type: nftables.ChainTypeFilter, Hooknum: hook, Priority: &priority})
+}
+
+func (b *holdBuilder) chain(c *nftables.Chain) *nftables.Chain {
+	c.Table = b.table
+	return b.conn.AddChain(c)
+}
+
+func (b *holdBuilder) rule(chain *nftables.Chain, parts ...[]expr.Any) {
+	b.conn.AddRule(&nftables.Rule{Table: b.table, Chain: chain, Exprs: slices.Concat(parts...)})
+}
+
+// ofUser matches what the user sends who is exempt.
+func (b *holdBuilder) ofUser() []expr.Any {
+	return equals(expr.MetaKeySKUID, binaryutil.NativeEndian.PutUint32(b.user))
+}
+
+func drop() []expr.Any { return []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}} }
+
+func accept() []expr.Any { return []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}} }
 
 // letGo ends any hold.
 func letGo() error {
