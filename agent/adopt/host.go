@@ -105,7 +105,7 @@ func (system) stopTrial(ctx context.Context) { stopTrial(ctx) }
 func (system) freePort(from uint16) (uint16, error) { return freePort(from) }
 
 func (system) trialPort() uint16 {
-	r, err := agent.ReadTrialReport(trialDir)
+	r, err := agent.ReadTrialReport(TrialDir)
 	if err != nil {
 		return 0
 	}

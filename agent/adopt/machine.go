@@ -23,8 +23,8 @@ const (
 	trialUnit = "wingman-trial.service"
 )
 
-// trialDir is what systemd makes for trialUnit.
-const trialDir = "/run/wingman-trial"
+// TrialDir is what systemd makes for trialUnit, where the trial writes beside its state.
+const TrialDir = "/run/wingman-trial"
 
 // gather reads the facts that a plan is made from.
 func gather(ctx context.Context, root string) (f Facts, cfg *bootstrap.Config, err error) {
@@ -149,7 +149,7 @@ func startTrial(ctx context.Context, program, user string, args ...string) (agen
 		"--property=RuntimeDirectoryPreserve=yes", "--property=TimeoutStartSec=90", "--property=UMask=0077",
 		program, "adopt", "trial"}
 	_, failed := run(ctx, append(argv, args...)...)
-	r, err := agent.ReadTrialReport(trialDir)
+	r, err := agent.ReadTrialReport(TrialDir)
 	switch {
 	case r.Error != "":
 		return r, errors.New(r.Error)
@@ -162,7 +162,7 @@ func startTrial(ctx context.Context, program, user string, args ...string) (agen
 // stopTrial ends it, if there is one, and removes what it wrote beside the state.
 func stopTrial(ctx context.Context) {
 	_, _ = enrol.Systemctl(ctx, "stop", "--quiet", trialUnit) // there may be none
-	_ = os.RemoveAll(trialDir)
+	_ = os.RemoveAll(TrialDir)
 }
 
 // asAgent runs a command of this program as the agent's user.

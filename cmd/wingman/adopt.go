@@ -12,9 +12,6 @@ import (
 	"wingman/systemd"
 )
 
-// trialFolder is what systemd makes for the trial's unit.
-const trialFolder = "/run/wingman-trial"
-
 func newAdopt(o *options) *cobra.Command {
 	a := adopt.Options{}
 	var undo bool
@@ -55,7 +52,7 @@ back by itself. adopt --undo gives the machine back to istio.service. Both can b
 
 // newAdoptTrial is the process behind adopt's trial; systemd runs it as the agent's user.
 func newAdoptTrial(o *options) *cobra.Command {
-	t := agent.Trial{Dir: trialFolder}
+	t := agent.Trial{Dir: adopt.TrialDir}
 	c := &cobra.Command{
 		Use:    "trial",
 		Hidden: true,
@@ -81,7 +78,7 @@ func newAdoptNote(o *options) *cobra.Command {
 		Hidden: true,
 		Args:   cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			r, err := agent.ReadTrialReport(trialFolder)
+			r, err := agent.ReadTrialReport(adopt.TrialDir)
 			if err != nil {
 				return err
 			}
