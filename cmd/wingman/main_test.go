@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -97,6 +99,20 @@ func TestStatusSaysWhyTheAgentIsDown(t *testing.T) {
 		if code != exitFailed || !strings.Contains(stderr, want) {
 			t.Errorf("status of a machine in a crash loop exits with %d and %q, want %q in it", code, stderr, want)
 		}
+	}
+	// A daemon that is there and does not answer well is another matter, whatever the guard noted before.
+	socket := filepath.Join(root, "run/wingman/admin.sock")
+	if err := os.MkdirAll(filepath.Dir(socket), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "out of order", http.StatusBadGateway) }))
+	if code, _, stderr := exec(t, "status", "--root", root); code != exitFailed || !strings.Contains(stderr, "out of order") || strings.Contains(stderr, "not running") {
+		t.Errorf("status of a daemon that answers with an error exits with %d and %q", code, stderr)
 	}
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -26,14 +27,17 @@ func newStatus(o *options) *cobra.Command {
 				defer fmt.Fprintf(cmd.OutOrStdout(), "%-10s %s\n", "adopted", stands)
 			}
 			r, err := agent.Client(o.root).Status(cmd.Context())
-			if why := agent.WhyDown(o.root); err != nil && why != "" {
-				return fmt.Errorf("%w\n%s", status.ErrNotRunning, why)
+			if errors.Is(err, status.ErrNotRunning) {
+				if why := agent.WhyDown(o.root); why != "" {
+					return fmt.Errorf("%w\n%s", status.ErrNotRunning, why)
+				}
+				var waits bool
+				if r, waits = enrol.Waiting(cmd.Context(), o.root, version()); waits {
+					err = nil
+				}
 			}
 			if err != nil {
-				waits := false
-				if r, waits = enrol.Waiting(cmd.Context(), o.root, version()); !waits {
-					return err
-				}
+				return err
 			}
 			if o.output == "json" {
 				err = writeJSON(cmd.OutOrStdout(), r)
