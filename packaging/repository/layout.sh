@@ -38,10 +38,11 @@ flock -n 9 || die "another run is at work in $dir"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-# put FILE PATH: whole at once.
+# put FILE PATH: whole at once, for a web server to read whatever the mode of the package that was handed in.
 put() {
 	mkdir -p "$(dirname "$2")"
 	cp "$1" "$2.new"
+	chmod 0644 "$2.new"
 	mv "$2.new" "$2"
 }
 

@@ -102,7 +102,12 @@ func (r *repository) flip(patterns ...string) (undo func()) {
 func TestRepositoryLayout(t *testing.T) {
 	r := newRepository(t)
 	packages := []string{packageOf(t, oldVersion, "deb"), packageOf(t, oldVersion, "rpm")}
-	t.Logf("%s", run(t, r.layOut(packages...)))
+	closed := t.TempDir() // packages as a build with another umask leaves them
+	run(t, exec.Command("sh", "-euc", `cp "$2" "$3" "$1"; chmod 0600 "$1"/*`, "sh", closed, packages[0], packages[1]))
+	t.Logf("%s", run(t, r.layOut(filepath.Join(closed, filepath.Base(packages[0])), filepath.Join(closed, filepath.Base(packages[1])))))
+	if out := run(t, exec.Command("find", r.dir, "-type", "f", "!", "-perm", "0644")); out != "" {
+		t.Errorf("files that not everybody may read, and a web server need not be root:\n%s", out)
+	}
 	first := r.state()
 	run(t, r.layOut(packages...))
 	run(t, r.layOut())
