@@ -60,7 +60,7 @@ func envoyStream(t *testing.T, cp ControlPlane) {
 				agents := join(t, cp, m, token(t, cp), kind.delta)
 				envoys := openEnvoy(t, cp, m, kind.delta)
 				agents.close()
-				staysFor(t, cp, m.entryName(), cp.Grace()/2)
+				staysFor(t, cp, m.entryName(), cp.Grace()/4)
 				join(t, cp, m, token(t, cp), kind.delta)
 				envoys.close()
 				staysFor(t, cp, m.entryName(), cp.Grace()+cp.Grace()/2)

@@ -112,7 +112,7 @@ func registration(t *testing.T, cp ControlPlane) {
 				a := join(t, cp, m, token(t, cp), kind.delta)
 				waitEntry(t, cp, m.entryName(), nil)
 				a.close()
-				staysFor(t, cp, m.entryName(), cp.Grace()/2)
+				staysFor(t, cp, m.entryName(), cp.Grace()/4)
 				join(t, cp, m, token(t, cp), kind.delta)
 				staysFor(t, cp, m.entryName(), cp.Grace()+cp.Grace()/2)
 			})

@@ -72,8 +72,8 @@ func TestContract(t *testing.T) {
 		name string
 		cfg  controlplane.Config
 	}{
-		{"self-signed root", controlplane.Config{Grace: 400 * time.Millisecond, Clusters: []string{"west-cluster"}}},
-		{"plugged-in intermediate with RSA keys", controlplane.Config{Grace: 400 * time.Millisecond, Intermediate: true, RSA: true}},
+		{"self-signed root", controlplane.Config{Grace: 2 * time.Second, Clusters: []string{"west-cluster"}}},
+		{"plugged-in intermediate with RSA keys", controlplane.Config{Grace: 2 * time.Second, Intermediate: true, RSA: true}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -84,6 +84,6 @@ func TestContract(t *testing.T) {
 
 func TestContractConnectionAge(t *testing.T) {
 	t.Parallel()
-	age, grace := time.Second, 500*time.Millisecond
+	age, grace := 3*time.Second, time.Second
 	contract.RunConnectionAge(t, underContract{start(t, controlplane.Config{MaxConnectionAge: age, MaxConnectionAgeGrace: grace})}, age, grace)
 }

@@ -87,7 +87,7 @@ func TestConnectionLevers(t *testing.T) {
 	})
 
 	t.Run("a killed control plane refuses, and comes back at the same address with its entries", func(t *testing.T) {
-		s := withGroup(t, controlplane.Config{Grace: 100 * time.Millisecond})
+		s := withGroup(t, controlplane.Config{Grace: 2 * time.Second}) // ten times that is how long the entry waits for the stream after the start
 		addr := s.Addr()
 		st := newClient(t, s, s.RootPEM(), nil).joined()
 		s.Stop()

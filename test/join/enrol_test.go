@@ -265,7 +265,7 @@ func TestJoinSaysWhatKeepsIt(t *testing.T) {
 	m := newMachine(t, istiod)
 	dir := m.istioctl()
 	var said []string
-	o := enrol.Options{Root: m.root, Timeout: 2 * time.Second, Say: func(s string) { said = append(said, s) }}
+	o := enrol.Options{Root: m.root, Timeout: 6 * time.Second, Say: func(s string) { said = append(said, s) }}
 	if _, err := enrol.Join(t.Context(), dir, o); !errors.Is(err, enrol.ErrNoDaemon) {
 		t.Fatal(err)
 	}

@@ -111,7 +111,7 @@ func (u underContract) WaitEntries(ctx context.Context, namespace string, match 
 }
 
 func TestContract(t *testing.T) {
-	contract.Run(t, newUnderContract(t, mesh.Options{}, 2*time.Second))
+	contract.Run(t, newUnderContract(t, mesh.Options{}, 4*time.Second))
 }
 
 func TestContractConnectionAge(t *testing.T) {
