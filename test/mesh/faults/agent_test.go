@@ -132,7 +132,7 @@ func nodeHas(t *testing.T, p *pair, vm *testbed.VM, text string) error {
 
 // Certificates that live for seconds are renewed under traffic, and every renewal reaches Envoy.
 func certificatesRotate(t *testing.T, p *pair) {
-	const life, rotations = 8 * time.Second, 4
+	const life, rotations = 12 * time.Second, 4
 	for _, vm := range []*testbed.VM{p.client, p.server} {
 		vm.WriteSettings(t, fmt.Sprintf("identity: {ttl: %s}\n", life))
 		vm.Reload(t)

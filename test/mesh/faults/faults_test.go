@@ -126,10 +126,10 @@ func TestFaults(t *testing.T) {
 	})
 }
 
-// withinASecond fails unless something took less than a second at its best, and not much longer ever: a machine that does other things is slow.
+// withinASecond fails unless something took less than a second at its best, and never as long as a wait of the agent's: a machine that does other things is slow.
 func withinASecond(t *testing.T, what string, took []time.Duration) {
 	t.Helper()
-	if best, worst := slices.Min(took), slices.Max(took); best > time.Second || worst > 2*time.Second {
+	if best, worst := slices.Min(took), slices.Max(took); best > time.Second || worst > 10*time.Second {
 		t.Errorf("%s: it took %v, want a second at most", what, took)
 	}
 }

@@ -124,7 +124,7 @@ spec:
 // The machine's resolver says nothing at all. Envoy holds its listeners back until it has heard about a host that a ServiceEntry names, or given up: by
 // istiod's configuration as it is, after a minute.
 func resolverIsSilent(t *testing.T, p *pair) {
-	const patience = 10 * time.Second
+	const patience = 30 * time.Second
 	vm := newcomer(t, p, "quiet", "10.99.7.2/24")
 	p.bed.Apply(t, fmt.Sprintf(nowhere, "quiet"))
 	p.bed.Silence(t, vm)
