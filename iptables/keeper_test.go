@@ -46,7 +46,7 @@ func keep(t *testing.T, ns *netns.NS, cfg KeeperConfig) *kept {
 	t.Cleanup(func() { k.stop(t) })
 	select {
 	case <-k.Ready():
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatalf("the rules are not in place: %+v", k.State())
 	}
 	return k
@@ -61,7 +61,7 @@ func (k *kept) until(t *testing.T, what string, fits func(KeeperState) bool) Kee
 	if s := k.State(); fits(s) {
 		return s
 	}
-	deadline := time.After(15 * time.Second)
+	deadline := time.After(time.Minute)
 	for {
 		select {
 		case s := <-k.states:
@@ -77,7 +77,7 @@ func (k *kept) until(t *testing.T, what string, fits func(KeeperState) bool) Kee
 // eventually returns once the kernel is so.
 func (k *kept) eventually(t *testing.T, what string, is func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(15 * time.Second); !is(); {
+	for deadline := time.Now().Add(time.Minute); !is(); {
 		if time.Now().After(deadline) {
 			t.Fatalf("not yet: %s; %+v", what, k.State())
 		}
@@ -135,7 +135,7 @@ func TestRulesThatSomebodyTookOutAreBackWithinASecond(t *testing.T) {
 			if len(s.Lost) == 0 {
 				t.Errorf("state %+v does not say what was lost", s)
 			}
-			if took > 5*time.Second { // a second is the promise; a loaded test machine gets more
+			if took > 20*time.Second { // a second is the promise; a test machine may be busy, and the next look of its own would be a minute away
 				t.Errorf("the repair took %s", took)
 			}
 			t.Logf("repaired after %s; lost: %v by %q", took, s.Lost[0], s.LostBy)

@@ -98,7 +98,7 @@ func newWorld(t *testing.T, but ...uint16) *world {
 // await returns once packets of both families pass the cables, which takes the kernel a moment.
 func (w *world) await(t *testing.T) {
 	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for _, path := range []struct {
 		from *netns.NS
 		to   string
@@ -228,7 +228,7 @@ func makeTransparent(network, _ string, c syscall.RawConn) error {
 
 // Silence of this length counts as a dropped packet: long where an answer is expected, so that a busy machine is no failure.
 const (
-	patience   = 10 * time.Second
+	patience   = 30 * time.Second
 	impatience = 500 * time.Millisecond
 )
 

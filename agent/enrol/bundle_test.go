@@ -168,7 +168,7 @@ func TestABundleThatIsNoFileIsRefused(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), fifo+": it is neither a folder nor a file") {
 			t.Errorf("%v", err)
 		}
-	case <-time.After(5 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Fatal("it waits")
 	}
 }

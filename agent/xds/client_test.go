@@ -277,7 +277,7 @@ func TestGracefulEndIsQuiet(t *testing.T) {
 	v.run()
 	v.wait(0, "ack", kind(controlplane.Acked))
 	n := len(v.istiod.Events())
-	v.istiod.Faults().DrainConnections(100 * time.Millisecond) // the GOAWAY is read before the connection goes
+	v.istiod.Faults().DrainConnections(2 * time.Second) // the GOAWAY is read before the connection goes
 	v.wait(n, "ack on a new stream", kind(controlplane.Acked))
 	mu.Lock()
 	defer mu.Unlock()

@@ -26,7 +26,7 @@ func awaitWord(t *testing.T, w *Watch, of string) {
 	t.Helper()
 	select {
 	case <-w.Changed():
-	case <-time.After(5 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Fatalf("no word of %s", of)
 	}
 }
