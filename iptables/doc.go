@@ -15,6 +15,9 @@
 // Without Envoy (LevelDNS) only OUTPUT ─► ISTIO_OUTPUT ─► ISTIO_OUTPUT_DNS exists. No guard, no lock-out: SSH, the agent's
 // own traffic, cloud metadata and DHCP never reach Istio's chains (guards.go says why each).
 //
-// Left to others: what to capture (bootstrap), when (agent), and listening on the ports. Files: none, but iptables-legacy
-// takes /run/xtables.lock. Privileges: CAP_NET_ADMIN and CAP_NET_RAW.
+// A Keeper keeps the kernel to a plan that may change, and puts back what others take out (keeper.go). Try puts rules in on trial: a process of its own
+// takes them back unless somebody confirms (trial.go). Snapshot remembers what is there, Istio's own rules too, for whoever puts others in their place.
+//
+// Left to others: what to capture (bootstrap), when (agent), and listening on the ports. Goroutines: Keeper.Run's, and those that watch for it. Files: none,
+// but iptables-legacy takes /run/xtables.lock, and WriteSSHReport writes what root alone can find out about sshd. Privileges: CAP_NET_ADMIN and CAP_NET_RAW.
 package iptables

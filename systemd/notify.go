@@ -1,9 +1,10 @@
 // Package systemd is the daemon's side of its service manager: it tells systemd how the daemon does, keeps its sockets
-// there while it restarts, asks whether it is being stopped or restarted, and writes logs as the journal likes them.
+// there while it restarts, asks whether it is being stopped or restarted, has a shutdown of the machine wait for it, and writes logs as the journal
+// likes them.
 //
 // It leaves to others when to say what, and what to do on a stop; folder units holds the unit files. It starts no
-// goroutines of its own. Files: the sockets named by NOTIFY_SOCKET and, for StopRequested, the system bus. Everything works
-// without systemd too: then notifications go nowhere, nothing is inherited and logs carry their own time.
+// goroutines of its own. Files: the socket named by NOTIFY_SOCKET, and the system bus for what is asked (StopRequested, Runs, DelayShutdowns). Everything
+// works without systemd too: then notifications go nowhere, nothing is inherited and logs carry their own time.
 //
 // To match: sd_notify(3), sd_listen_fds(3), sd-daemon(3), and for what systemd 252 makes of it, the tests in test/vm.
 package systemd

@@ -2,7 +2,8 @@
 //
 // It owns the way from a credential to a certificate in use: token, private key, CSR, istiod's CA, the checked chain, the store on
 // disk, renewal, and the trust bundle. It leaves to others what needs the certificate: agent/xds dials istiod with ClientTLS and
-// Token, Envoy's SDS takes Certificate, bootstrap reads the settings. It imports nothing of ours but internal/credential, which asks programs and clouds.
+// Token, Envoy's SDS takes Certificate, bootstrap reads the settings. Below it, internal/credential asks programs and clouds for tokens, internal/istioca
+// is the call to istiod's CA.
 //
 // # The life of a certificate
 //
