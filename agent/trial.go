@@ -8,15 +8,14 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"wingman/agent/envoy"
+	"wingman/agent/envoy/proxy"
 	"wingman/agent/xds"
 	"wingman/agent/xds/discovery"
 	"wingman/bootstrap"
@@ -274,18 +273,10 @@ func (t *Trial) tryEnvoy(ctx context.Context, cfg *bootstrap.Config, hostname st
 	if err := writeFile(file, f.JSON, 0o600); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, trialPatience)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, program, "--mode", "validate", "--config-path", file, "--log-level", "warning", "--skip-deprecated-logs")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("%s refuses its bootstrap file: %w: %s", program, err, lastLine(out))
+	if err := proxy.Try(ctx, cfg, program, file); err != nil {
+		return fmt.Errorf("this machine's Envoy would not start: %w", err)
 	}
 	return nil
-}
-
-func lastLine(out []byte) string {
-	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
-	return lines[len(lines)-1]
 }
 
 // await waits for something, and says why it does not come: after a while, or when why says that it will not.

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"wingman/agent/envoy"
+	"wingman/bootstrap"
 	"wingman/internal/child"
 )
 
@@ -50,6 +51,25 @@ func (s *Supervisor) plan(ctx context.Context, find func() (program, path string
 		user: s.cfg.User, lock: s.lock.file, stdout: s.cfg.Stdout, log: s.cfg.EnvoyLog, orphan: s.orphan,
 	}
 	return p, nil
+}
+
+// Try has a program show, as this process's user, that it runs on this machine and takes a bootstrap file with the flags that a supervisor gives it. It opens
+// no port. Blocks for a second or two, at most for 30 s.
+func Try(ctx context.Context, cfg *bootstrap.Config, program, file string) error {
+	content, err := os.ReadFile(file)
+	if err != nil {
+		return fmt.Errorf("envoy's bootstrap file: %w", err)
+	}
+	facts, err := envoy.FactsOf(content)
+	if err != nil {
+		return err
+	}
+	args, err := argumentsOf(cfg, facts)
+	if err != nil {
+		return err
+	}
+	p := plan{program: program, command: command{path: program, args: append([]string{"--config-path", file}, args...), env: child.Environ(os.Environ()), dir: cfg.Root}}
+	return p.try(ctx)
 }
 
 // Numbers of a trial.

@@ -259,3 +259,26 @@ func TestRunWaitsForSettings(t *testing.T) {
 		t.Errorf("asked to stop: %v", err)
 	}
 }
+
+// An Envoy is tried with all that it will be started with, the file that an operator has merged into the bootstrap file too.
+func TestAnEnvoyIsTriedWithItsOwnFlags(t *testing.T) {
+	root := newRoot(t, "")
+	put(t, root, "var/lib/istio/envoy/sidecar.env", "ISTIO_BOOTSTRAP_OVERRIDE=/etc/istio/custom.yaml\n")
+	put(t, root, "bootstrap.json", `{"admin":{"address":{"socket_address":{"address":"127.0.0.1","port_value":15000}}}}`)
+	put(t, root, "envoy", `#!/bin/sh
+case "$*" in
+*"flags: bad"*) echo "critical: no such flag" >&2; exit 1 ;;
+esac
+`)
+	program, file := filepath.Join(root, "envoy"), filepath.Join(root, "bootstrap.json")
+	if err := os.Chmod(program, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for custom, want := range map[string]string{"flags: good": "", "flags: bad": "--mode validate: exit status 1; it said: critical: no such flag"} {
+		put(t, root, "etc/istio/custom.yaml", custom)
+		err := Try(t.Context(), load(t, root), program, file)
+		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("with %q: %v, want %q", custom, err, want)
+		}
+	}
+}
