@@ -27,14 +27,18 @@ func HandOver(root string) (done func() error, err error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("hand over: %w", err)
 	}
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o644)
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {
 		return nil, fmt.Errorf("hand over: %w", err)
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return nil, errors.Join(fmt.Errorf("hand over: another process is at it: %w", err), f.Close())
 	}
-	if _, err := fmt.Fprintln(f, os.Getpid()); err != nil { // for the crash guard
+	err = f.Truncate(0) // of one that was killed
+	if err == nil {
+		_, err = fmt.Fprintln(f, os.Getpid()) // for the crash guard
+	}
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("hand over: %w", err), f.Close())
 	}
 	return func() error { return errors.Join(os.Remove(path), f.Close()) }, nil

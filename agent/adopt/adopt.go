@@ -63,6 +63,13 @@ type machine struct {
 // istio.service serves as before, or what kept it from that.
 func Adopt(ctx context.Context, o Options) (r status.Report, adopted bool, err error) {
 	h := o.onHost()
+	if !o.DryRun {
+		release, err := h.alone()
+		if err != nil {
+			return r, false, fmt.Errorf("%w\nnothing was changed", err)
+		}
+		defer release()
+	}
 	f, cfg, err := h.gather(ctx, o.Root)
 	if err != nil {
 		return r, false, fmt.Errorf("%w\nnothing was changed", err)

@@ -23,6 +23,7 @@ type host interface {
 	gather(ctx context.Context, root string) (Facts, *bootstrap.Config, error)
 	load(root string) (*bootstrap.Config, error) // for an undo, which bears with settings that have problems
 	mayChange() error
+	alone() (release func(), err error) // until release no other adopt or undo works on this machine
 	hadIdentity() bool
 
 	readRecord() (*Record, error)
@@ -82,6 +83,13 @@ func (system) mayChange() error {
 		return errors.New("adopt changes units and rules of the system: run it as root")
 	}
 	return nil
+}
+
+func (system) alone() (release func(), err error) {
+	if os.Geteuid() != 0 {
+		return func() {}, nil // the plan refuses
+	}
+	return lock(lockFile)
 }
 
 func (system) hadIdentity() bool            { return agent.HasIdentity("/") }

@@ -103,6 +103,7 @@ type model struct {
 	dead   bool
 	broken bool // pilot-agent, or wingman: it runs, and does not serve
 	lame   bool
+	busy   bool // another adopt is at work
 }
 
 // effect makes a change.
@@ -139,6 +140,13 @@ func (m *model) gather(ctx context.Context, _ string) (f Facts, cfg *bootstrap.C
 func (m *model) load(string) (*bootstrap.Config, error) { return config(), nil }
 func (m *model) mayChange() error                       { return nil }
 func (m *model) hadIdentity() bool                      { return m.Identity }
+
+func (m *model) alone() (func(), error) {
+	if m.busy {
+		return nil, errors.New("another is at work")
+	}
+	return func() {}, nil
+}
 
 func (m *model) readRecord() (*Record, error) {
 	if m.Note.Step == "" {

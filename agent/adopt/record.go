@@ -5,17 +5,50 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"wingman/agent"
 )
 
 // RecordFile says how far an adopt came, or an undo: root's, and there as long as istio.service is not as it was.
 const RecordFile = "/" + agent.AdoptRecord
+
+// lockFile is locked by whoever adopts or undoes: each of two at once would take the other's record for that of one that was killed, and go on from there.
+const lockFile = "/run/wingman-guard/adopt.lock"
+
+// lock returns at once; the error names the process that holds the lock. It goes with the process.
+func lock(path string) (release func(), err error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		pid, _ := io.ReadAll(io.LimitReader(f, 32))
+		err = fmt.Errorf("another wingman adopt is at work on this machine (pid %s): let it come to its end", strings.TrimSpace(string(pid)))
+	} else if err == nil {
+		err = f.Truncate(0)
+	}
+	if err == nil {
+		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return func() { f.Close() }, nil
+}
 
 // A Step is on disk before it begins.
 type Step string

@@ -3,6 +3,7 @@ package adopt
 import (
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -76,4 +77,33 @@ func FuzzRecord(f *testing.F) {
 			t.Errorf("%+v became %+v, %v", r, again, err)
 		}
 	})
+}
+
+// Two adopts at once, or an adopt and the undo of a package's removal: the second is refused and says whose turn it is.
+func TestOneAdoptAtATime(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "notes", "adopt.lock")
+	release, err := lock(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := lock(path); err == nil || !strings.Contains(err.Error(), "another wingman adopt is at work on this machine (pid "+strconv.Itoa(os.Getpid())+")") {
+		t.Errorf("a second one: %v, want a refusal that names this process", err)
+	}
+	release()
+	again, err := lock(path)
+	if err != nil {
+		t.Fatalf("after the first came to its end: %v", err)
+	}
+	again()
+	for _, start := range sidecars() {
+		for _, undo := range []bool{false, true} {
+			m := model{box: start, busy: true}
+			if undo {
+				m.Note.Step = StepStart
+			}
+			if o := m.play(undo); o.err == nil || !strings.Contains(o.err.Error(), "another is at work\nnothing was changed") || o.effects != 0 {
+				t.Errorf("beside another (undo %t): %s, %d effects", undo, o, o.effects)
+			}
+		}
+	}
 }

@@ -24,6 +24,13 @@ func Undo(ctx context.Context, o Options) error {
 	if err := h.mayChange(); err != nil {
 		return err
 	}
+	if !o.DryRun {
+		release, err := h.alone()
+		if err != nil {
+			return fmt.Errorf("%w\nnothing was changed", err)
+		}
+		defer release()
+	}
 	record, err := h.readRecord()
 	if err != nil { // damaged: as most machines are
 		o.Say("note: " + err.Error())
