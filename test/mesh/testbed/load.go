@@ -248,15 +248,22 @@ func (o Outcome) String() string {
 	if sent == 0 {
 		return b.String()
 	}
-	causes, first := map[string]int{}, o.all[0].began
+	first := o.all[0].began
+	times, last := map[string]int{}, map[string]time.Duration{}
+	var causes, began []string // in order of their first request
 	for _, s := range o.all {
 		if s.err == nil {
 			continue
 		}
-		if cause := fmt.Sprintf("%v (kept: %v)", s.err, s.kept); causes[cause] == 0 && len(causes) < 10 {
-			causes[cause]++
-			fmt.Fprintf(&b, "\n  %s after %s: %s", s.ended.Sub(s.began).Round(time.Millisecond), s.began.Sub(first).Round(time.Millisecond), cause)
+		cause := fmt.Sprintf("%v (kept: %v)", s.err, s.kept)
+		if times[cause]++; times[cause] == 1 {
+			causes = append(causes, cause)
+			began = append(began, fmt.Sprintf("%s after %s", s.ended.Sub(s.began).Round(time.Millisecond), s.began.Sub(first).Round(time.Millisecond)))
 		}
+		last[cause] = s.began.Sub(first).Round(time.Millisecond)
+	}
+	for i, cause := range causes[:min(len(causes), 10)] {
+		fmt.Fprintf(&b, "\n  %s, %d times until %s: %s", began[i], times[cause], last[cause], cause)
 	}
 	return b.String()
 }
