@@ -1,7 +1,6 @@
 package status
 
 import (
-	"bytes"
 	"context"
 	"io"
 	"log/slog"
@@ -10,7 +9,6 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -19,6 +17,7 @@ import (
 	"github.com/prometheus/common/model"
 
 	"wingman/bootstrap"
+	"wingman/test/syncbuffer"
 )
 
 // Bodies of sources.
@@ -31,7 +30,7 @@ const (
 type merged struct {
 	*merger
 	url string
-	log *bytes.Buffer
+	log *syncbuffer.Buffer
 }
 
 func newMerged(t testing.TB, s Sources) *merged {
@@ -39,7 +38,7 @@ func newMerged(t testing.TB, s Sources) *merged {
 	own := prometheus.NewRegistry()
 	own.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "wingman_test", Help: "Ours."}, func() float64 { return 1 }))
 	own.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "go_goroutines", Help: "Go's."}, func() float64 { return 2 }))
-	log := &lockedBuffer{}
+	log := &syncbuffer.Buffer{}
 	m := newMerger(own, Merge{
 		Sources: func() Sources { return s },
 		Log: slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
@@ -52,19 +51,7 @@ func newMerged(t testing.TB, s Sources) *merged {
 	})
 	server := httptest.NewServer(m)
 	t.Cleanup(server.Close)
-	return &merged{merger: m, url: server.URL, log: &log.Buffer}
-}
-
-// lockedBuffer takes what several goroutines log.
-type lockedBuffer struct {
-	mu sync.Mutex
-	bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.Buffer.Write(p)
+	return &merged{merger: m, url: server.URL, log: log}
 }
 
 // scrape asks once; headers are name, value, ….

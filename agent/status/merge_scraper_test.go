@@ -115,7 +115,7 @@ func TestMergeEndsWithItsScraper(t *testing.T) {
 		t.Fatal("the source's request outlives the scraper's")
 	}
 	m.awaitIdle()
-	if m.failures() != [3]float64{} || m.log.Len() != 0 {
+	if m.failures() != [3]float64{} || m.log.String() != "" {
 		t.Errorf("failures %v, logged %q, want none", m.failures(), m.log)
 	}
 }
@@ -143,7 +143,7 @@ func TestMergeIsNotHeldByASlowScraper(t *testing.T) {
 	res := m.get(t.Context(), t, timeoutHeader, "2")
 	defer res.Body.Close()
 	m.awaitIdle()
-	if m.failures() != [3]float64{} || m.log.Len() != 0 {
+	if m.failures() != [3]float64{} || m.log.String() != "" {
 		t.Errorf("failures %v, logged %q, want none", m.failures(), m.log)
 	}
 }
@@ -174,7 +174,7 @@ func TestMergeBlamesASlowScraper(t *testing.T) {
 	r.Header.Set(timeoutHeader, "2")
 	w := slowScraper{httptest.NewRecorder(), ended}
 	m.ServeHTTP(w, r)
-	if m.failures() != [3]float64{} || m.log.Len() != 0 || !strings.HasSuffix(w.Body.String(), "envoy_x 1\n"+appBody) {
+	if m.failures() != [3]float64{} || m.log.String() != "" || !strings.HasSuffix(w.Body.String(), "envoy_x 1\n"+appBody) {
 		t.Errorf("failures %v, logged %q, want none; body\n%s", m.failures(), m.log, w.Body)
 	}
 }

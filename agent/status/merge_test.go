@@ -42,7 +42,7 @@ func TestMergeHasAllInOrder(t *testing.T) {
 		}
 	}
 	parses(t, body)
-	if m.failures() != [3]float64{} || m.log.Len() != 0 {
+	if m.failures() != [3]float64{} || m.log.String() != "" {
 		t.Errorf("failures %v, logged %q, want none", m.failures(), m.log)
 	}
 }

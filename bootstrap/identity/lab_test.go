@@ -1,7 +1,6 @@
 package identity
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -20,6 +19,7 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 
 	"wingman/bootstrap/identity/internal/credential"
+	"wingman/test/syncbuffer"
 )
 
 // A lab is a VM and a CA in simulated time, joined by a pipe in memory. Files are real; what inotify would tell, poke tells.
@@ -135,22 +135,7 @@ func (w testWatch) changed() <-chan struct{} { return w }
 func (testWatch) stop()                      {}
 
 // A logBook keeps what was logged.
-type logBook struct {
-	mu   sync.Mutex // guards text
-	text bytes.Buffer
-}
-
-func (b *logBook) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
-
-func (b *logBook) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.String()
-}
+type logBook struct{ syncbuffer.Buffer }
 
 // count is how many lines hold all of parts.
 func (b *logBook) count(parts ...string) (n int) {

@@ -82,7 +82,7 @@ func TestImportsPointOneWay(t *testing.T) {
 	for _, l := range leaves {
 		may[l] = []string{"internal"}
 	}
-	helpers := []string{"wingman/test/freeport", "wingman/test/netns"} // of tests, which leaf packages may have too
+	helpers := []string{"wingman/test/freeport", "wingman/test/netns", "wingman/test/syncbuffer"} // of tests, which leaf packages may have too
 	for _, p := range list(t, "./...") {
 		from := layer(p.ImportPath)
 		allowed, ruled := may[from]

@@ -1,7 +1,6 @@
 package peer
 
 import (
-	"bytes"
 	"errors"
 	"io/fs"
 	"log/slog"
@@ -15,6 +14,7 @@ import (
 	"testing"
 
 	"wingman/test/netns"
+	"wingman/test/syncbuffer"
 )
 
 // dialVar makes the test binary a client: it dials the socket that the variable names and prints what it is sent.
@@ -98,7 +98,7 @@ func folder(t *testing.T) string {
 func TestWhoMayConnect(t *testing.T) {
 	needsRoot(t)
 	const envoy, stranger = 4001, 4002
-	var logs lockedBuffer
+	var logs syncbuffer.Buffer
 	path := filepath.Join(folder(t), "s")
 	greet(t, Config{Path: path, Owner: envoy, Log: slog.New(slog.NewTextHandler(&logs, nil))})
 	info, err := os.Stat(path)
@@ -215,15 +215,3 @@ func TestPathsThatCannotBeSockets(t *testing.T) {
 		t.Errorf("path of %d bytes: %v", len(long), err)
 	}
 }
-
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-func (l *lockedBuffer) String() string { l.mu.Lock(); defer l.mu.Unlock(); return l.b.String() }

@@ -23,6 +23,7 @@ import (
 
 	"wingman/agent/envoy"
 	"wingman/agent/envoy/envoytest"
+	"wingman/test/syncbuffer"
 )
 
 // inbound is a listener as istiod sends it to a mesh with accessLogFile: /dev/stdout; it answers by itself.
@@ -54,14 +55,14 @@ type proxied struct {
 	ads    *envoytest.ADS
 	stop   func()
 	done   chan error
-	out    *lockedBuffer // access logs
-	logs   *lockedBuffer
+	out    *syncbuffer.Buffer // access logs
+	logs   *syncbuffer.Buffer
 }
 
 func startProxied(t testing.TB, ofEnvoy, settings string) *proxied {
 	t.Helper()
 	program := envoytest.Program(t)
-	p := &proxied{t: t, root: newRoot(t, "envoy: {path: "+program+ofEnvoy+"}\n"+settings), done: make(chan error, 1), out: &lockedBuffer{}, logs: &lockedBuffer{}}
+	p := &proxied{t: t, root: newRoot(t, "envoy: {path: "+program+ofEnvoy+"}\n"+settings), done: make(chan error, 1), out: &syncbuffer.Buffer{}, logs: &syncbuffer.Buffer{}}
 	cfg := load(t, p.root)
 	p.runDir = RunDir(cfg)
 	// The agent's part: its file and its socket. Envoy runs as another user where this is root.
@@ -103,7 +104,7 @@ func startProxied(t testing.TB, ofEnvoy, settings string) *proxied {
 }
 
 // stream is a file whose content ends up in b.
-func (p *proxied) stream(b *lockedBuffer) *os.File {
+func (p *proxied) stream(b *syncbuffer.Buffer) *os.File {
 	p.t.Helper()
 	r, w, err := os.Pipe()
 	if err != nil {

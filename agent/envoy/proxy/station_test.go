@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -22,6 +21,7 @@ import (
 	"wingman/agent/envoy"
 	"wingman/agent/envoy/envoytest"
 	"wingman/test/freeport"
+	"wingman/test/syncbuffer"
 )
 
 // station is a supervisor with a fake Envoy.
@@ -34,8 +34,8 @@ type station struct {
 	s      *Supervisor
 	stop   func() // asks the supervisor to stop
 	done   chan error
-	out    *lockedBuffer // Envoy's standard output
-	logs   *lockedBuffer
+	out    *syncbuffer.Buffer // Envoy's standard output
+	logs   *syncbuffer.Buffer
 
 	mu     sync.Mutex // guards everything below
 	states []State
@@ -46,7 +46,7 @@ type station struct {
 // newStation prepares a station whose Envoy has the given habits.
 func newStation(t testing.TB, habits ...string) *station {
 	t.Helper()
-	st := &station{t: t, dir: envoytest.Dir(t), out: &lockedBuffer{}, logs: &lockedBuffer{}, news: make(chan struct{}), done: make(chan error, 1)}
+	st := &station{t: t, dir: envoytest.Dir(t), out: &syncbuffer.Buffer{}, logs: &syncbuffer.Buffer{}, news: make(chan struct{}), done: make(chan error, 1)}
 	st.admin = freeport.Addr()
 	st.write("bootstrap.json", fmt.Sprintf(`{"admin": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": %d}}}}`, st.admin.Port()))
 	st.habits = strings.Join(habits, ",")
@@ -202,7 +202,7 @@ func (st *station) note() (n note) {
 }
 
 // awaitOutput waits until a buffer holds a text.
-func awaitOutput(t testing.TB, b *lockedBuffer, text string) {
+func awaitOutput(t testing.TB, b *syncbuffer.Buffer, text string) {
 	t.Helper()
 	envoytest.Await(t, fmt.Sprintf("output %q", text), func(context.Context) error {
 		if !strings.Contains(b.String(), text) {
@@ -237,21 +237,4 @@ func kill(t testing.TB, pid int, sig syscall.Signal) {
 	if err := syscall.Kill(pid, sig); err != nil {
 		t.Fatal(err)
 	}
-}
-
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }

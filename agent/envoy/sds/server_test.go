@@ -25,6 +25,7 @@ import (
 
 	"wingman/agent/envoy/envoytest"
 	"wingman/bootstrap/identity"
+	"wingman/test/syncbuffer"
 )
 
 // nobody is a Source without a certificate.
@@ -38,7 +39,7 @@ type bench struct {
 	t      testing.TB
 	root   string
 	socket string
-	logs   *logBuffer
+	logs   *syncbuffer.Buffer
 
 	mu  sync.Mutex
 	now material
@@ -46,7 +47,7 @@ type bench struct {
 
 func start(t testing.TB) *bench {
 	t.Helper()
-	b := &bench{t: t, root: t.TempDir(), socket: filepath.Join(envoytest.Dir(t), "sds.sock"), logs: &logBuffer{}}
+	b := &bench{t: t, root: t.TempDir(), socket: filepath.Join(envoytest.Dir(t), "sds.sock"), logs: &syncbuffer.Buffer{}}
 	s, err := New(Config{Socket: b.socket, Root: b.root, Source: nobody{}, Log: slog.New(slog.NewTextHandler(b.logs, &slog.HandlerOptions{Level: slog.LevelDebug}))})
 	if err != nil {
 		t.Fatal(err)
@@ -253,19 +254,6 @@ func (f *follower) certificate(a answer, name string) (chain, key string) {
 	c := a.secrets[name].GetTlsCertificate()
 	return string(c.GetCertificateChain().GetInlineBytes()), string(c.GetPrivateKey().GetInlineBytes())
 }
-
-// logBuffer is a log that can be read while it is written.
-type logBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-func (l *logBuffer) String() string { l.mu.Lock(); defer l.mu.Unlock(); return l.b.String() }
 
 const spiffeID = "spiffe://cluster.local/ns/forum-services/sa/forum-sa"
 
