@@ -40,14 +40,7 @@ type vm struct {
 
 func newIstiod(t *testing.T, cfg controlplane.Config) *controlplane.Server {
 	t.Helper()
-	s, err := controlplane.New(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := s.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(s.Close)
+	s := controlplane.Run(t, cfg)
 	s.AddGroup(controlplane.Group{Namespace: "forum-services", Name: "forum", ServiceAccount: "forum-sa"})
 	s.AddService("istioinaction", "webapp", "10.96.97.98")
 	return s

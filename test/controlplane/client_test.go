@@ -147,7 +147,7 @@ func parsePEM(t *testing.T, text string) *x509.Certificate {
 // withGroup is a started server that knows the client's group.
 func withGroup(t *testing.T, cfg controlplane.Config) *controlplane.Server {
 	t.Helper()
-	s := start(t, cfg)
+	s := controlplane.Run(t, cfg)
 	s.AddGroup(controlplane.Group{Namespace: "forum-services", Name: "forum", ServiceAccount: "forum-sa"})
 	return s
 }

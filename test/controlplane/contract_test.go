@@ -54,19 +54,6 @@ func (u underContract) WaitEntries(ctx context.Context, namespace string, match 
 	return seen, err
 }
 
-func start(t *testing.T, cfg controlplane.Config) *controlplane.Server {
-	t.Helper()
-	s, err := controlplane.New(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := s.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(s.Close)
-	return s
-}
-
 func TestContract(t *testing.T) {
 	for _, c := range []struct {
 		name string
@@ -77,7 +64,7 @@ func TestContract(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			contract.Run(t, underContract{start(t, c.cfg)})
+			contract.Run(t, underContract{controlplane.Run(t, c.cfg)})
 		})
 	}
 }
@@ -85,5 +72,5 @@ func TestContract(t *testing.T) {
 func TestContractConnectionAge(t *testing.T) {
 	t.Parallel()
 	age, grace := 3*time.Second, time.Second
-	contract.RunConnectionAge(t, underContract{start(t, controlplane.Config{MaxConnectionAge: age, MaxConnectionAgeGrace: grace})}, age, grace)
+	contract.RunConnectionAge(t, underContract{controlplane.Run(t, controlplane.Config{MaxConnectionAge: age, MaxConnectionAgeGrace: grace})}, age, grace)
 }

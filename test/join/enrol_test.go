@@ -254,14 +254,7 @@ func TestJoinOfAMember(t *testing.T) {
 
 // What istiod says is said.
 func TestJoinSaysWhatKeepsIt(t *testing.T) {
-	istiod, err := controlplane.New(controlplane.Config{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := istiod.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(istiod.Close) // it knows no WorkloadGroup
+	istiod := controlplane.Run(t, controlplane.Config{}) // it knows no WorkloadGroup
 	m := newMachine(t, istiod)
 	dir := m.istioctl()
 	var said []string
@@ -272,7 +265,7 @@ func TestJoinSaysWhatKeepsIt(t *testing.T) {
 	m.start()
 	m.signalled()
 	m.until("refused", func(r status.Report) bool { return r.XDS != nil && r.XDS.Rejected })
-	_, err = enrol.Join(t.Context(), dir, o)
+	_, err := enrol.Join(t.Context(), dir, o)
 	if err == nil || !strings.Contains(err.Error(), "WorkloadGroup") || !strings.Contains(err.Error(), "wingman leave") {
 		t.Errorf("join without a WorkloadGroup: %v, want it named, and the way back", err)
 	}

@@ -40,19 +40,13 @@ type workload struct {
 
 func startWorkload(t testing.TB) *workload {
 	t.Helper()
-	plane, err := controlplane.New(controlplane.Config{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := plane.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(plane.Close)
+	plane := controlplane.Run(t, controlplane.Config{})
 	root := envoytest.Dir(t)
 	if err := istioctl.Write(root, plane); err != nil {
 		t.Fatal(err)
 	}
 	w := &workload{socket: filepath.Join(root, "sds.sock")}
+	var err error
 	w.Manager, err = identity.New(identity.Config{
 		CAAddress: plane.Addr(), ServerName: plane.ServerName(), SPIFFEID: istioctl.SPIFFEID,
 		Key:       identity.KeyOptions{Algorithm: "ECDSA", Curve: "P256"},
