@@ -71,11 +71,15 @@ const (
 
 // ReadTrialReport reads what a trial left in its folder, which is the agent's user's.
 func ReadTrialReport(dir string) (r TrialReport, err error) {
-	b, _, err := plainfile.Read(filepath.Join(dir, trialReport), mostTrialReport)
-	if err == nil {
-		err = json.Unmarshal(b, &r)
+	path := filepath.Join(dir, trialReport)
+	b, _, err := plainfile.Read(path, mostTrialReport)
+	if err != nil {
+		return r, fmt.Errorf("report of the trial: %w", err)
 	}
-	return r, err
+	if err := json.Unmarshal(b, &r); err != nil {
+		return r, fmt.Errorf("report of the trial: %s: %w", path, err)
+	}
+	return r, nil
 }
 
 const (
