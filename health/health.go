@@ -148,7 +148,7 @@ func (c *Checker) Run(ctx context.Context) error {
 			return nil
 		case o := <-outcomes:
 			c.metrics.probed(c.watchers[o.probe].kind(), o.err == nil)
-			c.log.Debug("probe done", "probe", c.watchers[o.probe].target(), "error", o.err)
+			c.log.Debug("probe done", "probe", c.watchers[o.probe].target(), "cause", o.err)
 			e = o
 		case <-damped.C:
 			e = tick{}

@@ -64,7 +64,7 @@ func (w *unitWatcher) watch(ctx context.Context, emit func(error)) {
 			emit(fmt.Errorf("%s: cannot ask systemd: %w", w.target(), err))
 		}
 		if !lost {
-			w.log.Warn("systemd unit out of sight", "unit", w.unit, "error", err, "retry_seconds", busRetry.Seconds())
+			w.log.Warn("systemd unit out of sight", "unit", w.unit, "cause", err, "retry_seconds", busRetry.Seconds())
 		}
 		lost = true
 		select {

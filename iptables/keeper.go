@@ -341,7 +341,7 @@ func (k *Keeper) failed(ctx context.Context, what string, err error) time.Durati
 		return 0
 	}
 	if k.State().Error != err.Error() {
-		k.log.Error("capture rules are not as planned", "step", what, "error", err)
+		k.log.Error("capture rules are not as planned", "step", what, "cause", err)
 	}
 	k.update(func(s *KeeperState) { s.InPlace, s.Error = false, err.Error() })
 	k.retry = min(max(2*k.retry, firstRetry), lastRetry)

@@ -31,7 +31,7 @@ func (k *Keeper) listen(ctx context.Context) (events <-chan event, wait func(), 
 	nft, err := subscribe(unix.NETLINK_NETFILTER, unix.NFNLGRP_NFTABLES)
 	if err != nil {
 		// A kernel without nf_tables: legacy is polled.
-		k.log.Debug("no notifications of nf_tables", "error", err)
+		k.log.Debug("no notifications of nf_tables", "cause", err)
 	} else {
 		k.follow(ctx, g, nft, out, nftEvent)
 	}
@@ -82,7 +82,7 @@ func (k *Keeper) follow(ctx context.Context, g *errgroup.Group, conn *netlink.Co
 			case err == nil:
 				e, interesting = read(messages)
 			case !errors.Is(err, unix.ENOBUFS):
-				k.log.Warn("notifications ended; the rules are only polled from now on", "error", err)
+				k.log.Warn("notifications ended; the rules are only polled from now on", "cause", err)
 				return nil
 			}
 			if !interesting {
@@ -182,7 +182,7 @@ func (k *Keeper) followFiles(ctx context.Context, g *errgroup.Group, out chan ev
 	}
 	for _, f := range files {
 		if err := w.Add(filepath.Dir(f)); err != nil {
-			k.log.Warn("a file is not watched: its changes count from the next restart", "file", f, "error", err)
+			k.log.Warn("a file is not watched: its changes count from the next restart", "file", f, "cause", err)
 		}
 	}
 	g.Go(func() error {
@@ -205,7 +205,7 @@ func (k *Keeper) followFiles(ctx context.Context, g *errgroup.Group, out chan ev
 				if !ok {
 					return nil
 				}
-				k.log.Warn("watching files", "error", err)
+				k.log.Warn("changes of watched files may have been missed", "cause", err)
 			case <-ctx.Done():
 				return nil
 			}

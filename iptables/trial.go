@@ -66,7 +66,7 @@ func (a *Applier) Guardian(ctx context.Context, d time.Duration, out io.Writer) 
 		return fmt.Errorf("remember the rules before the trial: %w", err)
 	}
 	if err := makeTrialMark(); err != nil {
-		a.log.Debug("the trial leaves no mark in the kernel", "error", err)
+		a.log.Debug("the trial leaves no mark in the kernel", "cause", err)
 	}
 	until := time.Now().Add(d)
 	if err := l.(*net.UnixListener).SetDeadline(until); err != nil {

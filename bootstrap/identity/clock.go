@@ -63,13 +63,13 @@ type timerWatch struct {
 func newClockWatch(log *slog.Logger) clockWatch {
 	fd, err := unix.TimerfdCreate(unix.CLOCK_REALTIME, unix.TFD_NONBLOCK|unix.TFD_CLOEXEC)
 	if err != nil {
-		log.Warn("clock is not watched, only looked at now and then", "every", longestSleep, "error", err)
+		log.Warn("clock is not watched, only looked at now and then", "every", longestSleep, "cause", err)
 		return blindClock{}
 	}
 	w := &timerWatch{file: os.NewFile(uintptr(fd), "timerfd"), events: make(chan struct{}, 1), done: make(chan struct{})}
 	if err := w.arm(); err != nil {
 		w.file.Close()
-		log.Warn("clock is not watched, only looked at now and then", "every", longestSleep, "error", err)
+		log.Warn("clock is not watched, only looked at now and then", "every", longestSleep, "cause", err)
 		return blindClock{}
 	}
 	go w.run() // ends with stop

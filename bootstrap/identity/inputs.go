@@ -81,7 +81,7 @@ func (r *runner) keepWritten(data []byte) {
 	}
 	r.unsaved = true
 	if err := r.output.keep(filepath.Join(r.cfg.OutputDir, rootFile), data); err != nil {
-		r.cfg.Log.Warn("copy of the root file not kept", "error", err)
+		r.cfg.Log.Warn("copy of the root file not kept", "cause", err)
 	}
 }
 
@@ -93,7 +93,7 @@ func (r *runner) rootTrouble(err error, seen string, now time.Time) {
 		r.root = rootInput{seen: seen, sayAt: now.Add(settleTime)}
 	case !r.root.sayAt.IsZero() && !now.Before(r.root.sayAt):
 		r.root.sayAt = time.Time{}
-		r.cfg.Log.Warn("root file cannot be used, earlier roots stay", "error", err, "roots", len(r.roots))
+		r.cfg.Log.Warn("root file cannot be used, earlier roots stay", "cause", err, "roots", len(r.roots))
 		r.unsaved = r.unsaved || r.throughOurLink()
 		r.followAt = now // if the file is gone, our link can stand there
 	}

@@ -242,7 +242,7 @@ func (r *runner) requestFailed(err error, now time.Time) {
 	if !sameCause(oneLine(err), r.said.LastError) {
 		log = r.cfg.Log.Warn
 	}
-	log("certificate request failed", "error", oneLine(err), "attempt", r.machine.failures+1)
+	log("certificate request failed", "cause", oneLine(err), "attempt", r.machine.failures+1)
 	r.said.LastError, r.said.LastErrorAt = oneLine(err), now
 }
 
@@ -336,7 +336,7 @@ func (r *runner) follow(now time.Time) {
 	}
 	problem := oneLine(err)
 	if problem != "" && problem != r.said.OutputProblem {
-		r.cfg.Log.Warn("output folder does not follow", "error", problem)
+		r.cfg.Log.Warn("output folder does not follow", "cause", problem)
 	}
 	r.said.OutputProblem = problem
 }
@@ -344,7 +344,7 @@ func (r *runner) follow(now time.Time) {
 func (r *runner) storeFailed(err error) {
 	r.metrics.storeFails.Inc()
 	if r.said.StoreProblem != oneLine(err) {
-		r.cfg.Log.Error("identity store cannot be used", "error", oneLine(err))
+		r.cfg.Log.Error("identity store cannot be used", "cause", oneLine(err))
 	}
 	r.said.StoreProblem = oneLine(err)
 }
@@ -386,7 +386,7 @@ func (r *runner) sleep(now time.Time) time.Duration {
 func (r *runner) logPhase(from, to Phase) {
 	log := r.cfg.Log.Info
 	if to == Expiring || to == Expired {
-		log = r.cfg.Log.With("error", r.said.LastError).Warn
+		log = r.cfg.Log.With("cause", r.said.LastError).Warn
 	}
 	log("identity phase", "from", from, "to", to)
 }

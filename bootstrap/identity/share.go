@@ -264,7 +264,7 @@ func (r *runner) share(now time.Time) {
 			r.shareAt = now.Add(longestSleep)
 			state.Problem = fmt.Sprintf("group %s has no copies of the certificate: %s", group, oneLine(err))
 			if !slices.Contains(before, state) {
-				r.cfg.Log.Warn("copies for a group do not follow", "group", group, "error", oneLine(err))
+				r.cfg.Log.Warn("copies for a group do not follow", "group", group, "cause", oneLine(err))
 			}
 		}
 		r.said.Groups = append(r.said.Groups, state)
@@ -277,7 +277,7 @@ func (r *runner) dropGroups() {
 		return
 	}
 	if err := (sharer{dir: filepath.Join(r.cfg.OutputDir, groupsDir), disk: r.disk}).drop(r.cfg.Groups); err != nil {
-		r.cfg.Log.Warn("copies of groups that are not named any more are still there", "error", oneLine(err))
+		r.cfg.Log.Warn("copies of groups that are not named any more are still there", "cause", oneLine(err))
 	}
 }
 

@@ -212,7 +212,7 @@ func (r *runner) readToken(i int, now time.Time) (news bool) {
 	o, before := &r.offers[i], r.offers[i]
 	o.ask(context.Background(), now)
 	if o.err != nil && !errors.Is(o.err, ErrNoToken) && (before.err == nil || before.err.Error() != o.err.Error()) {
-		r.cfg.Log.Warn("token cannot be used", "source", o.source.Name(), "error", o.err)
+		r.cfg.Log.Warn("token cannot be used", "source", o.source.Name(), "cause", o.err)
 	}
 	if o.warning != "" && before.warning == "" {
 		r.cfg.Log.Warn("token is readable by everybody: chmod 0600 it", "file", o.source.Where())
@@ -230,7 +230,7 @@ func (r *runner) takeOffers(asked []offer, now time.Time) {
 	for i, o := range asked {
 		if !o.source.Local() && !o.asked.IsZero() {
 			if o.err != nil && (r.offers[i].err == nil || r.offers[i].err.Error() != o.err.Error()) {
-				r.cfg.Log.Warn("source gives no token", "source", o.source.Name(), "error", o.err)
+				r.cfg.Log.Warn("source gives no token", "source", o.source.Name(), "cause", o.err)
 			}
 			r.offers[i] = o
 		}

@@ -100,15 +100,15 @@ func (s *store) load(id string, now time.Time) (*generation, error) {
 		g, err := s.read(n, id, now)
 		switch {
 		case errors.Is(err, errCorrupt):
-			s.log.Warn("generation put aside", "generation", n, "error", err)
+			s.log.Warn("generation put aside", "generation", n, "cause", err)
 			problems = append(problems, err, s.putAside(n))
 			continue
 		case errors.Is(err, errSealed): // whole, and of use where its key is
-			s.log.Warn("generation cannot be opened", "generation", n, "error", err)
+			s.log.Warn("generation cannot be opened", "generation", n, "cause", err)
 			problems = append(problems, err)
 			continue
 		case errors.Is(err, errOtherOne):
-			s.log.Info("generation passed over", "generation", n, "error", err)
+			s.log.Info("generation passed over", "generation", n, "cause", err)
 			continue
 		case err != nil:
 			problems = append(problems, err)

@@ -103,7 +103,7 @@ func (r *runner) keepToken(now time.Time) {
 	if problem := oneLine(err); problem != r.copyProblem {
 		r.copyProblem = problem
 		if err != nil {
-			r.cfg.Log.Warn("token is not kept for the next boot", "error", err)
+			r.cfg.Log.Warn("token is not kept for the next boot", "cause", err)
 		}
 	}
 	r.sayTokens(now)

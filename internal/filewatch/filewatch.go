@@ -38,7 +38,7 @@ func New(log *slog.Logger, every time.Duration) *Watch {
 	w := &Watch{events: make(chan struct{}, 1), log: log, every: every}
 	inner, err := fsnotify.NewWatcher()
 	if err != nil {
-		log.Warn("files are not watched, only looked at now and then", "every", every, "error", err)
+		log.Warn("files are not watched, only looked at now and then", "every", every, "cause", err)
 		return w
 	}
 	w.inner = inner
@@ -96,7 +96,7 @@ func (w *Watch) Arm(files []string) {
 			// Again and again: a folder that was removed and made anew is another one.
 			if err := w.inner.Add(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				w.blind.Do(func() {
-					w.log.Warn("folder is not watched, only looked at now and then", "dir", dir, "every", w.every, "error", err)
+					w.log.Warn("folder is not watched, only looked at now and then", "dir", dir, "every", w.every, "cause", err)
 				})
 			}
 		}
