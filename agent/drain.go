@@ -102,9 +102,7 @@ func (a *Agent) setDrained(ctx context.Context, d *drained) error {
 	m.drained = d.verdict()
 	m.mu.Unlock()
 	m.tellHealth()
-	ctx, cancel := context.WithTimeout(ctx, farewell)
-	defer cancel()
-	if client := m.client(); client == nil || !client.HealthSent(ctx) {
+	if client := m.client(); client == nil || !sent(ctx, client) {
 		return errNotTold
 	}
 	return nil

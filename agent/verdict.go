@@ -140,11 +140,16 @@ func (m *member) leave(ctx context.Context, why string) {
 	if client == nil || client.State().Phase != xds.PhaseConnected {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, farewell)
-	defer cancel()
-	if !client.HealthSent(ctx) {
+	if !sent(ctx, client) {
 		m.log.Warn("istiod could not be told that this workload leaves")
 	}
+}
+
+// sent waits, for at most farewell, until istiod was sent the verdict that counts now, and reports whether it was.
+func sent(ctx context.Context, client *xds.Client) bool {
+	ctx, cancel := context.WithTimeout(ctx, farewell)
+	defer cancel()
+	return client.HealthSent(ctx)
 }
 
 // stay takes back that this machine shuts down.
