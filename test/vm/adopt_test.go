@@ -34,6 +34,7 @@ func TestAdopt(t *testing.T) {
 		{"old", oldMachine},
 		{"late", adoptThatIsLate},
 		{"killed", killedAdopts},
+		{"cut", cutAdopts},
 		{"backends", adoptOverEachBackend},
 		{"package", packageOfAnAdopted},
 	} {

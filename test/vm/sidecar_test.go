@@ -116,7 +116,7 @@ func (m *Machine) awaitPilot() {
 	m.t.Helper()
 	defer func() {
 		if m.t.Failed() {
-			m.t.Logf("pilot-agent said:\n%s", m.Sh("tail -n 15 /var/log/istio/istio.err.log /var/log/istio/istio.log"))
+			m.t.Logf("istio.service, and what pilot-agent said:\n%s", m.Sh("systemctl status --lines=20 istio.service || :; journalctl -b --no-pager -g 'istio.service|ordering' | tail -n 20 || :; tail -n 15 /var/log/istio/istio.err.log /var/log/istio/istio.log"))
 		}
 	}()
 	m.await("pilot-agent", func() bool {
