@@ -1,13 +1,14 @@
-// Package child runs a command for the daemon and ends it: without the daemon's capabilities, in a process group of its own that is killed with it,
+// Package child runs a command for the daemon and ends it: without the daemon's capabilities, in a process group of its own that is killed with it and with what left it,
 // and with its output bounded.
 //
 // It owns how such a command is started, awaited and killed. What runs, with which environment, for how long, and what its end means is the caller's:
 // probes (health) and programs that print a token (bootstrap/identity). Run has one goroutine of its own while the command runs, and one for a moment
 // at its start. No files, no ports, no state. To match: nothing of Istio's, which starts probes with all that pilot-agent has.
 //
-// A process that the command puts into a group of its own (setsid) is not killed: nothing that an unprivileged service may use ties it to the command. A
-// child subreaper would be given such orphans without a word about whose they were, a cgroup would have to be delegated to the service, a PID namespace
-// needs a capability that the unit does not have. It does not hold up Run, and ends with the service, by systemd.
+// A process that the command puts into a group of its own (setsid) is known by a variable of its environment, and killed too. One that has emptied or
+// overwritten that, or that nobody may look into (PR_SET_DUMPABLE), is not: nothing else that an unprivileged service may use ties it to the command. A child
+// subreaper would be given such orphans without a word about whose they were, and would have to tell them from its own children; a cgroup would have to be
+// delegated to the service, a PID namespace needs a capability that the unit does not have. It does not hold up Run, and ends with the service, by systemd.
 package child
 
 import (
@@ -18,6 +19,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"syscall"
 	"time"
 
@@ -39,13 +41,14 @@ type Command struct {
 	Started func(pid int) // called once it runs, when not nil. It may have forked already
 }
 
-// Run runs c until it ends or ctx does, and kills then what is left of its process group: what a command leaves running piles up otherwise, one per run.
+// Run runs c until it ends or ctx does, and kills then what is left of its processes: what a command leaves running piles up otherwise, one per run.
 //
 // The error is a *StartError when it did not start, ErrKilled when ctx ended first, an *exec.ExitError (its status or signal) when it did not end
 // with status 0. Output that a process outside the group still holds open is awaited for 100 ms and no error. Safe for concurrent use.
 func Run(ctx context.Context, c Command) error {
 	cmd := exec.Command(c.Argv[0], c.Argv[1:]...)
-	cmd.Env = c.Environ
+	mark := newMark()
+	cmd.Env = append(slices.Clone(c.Environ), mark)
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = c.Stdout, c.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -73,6 +76,7 @@ func Run(ctx context.Context, c Command) error {
 	_ = unix.Kill(-cmd.Process.Pid, unix.SIGKILL)
 	_ = unix.Kill(cmd.Process.Pid, unix.SIGKILL)
 	<-exited
+	killMarked(mark)
 	switch err := cmd.Wait(); {
 	case late:
 		return ErrKilled

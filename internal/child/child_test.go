@@ -127,7 +127,7 @@ func family(t *testing.T, script string) (output string, err error) {
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		t.Fatalf("%q neither wrote nor ended within %s: %v", script, patience, err)
 	}
-	if err == nil { // it ended by itself: let the reader go
+	if !errors.Is(err, ErrKilled) { // it ended by itself: let the reader go
 		if _, err := writer.WriteString("x"); err != nil {
 			t.Fatal(err)
 		}
@@ -171,14 +171,68 @@ func TestWhatACommandLeavesRunningIsKilledToo(t *testing.T) {
 	}
 }
 
-func TestAProcessThatLeftTheGroupDoesNotHoldTheCommand(t *testing.T) {
-	setsid, err := exec.LookPath("setsid")
-	if err != nil {
-		netns.Skip(t, "setsid is not installed")
+// Whatever a command starts in sessions of its own ends with it: in time or late, with or without a parent, in the middle of a fork, in any number.
+func TestWhatLeftTheGroupIsKilledToo(t *testing.T) {
+	setsid := netns.Tool(t, "setsid")
+	// What each of them does once it is in its session; the command ends when n have.
+	t.Setenv("STAYS", `echo >>$DIR/left; exec sleep 1000`)
+	const leave = "\n" + `until test "$(cat "$DIR/left" 2>/dev/null | wc -l)" = $n; do sleep 0.05; done; exit 0`
+	for _, tt := range []struct{ name, script string }{
+		{"a daemon", `n=1; ` + setsid + ` sh -c "$STAYS" &` + leave},
+		{"one that forks twice", `n=1; (` + setsid + ` sh -c "(exec sh -c '$STAYS') & exit 0" &)` + leave},
+		{"a family of three sessions", `n=2; ` + setsid + ` sh -c "` + setsid + ` sh -c '$STAYS' & ` + setsid + ` sh -c '$STAYS'" &` + leave},
+		{"one with other variables", `n=1; A=b ` + setsid + ` env -u HOME sh -c "$STAYS" &` + leave},
+		{"when the command is late", setsid + ` sh -c "echo started >&9; exec sleep 1000" & sleep 1000`},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Setenv("DIR", t.TempDir())
+			var want error
+			if strings.HasSuffix(tt.name, "late") {
+				want = ErrKilled
+			}
+			if _, err := family(t, tt.script); !errors.Is(err, want) {
+				t.Errorf("%v, want %v", err, want)
+			}
+		})
 	}
+}
+
+// A run ends its own processes alone.
+func TestAnotherRunsProcessesAreLeft(t *testing.T) {
+	setsid := netns.Tool(t, "setsid")
+	dir := t.TempDir()
+	other := make(chan error, 1)
+	go func() {
+		_, err := within(t, patience, shell(fmt.Sprintf("%s sh -c 'until test -e %s/end; do sleep 0.01; done; echo alive >%s/said' & echo >%s/began; wait", setsid, dir, dir, dir)))
+		other <- err
+	}()
+	for deadline := time.Now().Add(patience); ; {
+		if _, err := os.Stat(filepath.Join(dir, "began")); err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the other command does not begin")
+		}
+	}
+	if _, err := within(t, patience, shell("exit 0")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "end"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-other; err != nil {
+		t.Error(err)
+	}
+	if said, _ := os.ReadFile(filepath.Join(dir, "said")); string(said) != "alive\n" {
+		t.Errorf("the process of another run said %q: it was killed", said)
+	}
+}
+
+func TestAProcessThatCannotBeToldDoesNotHoldTheCommand(t *testing.T) {
+	setsid := netns.Tool(t, "setsid")
 	pidFile := filepath.Join(t.TempDir(), "pid")
 	start := time.Now()
-	_, err = within(t, patience, shell(fmt.Sprintf("%s sh -c 'echo $$ >%s; exec sleep 1000' & while ! test -s %s; do :; done; exit 0", setsid, pidFile, pidFile)))
+	_, err := within(t, patience, shell(fmt.Sprintf("env -i %s sh -c 'echo $$ >%s; exec sleep 1000' & while ! test -s %s; do :; done; exit 0", setsid, pidFile, pidFile)))
 	if err != nil {
 		t.Errorf("%v, want success: the command exited with 0", err)
 	}
