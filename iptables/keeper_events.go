@@ -5,10 +5,12 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"slices"
+	"time"
 
-	"github.com/fsnotify/fsnotify"
+	"wingman/internal/filewatch"
+	"wingman/internal/plainfile"
+
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -42,10 +44,7 @@ func (k *Keeper) listen(ctx context.Context) (events <-chan event, wait func(), 
 	}
 	k.follow(ctx, g, route, out, routeEvent)
 	if len(k.files) > 0 {
-		if err := k.followFiles(ctx, g, out); err != nil {
-			stop()
-			return nil, nil, err
-		}
+		k.followFiles(ctx, g, out)
 	}
 	return out, stop, nil
 }
@@ -167,49 +166,48 @@ func routeEvent(messages []netlink.Message) (event, bool) {
 	return e, any
 }
 
-// followFiles watches the directories of the files, because resolv.conf is replaced, or a link that is, rather than written.
-func (k *Keeper) followFiles(ctx context.Context, g *errgroup.Group, out chan event) error {
-	w, err := fsnotify.NewWatcher()
-	if err != nil {
-		return fmt.Errorf("watch files: %w", err)
-	}
-	var files []string
-	for _, f := range k.files {
-		files = append(files, filepath.Clean(f))
-		if real, err := filepath.EvalSymlinks(f); err == nil && real != files[len(files)-1] {
-			files = append(files, real)
-		}
-	}
-	for _, f := range files {
-		if err := w.Add(filepath.Dir(f)); err != nil {
-			k.log.Warn("a file is not watched: its changes count from the next restart", "file", f, "cause", err)
-		}
-	}
+// followFiles tells when what is read at one of the files is something else: a file is replaced, or a link on the way to it is.
+func (k *Keeper) followFiles(ctx context.Context, g *errgroup.Group, out chan event) {
+	w := filewatch.New(k.log, slowPoll)
+	w.Arm(k.files)
+	last := k.contents()
 	g.Go(func() error {
-		defer w.Close()
+		defer w.Stop()
+		anyway := time.NewTicker(slowPoll)
+		defer anyway.Stop()
 		for {
 			select {
-			case e, ok := <-w.Events:
-				if !ok {
-					return nil
-				}
-				if e.Op == fsnotify.Chmod || !slices.Contains(files, filepath.Clean(e.Name)) {
-					continue
-				}
-				select {
-				case out <- event{facts: true}:
-				case <-ctx.Done():
-					return nil
-				}
-			case err, ok := <-w.Errors:
-				if !ok {
-					return nil
-				}
-				k.log.Warn("changes of watched files may have been missed", "cause", err)
+			case <-w.Changed():
+				w.Arm(k.files)
+			case <-anyway.C:
+			case <-ctx.Done():
+				return nil
+			}
+			now := k.contents()
+			if slices.Equal(now, last) {
+				continue
+			}
+			last = now
+			select {
+			case out <- event{facts: true}:
 			case <-ctx.Done():
 				return nil
 			}
 		}
 	})
-	return nil
+}
+
+// mostOfFile is how much of a file is compared; a resolv.conf has some hundred bytes.
+const mostOfFile = 1 << 20
+
+// contents is what is read at the files; of one that cannot be read, why.
+func (k *Keeper) contents() []string {
+	all := make([]string, len(k.files))
+	for i, f := range k.files {
+		b, _, err := plainfile.Read(f, mostOfFile)
+		if all[i] = string(b); err != nil {
+			all[i] = err.Error()
+		}
+	}
+	return all
 }

@@ -209,6 +209,43 @@ func TestANewResolverIsFollowedInPlace(t *testing.T) {
 	}
 }
 
+// resolv.conf is a link on most machines, and leads elsewhere when another program takes DNS over.
+func TestAResolverBehindAnotherLinkIsFollowed(t *testing.T) {
+	ns := netns.New(t)
+	dir := t.TempDir()
+	at := func(name string) string { return filepath.Join(dir, name) }
+	put := func(name, server string) {
+		t.Helper()
+		if err := errors.Join(os.MkdirAll(filepath.Dir(at(name)), 0o755), os.WriteFile(at(name), []byte("nameserver "+server+"\n"), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	link := func(to string) {
+		t.Helper()
+		if err := errors.Join(os.Symlink(to, at("new")), os.Rename(at("new"), at("resolv.conf"))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("networkmanager/conf", "10.0.0.2")
+	link("networkmanager/conf")
+	k := keep(t, ns, KeeperConfig{Files: []string{at("resolv.conf")}, Plan: func(context.Context) (Rules, error) {
+		cfg, facts := vmDefault(BackendNFT)
+		var err error
+		if facts.Resolvers, err = readResolvers(at("resolv.conf")); err != nil {
+			return Rules{}, err
+		}
+		return Plan(cfg, facts)
+	}})
+	captured := func(server string) func() bool {
+		return func() bool { return strings.Contains(sh(t, "iptables-nft-save", "-t", "nat"), "-d "+server+"/32") }
+	}
+	put("resolved/conf", "10.0.0.3")
+	link("resolved/conf")
+	k.eventually(t, "the server behind another link is captured", captured("10.0.0.3"))
+	put("resolved/conf", "10.0.0.4")
+	k.eventually(t, "the next server behind that link is captured", captured("10.0.0.4"))
+}
+
 func TestAPlanThatFailsLeavesTheLastOneInPlaceAndIsTriedAgain(t *testing.T) {
 	ns := netns.New(t)
 	cfg, facts := vmDefault(BackendNative)
