@@ -180,10 +180,10 @@ func (k *Keeper) Run(ctx context.Context) error {
 }
 
 // onTrial reports whether somebody tries other rules out now. What comes after that is planned anew: they may have been
-// confirmed, and their configuration is then the one to keep.
+// confirmed, and their configuration is then the one to keep. A guardian that does not answer is taking them back, or has just ended: the next look tells.
 func (k *Keeper) onTrial(ctx context.Context) bool {
 	_, err := TrialUntil(ctx)
-	trial := err == nil
+	trial := !errors.Is(err, ErrNoTrial)
 	if was := k.State().Trial; was != trial {
 		k.update(func(s *KeeperState) { s.Trial, s.InPlace = trial, false })
 		if was {
@@ -249,6 +249,9 @@ func (k *Keeper) look(ctx context.Context, now time.Time) time.Duration {
 	if len(lost) == 0 {
 		k.settled()
 		return 0
+	}
+	if k.onTrial(ctx) { // it began since: what is lost gave way to what is tried
+		return trialPoll
 	}
 	if wait := k.limit.take(now); wait > 0 {
 		k.contested(lost, now.Add(wait))

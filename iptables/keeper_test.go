@@ -3,6 +3,7 @@ package iptables
 import (
 	"context"
 	"errors"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -266,6 +267,53 @@ func TestAPlanThatFailsLeavesTheLastOneInPlaceAndIsTriedAgain(t *testing.T) {
 		t.Errorf("meanwhile: %v, %v; want the last plan in place", diff, err)
 	}
 	k.until(t, "well again", func(s KeeperState) bool { return s.InPlace && s.Error == "" })
+}
+
+// Rules may go on trial while the Keeper looks, and their guardian does not answer while it takes them back: neither is a loss to repair.
+func TestATrialIsLeftAloneFromItsBeginningToItsEnd(t *testing.T) {
+	netns.New(t)
+	cfg, facts := vmDefault(BackendNFT)
+	_, plan := fixedPlan(t, cfg, facts)
+	k, err := NewKeeper(KeeperConfig{Applier: applier(t), Plan: plan})
+	if err != nil {
+		t.Fatal(err)
+	}
+	k.stale = true
+	k.look(t.Context(), time.Now())
+	if s := k.State(); !s.InPlace {
+		t.Fatalf("the rules are not in place: %+v", s)
+	}
+	sh(t, "iptables-nft", "-t", "nat", "-F", "ISTIO_OUTPUT")
+	run, began := k.applier.host.run, false
+	k.applier.host.run = func(ctx context.Context, stdin string, argv ...string) (string, error) {
+		if !began { // the Keeper reads the rules, and has found before that none are on trial
+			began = true
+			l, err := net.Listen("unix", trialAddress)
+			if err != nil {
+				t.Error(err)
+				return run(ctx, stdin, argv...)
+			}
+			t.Cleanup(func() { l.Close() })
+			go func() {
+				for {
+					conn, err := l.Accept()
+					if err != nil {
+						return
+					}
+					conn.Close()
+				}
+			}()
+		}
+		return run(ctx, stdin, argv...)
+	}
+	for _, when := range []string{"a trial that has just begun", "a trial whose guardian does not answer"} {
+		if again := k.look(t.Context(), time.Now()); again != trialPoll || !k.State().Trial || k.State().Repairs != 0 {
+			t.Errorf("%s: another look after %s, %+v; want one after %s, and no repair", when, again, k.State(), trialPoll)
+		}
+	}
+	if !began {
+		t.Error("the rules were not read")
+	}
 }
 
 func TestRepairLimitCountsAMinute(t *testing.T) {
