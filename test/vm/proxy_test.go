@@ -84,7 +84,7 @@ func TestAKilledEnvoyIsBackWithinASecond(t *testing.T) {
 		}
 	}
 	slices.Sort(away)
-	if median := away[len(away)/2]; median > time.Second {
+	if median := away[len(away)/2]; median > time.Second && !busy(t) {
 		t.Errorf("half of the time requests failed for more than %s, want at most a second", median)
 	}
 	if now := m.mainPID("wingman"); now != agent {
