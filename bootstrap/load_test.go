@@ -367,6 +367,7 @@ func TestLoadUnreadable(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("only root can make a file that somebody else may not read")
 	}
+	defer unix.Umask(unix.Umask(0o022))
 	m := newMachine(t, nil)
 	if err := os.Chmod(filepath.Join(m.root, clusterEnv), 0o600); err != nil {
 		t.Fatal(err)

@@ -396,7 +396,7 @@ func (r *runner) publishState(now time.Time) {
 	s.Phase, s.Attempts, s.Roots = r.machine.phase, r.machine.failures, rootStates(r.live.Load().roots)
 	s.Health = r.policy.health(r.machine.life, now)
 	if c := r.Current(); c != nil {
-		s.Serial, s.NotBefore, s.NotAfter, s.ReceivedAt, s.RenewAt = c.Serial, c.NotBefore, c.NotAfter, c.ReceivedAt, r.machine.renewAt
+		s.Serial, s.NotBefore, s.NotAfter, s.ReceivedAt, s.RenewAt = c.Serial, c.NotBefore, c.NotAfter, c.ReceivedAt.UTC(), r.machine.renewAt
 	}
 	if !r.machine.asking && s.Phase != Valid {
 		s.NextAttempt = r.machine.nextAsk()

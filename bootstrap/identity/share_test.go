@@ -112,7 +112,7 @@ func folderOf(t *testing.T, uid int) (dir, binary string) {
 	t.Cleanup(func() { os.RemoveAll(top) })
 	dir, binary = filepath.Join(top, "certs"), filepath.Join(top, "test")
 	text, err := os.ReadFile(os.Args[0])
-	if err := errors.Join(err, os.Chmod(top, 0o755), os.Mkdir(dir, 0o755), os.Chmod(dir, 0o755), os.Chown(dir, uid, uid), os.WriteFile(binary, text, 0o755)); err != nil {
+	if err := errors.Join(err, os.Chmod(top, 0o755), os.Mkdir(dir, 0o755), os.Chmod(dir, 0o755), os.Chown(dir, uid, uid), os.WriteFile(binary, text, 0o755), os.Chmod(binary, 0o755)); err != nil {
 		t.Fatal(err)
 	}
 	return dir, binary

@@ -157,7 +157,7 @@ func (o offer) state(want TokenWant, now time.Time) TokenState {
 	case o.token != nil:
 		raw := []byte(o.token.reveal())
 		info, _ := InspectToken(raw, now)
-		s.Expires, s.Audience, s.Subject = info.Expiry, info.Audiences, info.Subject
+		s.Expires, s.Audience, s.Subject = info.Expiry.UTC(), info.Audiences, info.Subject
 		if err := CheckToken(raw, want, now); err != nil {
 			s.Problem = err.Error()
 		}

@@ -320,7 +320,8 @@ func saidOfFoldersOfRoot(t *testing.T) (dir string, said []string) {
 	}
 	k := newKeyring(t)
 	mustSave(t, newStore(filepath.Join(dir, storeName), systemDisk), k.issue(), k.roots())
-	if err := os.Mkdir(filepath.Join(dir, "certs"), 0o755); err != nil {
+	certs := filepath.Join(dir, "certs")
+	if err := errors.Join(os.Mkdir(certs, 0o755), os.Chmod(certs, 0o755)); err != nil {
 		t.Fatal(err)
 	}
 	binary := filepath.Join(dir, "test")
@@ -328,7 +329,7 @@ func saidOfFoldersOfRoot(t *testing.T) (dir string, said []string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(binary, text, 0o755); err != nil {
+	if err := errors.Join(os.WriteFile(binary, text, 0o755), os.Chmod(binary, 0o755)); err != nil { // whatever the umask is
 		t.Fatal(err)
 	}
 	cmd := exec.Command(binary, "-test.run=^TestFoldersOfAnotherUserAreSaid$")

@@ -285,7 +285,7 @@ func TestACommandHasNoneOfTheDaemonsCapabilities(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(binary, data, 0o755); err != nil {
+	if err := errors.Join(os.WriteFile(binary, data, 0o755), os.Chmod(binary, 0o755)); err != nil { // whatever the umask is
 		t.Fatal(err)
 	}
 	for dir := filepath.Dir(binary); dir != os.TempDir() && dir != "/"; dir = filepath.Dir(dir) {

@@ -106,7 +106,9 @@ func TestTheProxyWithTPROXYIsHardened(t *testing.T) {
 	if out, err := exec.Command(analyze, "verify", "--man=no", "--root="+root, unit).CombinedOutput(); err != nil || len(out) > 0 {
 		t.Errorf("%v\n%s", err, out)
 	}
-	out, err := exec.Command(analyze, "security", "--no-pager", "--offline=yes", "--threshold=20", "--root="+root, "wingman-proxy.service").CombinedOutput()
+	security := exec.Command(analyze, "security", "--no-pager", "--offline=yes", "--threshold=20", "--root="+root, "wingman-proxy.service")
+	security.Env = append(os.Environ(), "LC_ALL=C.UTF-8") // it marks with other letters where these are none
+	out, err := security.CombinedOutput()
 	if err != nil {
 		t.Errorf("%v\n%s", err, out)
 	}

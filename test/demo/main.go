@@ -29,6 +29,7 @@ import (
 const limit = 60 * time.Second
 
 func main() {
+	syscall.Umask(0o022) // other users enter the demo's folders
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("the demo took longer than %s", limit))

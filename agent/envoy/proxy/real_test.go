@@ -185,7 +185,7 @@ func TestTheRealEnvoysNextServesThoseWhoWaited(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.await("away", func(now State) bool { return now.PID != s.PID })
-	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	client := http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 	results := make(chan error)
 	for range 50 {
 		go func() {
