@@ -72,6 +72,7 @@ type Keeper struct {
 	legacy  bool          // the rules are with iptables-legacy
 	sum     uint64        // fingerprint of the kernel when it was last as planned
 	lostBy  string        // who changed nf_tables since then
+	asked   bool          // whose loss this is: the kernel's word of it may be on its way
 	retry   time.Duration // wait after the last failure, zero after a success
 
 	listeners  uint64        // where root listened when the plan was made (listenersOfRoot)
@@ -253,6 +254,11 @@ func (k *Keeper) look(ctx context.Context, now time.Time) time.Duration {
 	if k.onTrial(ctx) { // it began since: what is lost gave way to what is tried
 		return trialPoll
 	}
+	if k.lostBy == "" && !k.asked { // the next look repairs it, whoever did it
+		k.asked = true
+		return settle
+	}
+	k.asked = false
 	if wait := k.limit.take(now); wait > 0 {
 		k.contested(lost, now.Add(wait))
 		return wait
@@ -313,7 +319,7 @@ func (k *Keeper) put(ctx context.Context, level slog.Level, message string, args
 
 // settled records that the kernel is as planned.
 func (k *Keeper) settled() {
-	k.retry, k.lostBy = 0, ""
+	k.retry, k.lostBy, k.asked = 0, "", false
 	select {
 	case <-k.ready:
 	default:

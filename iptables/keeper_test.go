@@ -269,6 +269,29 @@ func TestAPlanThatFailsLeavesTheLastOneInPlaceAndIsTriedAgain(t *testing.T) {
 	k.until(t, "well again", func(s KeeperState) bool { return s.InPlace && s.Error == "" })
 }
 
+// The kernel's word of a change may come after the Keeper has seen the loss: it waits a moment for it, once.
+func TestWhoDidItIsWaitedForOnce(t *testing.T) {
+	netns.New(t)
+	cfg, facts := vmDefault(BackendNative)
+	_, plan := fixedPlan(t, cfg, facts)
+	k, err := NewKeeper(KeeperConfig{Applier: applier(t), Plan: plan})
+	if err != nil {
+		t.Fatal(err)
+	}
+	k.stale = true
+	k.look(t.Context(), time.Now())
+	for i, by := range []string{"nft (pid 7)", ""} {
+		sh(t, "nft", "delete", "table", "inet", "wingman")
+		if again, s := k.look(t.Context(), time.Now()), k.State(); again != settle || s.Repairs != i {
+			t.Errorf("a loss by nobody known: another look after %s, %d repairs; want one after %s, and %d", again, s.Repairs, settle, i)
+		}
+		k.lostBy = by // as Run does when the word comes
+		if again, s := k.look(t.Context(), time.Now()), k.State(); again != 0 || s.Repairs != i+1 || s.LostBy != by || !s.InPlace {
+			t.Errorf("the look after that: another after %s, %+v; want a repair of what was lost by %q", again, s, by)
+		}
+	}
+}
+
 // Rules may go on trial while the Keeper looks, and their guardian does not answer while it takes them back: neither is a loss to repair.
 func TestATrialIsLeftAloneFromItsBeginningToItsEnd(t *testing.T) {
 	netns.New(t)
