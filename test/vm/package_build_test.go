@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync"
 	"testing"
 )
@@ -75,35 +76,54 @@ func (m *Machine) install(file string) {
 	m.Run("dpkg", "--force-confold", "--install", "/root/wingman.deb")
 }
 
-// A packager is the tool by which packages are installed. Each field but the first is sh for a machine.
+// A packager is the tool by which packages are installed, and what an owner does otherwise where it is at home. Each line is sh for a machine, with the
+// package's name as $1 where nothing else is said.
 type packager struct {
 	kind    string
-	install string // with the package's file as $1; also upgrades and downgrades
+	prepare string // makes Debian's machine one where the tool is at home
+	install string // with files of packages as arguments; also upgrades and downgrades
 	remove  string
 	purge   string // empty: there is no such thing
 	list    string // prints the package's files
 	state   string // prints "ii 1.0.0" when version 1.0.0 is installed well, other letters when it is not, nothing when it is not there
 	verify  string // prints which files are not as they were installed
 	kept    string // what becomes of an edited settings file by a removal
+	script  string // runs what it runs at the end of an upgrade
+	finish  string // takes up an upgrade that was broken off there
+	leaves  string // what systemctl says of units that were enabled and are removed
+	resume  string // after a removal and an installation: makes it a member again, without arguments
 }
 
 var dpkg = packager{
 	kind:    "deb",
-	install: `dpkg --force-confold --install "$1"`,
-	remove:  "dpkg --remove wingman",
-	purge:   "dpkg --purge wingman",
-	list:    "dpkg --listfiles wingman",
-	state:   `dpkg-query --show --showformat '${db:Status-Abbrev}${Version}' wingman 2>/dev/null | sed 's/-1$//; /^un/d'`,
-	verify:  "dpkg --verify wingman; dpkg --audit",
+	install: `dpkg --force-confold --install "$@"`,
+	remove:  `dpkg --remove "$1"`,
+	purge:   `dpkg --purge "$1"`,
+	list:    `dpkg --listfiles "$1"`,
+	state:   `dpkg-query --show --showformat '${db:Status-Abbrev}${Version}' "$1" 2>/dev/null | sed 's/-1$//; /^un/d'`,
+	verify:  `dpkg --verify "$1"; dpkg --audit`,
 	kept:    settingsFile,
+	script:  `"/var/lib/dpkg/info/$1.postinst" configure 0`,
+	finish:  "dpkg --configure --pending",
+	leaves:  "masked",
+	resume:  "systemctl start wingman.service",
 }
 
 var rpm = packager{
 	kind:    "rpm",
-	install: `rpm --upgrade --oldpackage --nodeps "$1"`,
-	remove:  "rpm --erase --nodeps wingman",
-	list:    "rpm --query --list wingman",
-	state:   "rpm --query --queryformat 'ii %{VERSION}' wingman | grep -v 'not installed' || :",
-	verify:  "rpm --verify --nodeps wingman || :",
+	prepare: "rm /usr/bin/deb-systemd-helper /usr/bin/deb-systemd-invoke; rpm --initdb; mkdir -p /etc/systemd/system-preset; cd /usr/share && mkdir -p " + strings.Join(rpmFolders, " "),
+	install: `rpm --upgrade --oldpackage --nodeps "$@"`,
+	remove:  `rpm --erase --nodeps "$1"`,
+	list:    `rpm --query --list "$1"`,
+	state:   `rpm --query --queryformat 'ii %{VERSION}' "$1" | grep -v 'not installed' || :`,
+	verify:  `rpm --verify --nodeps "$1" || :`,
 	kept:    settingsFile + ".rpmsave",
+	script:  posttrans,
+	finish:  posttrans,
+	resume:  "mv " + settingsFile + ".rpmsave " + settingsFile + "; systemctl enable --quiet --now wingman.service",
 }
+
+const posttrans = `rpm --query --queryformat '%{POSTTRANS}' "$1" >/root/posttrans; sh /root/posttrans`
+
+// rpmFolders, below /usr/share, are of the package "filesystem" where rpm is at home.
+var rpmFolders = []string{"doc", "licenses", "man/man1", "man/man5", "zsh/site-functions", "fish/vendor_completions.d", "bash-completion/completions"}

@@ -64,10 +64,7 @@ func newPackaged(t *testing.T, release Release, name string, by packager) *packa
 	setResources(t, p.istiod)
 	serveOther(t, p.segment)
 	p.Boot()
-	if by.kind == "rpm" { // a machine of a distribution that has rpm has no dpkg, nor its helpers
-		p.Sh("rm /usr/bin/deb-systemd-helper /usr/bin/deb-systemd-invoke; rpm --initdb")
-		p.Sh("cd /usr/share && mkdir -p " + strings.Join(rpmFolders, " ") + "; mkdir -p /etc/systemd/system-preset")
-	}
+	p.Sh(by.prepare)
 	p.Run("find", "/etc/systemd/system", "-type", "d", "-empty", "-delete") // deb-systemd-helper tidies these up
 	p.mustResolve("www.example.com", "192.0.2.80")
 	p.files, p.accounts, p.bare = p.tree(), p.accountLines(), p.allRules()
@@ -87,8 +84,8 @@ func (p *packaged) sh(line string, args ...string) string {
 // put installs a version over whatever is there.
 func (p *packaged) put(version string) { p.t.Helper(); p.sh(p.install, p.at[version]) }
 
-// rpmFolders, below /usr/share, are of the package "filesystem" where rpm is at home.
-var rpmFolders = []string{"doc", "licenses", "man/man1", "man/man5", "zsh/site-functions", "fish/vendor_completions.d", "bash-completion/completions"}
+// takeOut removes the package.
+func (p *packaged) takeOut() { p.t.Helper(); p.sh(p.remove, "wingman") }
 
 // tree lists the machine's files, each with mode, owner and where it leads, but for what changes while nobody does anything, what dpkg and useradd note in
 // places of their own, and what the test itself puts there.
@@ -168,7 +165,7 @@ func (p *packaged) lookAtPackage(want expected) {
 	if want.unfinished != "" {
 		state = want.unfinished + " " + want.version
 	}
-	got := p.sh(p.state)
+	got := p.sh(p.state, "wingman")
 	switch {
 	case want.version == "" && want.kept && p.kind == "deb":
 		if !strings.HasPrefix(got, "rc ") {
@@ -186,7 +183,7 @@ func (p *packaged) lookAtPackage(want expected) {
 	if got := p.Run("wingman", "version"); !strings.HasPrefix(got, "wingman "+want.version) {
 		p.t.Errorf("the program is %q, want %s", got, want.version)
 	}
-	for line := range strings.Lines(p.sh(p.verify)) {
+	for line := range strings.Lines(p.sh(p.verify, "wingman")) {
 		if edited := strings.HasSuffix(strings.TrimSpace(line), " c "+settingsFile) && p.settings != ""; !edited && want.unfinished == "" {
 			p.t.Errorf("not as it was installed: %s", line)
 		}
@@ -199,7 +196,7 @@ func (p *packaged) lookAtFiles(want expected) {
 	may := slices.Clone(p.stays)
 	var has []string
 	if want.version != "" {
-		has = strings.Split(p.sh(p.list), "\n")
+		has = strings.Split(p.sh(p.list, "wingman"), "\n")
 	}
 	if want.version != "" || want.kept {
 		may = append(may, "/etc/wingman", settingsFile, settingsFile+".*", "/var/lib/wingman", "/var/lib/wingman/**", "/etc/certs", "/etc/certs/*",
@@ -287,7 +284,7 @@ func (p *packaged) lookAtUnits(want expected) {
 	p.t.Helper()
 	units := []string{"wingman.service", "wingman-rules.service"} // also when the package is gone
 	if want.version != "" {
-		for file := range strings.Lines(p.sh(p.list)) {
+		for file := range strings.Lines(p.sh(p.list, "wingman")) {
 			if dir, unit := path.Split(strings.TrimSpace(file)); dir == "/usr/lib/systemd/system/" && !slices.Contains(units, unit) {
 				units = append(units, unit)
 			}

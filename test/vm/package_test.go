@@ -75,9 +75,9 @@ func join(p *packaged) {
 }
 
 // killsCaller puts a program in the way of one that a maintainer script calls: it kills the script, once.
-func (p *packaged) killsCaller(program string) {
-	p.t.Helper()
-	p.Write("/usr/sbin/"+program, // where dpkg's scripts look first, and rpm's too
+func (m *Machine) killsCaller(program string) {
+	m.t.Helper()
+	m.Write("/usr/sbin/"+program, // where dpkg's scripts look first, and rpm's too
 		"#!/bin/sh\nrm -f \"$0\"\nkill -KILL $PPID\n", 0o755)
 }
 
@@ -117,68 +117,31 @@ func mended(p *packaged) {
 	p.Sh("rm -r /run/systemd/system/wingman*.d; systemctl daemon-reload")
 }
 
-// debSteps are the life of a .deb.
-func debSteps() []chapter {
-	fresh := expected{version: oldVersion, enabled: "disabled"}
-	member := func(version string) expected { return expected{version: version, enabled: "enabled", member: true} }
-	stopped := func(version, enabled string) expected {
-		return expected{version: version, enabled: enabled, kept: true}
-	}
-	waiting := func(version string) expected {
-		return expected{version: version, enabled: "enabled", waits: true, kept: true}
-	}
-	removed := expected{kept: true, enabled: "masked"}
+// member is what holds where a version has joined and serves.
+func member(version string) expected {
+	return expected{version: version, enabled: "enabled", member: true}
+}
+
+// stopped is what holds where a version is installed and the agent, which ran once, does not run.
+func stopped(version, enabled string) expected {
+	return expected{version: version, enabled: enabled, kept: true}
+}
+
+// removed is what holds after the removal of a package that was a member.
+func (by packager) removed() expected { return expected{kept: true, enabled: by.leaves} }
+
+// joins is a first join of oldVersion, and other versions under traffic; it ends with a member of oldVersion.
+func joins() []chapter {
 	return []chapter{
-		{name: "install", do: putVersion(oldVersion), want: fresh},
-		{name: "install again", do: putVersion(oldVersion), want: fresh},
-		{name: "wait for files", do: func(p *packaged) {
-			p.Sh("mv /var/lib/istio/envoy/cluster.env /root")
-			p.Run("systemctl", "enable", "--quiet", "--now", "wingman")
-		}, want: waiting(oldVersion)},
-		{name: "upgrade while it waits", do: putVersion(newVersion), want: waiting(newVersion)},
-		{name: "downgrade while it waits", do: putVersion(oldVersion), want: waiting(oldVersion)},
-		{name: "removal of what waits killed", do: func(p *packaged) {
-			p.killsCaller("systemd-run")
-			p.mustFail(p.remove)
-		}, want: expected{version: oldVersion, unfinished: "ri", enabled: "enabled", waits: true, kept: true}},
-		{name: "remove what waits", do: func(p *packaged) { p.Run("sh", "-c", p.remove) }, want: removed},
-		{name: "install what waited", do: func(p *packaged) {
-			p.put(oldVersion)
-			p.Sh("mv /root/cluster.env /var/lib/istio/envoy")
-		}, want: expected{version: oldVersion, enabled: "enabled", kept: true}},
 		{name: "join", do: join, want: member(oldVersion)},
 		{name: "upgrade", do: putAndWait(newVersion), want: member(newVersion), load: true},
-		{name: "dpkg-reconfigure", do: func(p *packaged) { p.Run("dpkg-reconfigure", "wingman") }, want: member(newVersion), load: true},
 		{name: "downgrade", do: putAndWait(oldVersion), want: member(oldVersion), load: true},
+	}
+}
 
-		// Broken off, and taken up again.
-		{name: "only unpacked, and the agent crashes", do: func(p *packaged) {
-			p.Run("dpkg", "--force-confold", "--unpack", p.at[newVersion])
-			p.kill("wingman.service", "KILL")
-		}, want: expected{version: newVersion, unfinished: "iU", enabled: "enabled", member: true}, load: true},
-		{name: "configured", do: func(p *packaged) { p.Run("dpkg", "--force-confold", "--configure", "--pending") }, want: member(newVersion), load: true},
-		{name: "postinst killed", do: func(p *packaged) {
-			p.killsCaller("systemd-sysusers")
-			p.mustFail(p.install, p.at[oldVersion])
-		}, want: expected{version: oldVersion, unfinished: "iF", enabled: "enabled", member: true, runs: newVersion}, load: true},
-		{name: "configured after that", do: func(p *packaged) { p.Run("dpkg", "--force-confold", "--configure", "--pending") }, want: member(oldVersion), load: true},
-		{name: "prerm of the removal killed", do: func(p *packaged) {
-			p.killsCaller("systemd-run")
-			p.mustFail(p.remove)
-			p.envoy = 0 // it was stopped, and is another one
-		}, want: expected{version: oldVersion, unfinished: "ri", enabled: "enabled", member: true}}, // to be removed, and installed
-		{name: "upgrade after that", do: putAndWait(newVersion), want: member(newVersion), load: true},
-
-		// The owner's word holds.
-		{name: "policy-rc.d forbids", do: func(p *packaged) {
-			p.Write("/usr/sbin/policy-rc.d", "#!/bin/sh\nexit 101\n", 0o755)
-			pid := p.mainPID("wingman.service")
-			p.put(oldVersion)
-			if now := p.mainPID("wingman.service"); now != pid {
-				p.t.Error("the agent was restarted all the same")
-			}
-			p.Run("rm", "/usr/sbin/policy-rc.d")
-		}, want: expected{version: oldVersion, enabled: "enabled", member: true, runs: newVersion}, load: true},
+// ownersWord: what the owner stopped, disabled or masked stays so whatever version comes. It begins with oldVersion and ends with a member of newVersion.
+func ownersWord() []chapter {
+	return []chapter{
 		{name: "stopped stays stopped", do: func(p *packaged) {
 			p.Run("systemctl", "stop", "wingman")
 			p.put(newVersion)
@@ -195,45 +158,29 @@ func debSteps() []chapter {
 			p.Run("systemctl", "unmask", "--quiet", "wingman.service", "wingman-rules.service")
 			p.Run("systemctl", "enable", "--quiet", "--now", "wingman.service")
 		}, want: member(newVersion)},
+	}
+}
 
-		// Removals, and back without a token.
+// removals: two ways out, and after each of them back without a token. It begins with a member, and ends with one of newVersion.
+func removals(by packager) []chapter {
+	reinstall := func(version string) func(*packaged) {
+		return func(p *packaged) { p.put(version); p.Sh(p.resume) }
+	}
+	return []chapter{
 		{name: "remove", do: func(p *packaged) {
 			queries := startQueries(p.t.(*testing.T), p.Machine, stub, lookUp("www.example.com."))
-			p.Run("sh", "-c", p.remove)
+			p.takeOut()
 			if sent, lost := queries.end(); lost > 0 {
 				p.t.Errorf("%d of %d queries were lost, want none", lost, sent)
 			}
 			p.Run("rm", "/run/secrets/tokens/istio-token")
-		}, want: removed},
-		{name: "reinstall", do: func(p *packaged) { p.put(oldVersion); p.Run("systemctl", "start", "wingman") }, want: member(oldVersion)},
+		}, want: by.removed()},
+		{name: "reinstall", do: reinstall(oldVersion), want: member(oldVersion)},
 		{name: "remove with agent and Envoy dead and the program broken", do: func(p *packaged) {
 			broken(p)
-			p.Run("sh", "-c", p.remove)
+			p.takeOut()
 			mended(p)
-		}, want: expected{kept: true, enabled: "masked", complaints: deadAgent}},
-		{name: "reinstall after that", do: func(p *packaged) { p.put(newVersion); p.Run("systemctl", "start", "wingman") }, want: member(newVersion)},
-		{name: "remove with the agent masked", do: func(p *packaged) {
-			p.Run("systemctl", "mask", "--quiet", "wingman.service")
-			p.Run("sh", "-c", p.remove)
-		}, want: expected{kept: true, enabled: "masked", complaints: "Failed to add fd to store"}}, // of a masked unit systemd keeps no sockets
-		{name: "reinstall masked", do: func(p *packaged) {
-			p.put(oldVersion)
-			p.Run("systemctl", "unmask", "--quiet", "wingman.service")
-			p.Run("systemctl", "enable", "--quiet", "--now", "wingman.service")
-		}, want: member(oldVersion)},
-		{name: "remove again", do: func(p *packaged) { p.Run("sh", "-c", p.remove) }, want: removed},
-		{name: "purge what was removed", do: func(p *packaged) { p.Run("sh", "-c", p.purge); p.settings = "" }, want: expected{}},
-		{name: "install once more", do: func(p *packaged) { p.put(newVersion); join(p) }, want: member(newVersion)},
-		{name: "purge a member", do: func(p *packaged) { p.Run("sh", "-c", p.purge); p.settings = "" }, want: expected{}},
-	}
-}
-
-// A .deb from its first installation to its purge, with the real Envoy and under traffic, each step followed by a look at all that it may have touched.
-func TestADebianPackageThroughItsLife(t *testing.T) {
-	for release, name := range map[Release]string{Bookworm: "deb12", Trixie: "deb13"} {
-		t.Run(string(release), func(t *testing.T) {
-			t.Parallel()
-			newPackaged(t, release, name, dpkg).live(t, debSteps())
-		})
+		}, want: expected{kept: true, enabled: by.leaves, complaints: deadAgent}},
+		{name: "reinstall after that", do: reinstall(newVersion), want: member(newVersion)},
 	}
 }
