@@ -9,7 +9,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"wingman/test/mesh"
 	"wingman/test/mesh/kube"
@@ -155,7 +154,7 @@ func outsider(t *testing.T, vm *testbed.VM) (open, closed string) {
 // wayTo tells which way connections take: a proxy in between accepts those to a port that nobody has, before it finds that out.
 func wayTo(t *testing.T, dial func(ctx context.Context, network, address string) (net.Conn, error), open, closed string) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), testbed.StepTimeout)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+open+"/", nil)
 	if err != nil {
