@@ -6,7 +6,6 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -22,6 +21,7 @@ import (
 	"wingman/test/controlplane"
 	"wingman/test/files"
 	"wingman/test/freeport"
+	"wingman/test/syncbuffer"
 )
 
 // Goals of the project, in MB (10^6 bytes) as the figures are.
@@ -84,7 +84,7 @@ func residentAfterJoin(binary string) (now, peak float64, err error) {
 		return 0, 0, err
 	}
 
-	var log bytes.Buffer
+	var log syncbuffer.Buffer // read while the daemon runs, should it not join
 	daemon := exec.Command(binary, "run", "--root", root)
 	daemon.Stderr = &log
 	if err := daemon.Start(); err != nil {
@@ -101,8 +101,11 @@ func residentAfterJoin(binary string) (now, peak float64, err error) {
 	return memory(daemon.Process.Pid)
 }
 
+// joinLimit is for a machine that does other things too.
+const joinLimit = time.Minute
+
 func waitJoined(binary, root string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), joinLimit)
 	defer cancel()
 	for {
 		// Exit code 3 is degraded: this root has no workload and no user to capture for.
@@ -116,7 +119,7 @@ func waitJoined(binary, root string) error {
 		}
 		select {
 		case <-ctx.Done():
-			return errors.New("the daemon did not join within 20 s")
+			return fmt.Errorf("the daemon did not join within %s", joinLimit)
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
