@@ -21,6 +21,8 @@ const (
 	proxyUnit = "wingman-proxy.service"
 	rulesUnit = "wingman-rules.service"
 	trialUnit = "wingman-trial.service"
+
+	cleanupUnit = "wingman-cleanup.service" // its stop takes out the rules that a stopped agent has left, unless that one hands over
 )
 
 // TrialDir is what systemd makes for trialUnit, where the trial writes beside its state.

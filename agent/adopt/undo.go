@@ -144,7 +144,7 @@ func (m *machine) giveBack(ctx context.Context) error {
 	if err != nil {
 		m.Say("note: connections are refused, and some may pass in plaintext, for a moment: " + err.Error())
 	}
-	if err := m.stopNow(ctx, proxyUnit, agentUnit); err != nil {
+	if err := m.stopNow(ctx, proxyUnit, agentUnit, cleanupUnit); err != nil {
 		return err
 	}
 	if err := m.stopNow(ctx, agent.IstioUnit); err != nil { // of an adopt that was killed: its Envoy may have been told to end

@@ -15,9 +15,10 @@ import (
 
 // Units of the package, as systemd/units has them. The agent's is wanted at boot; it brings the others.
 const (
-	agentUnit = "wingman.service"
-	proxyUnit = "wingman-proxy.service"
-	rulesUnit = "wingman-rules.service"
+	agentUnit   = "wingman.service"
+	proxyUnit   = "wingman-proxy.service"
+	rulesUnit   = "wingman-rules.service"
+	cleanupUnit = "wingman-cleanup.service" // its stop takes out what the agent's has left
 	// What starts the agent once the files to join with come; it goes with the agent's unit.
 	pathUnit = "wingman.path"
 )
@@ -71,7 +72,7 @@ func (m *manager) stop(ctx context.Context) error {
 	if _, err := m.systemctl(ctx, "disable", "--quiet", agentUnit, rulesUnit); err != nil {
 		return err
 	}
-	_, err := m.systemctl(ctx, "stop", agentUnit, pathUnit, proxyUnit, rulesUnit)
+	_, err := m.systemctl(ctx, "stop", agentUnit, pathUnit, proxyUnit, cleanupUnit, rulesUnit)
 	return err
 }
 

@@ -26,7 +26,7 @@ purge)
 		done
 	fi
 	# Links of an owner who enabled or masked the units by hand, and what such an owner added to them.
-	for unit in $units wingman.path wingman-proxy.service wingman-mesh-ready.service istio-mesh-ready.target; do
+	for unit in $units wingman.path wingman-proxy.service wingman-cleanup.service wingman-mesh-ready.service istio-mesh-ready.target; do
 		rm -f "$root"/etc/systemd/system/*.wants/"$unit"
 		rm -rf "$root/etc/systemd/system/$unit.d"
 		if [ "$(readlink "$root/etc/systemd/system/$unit")" = /dev/null ]; then rm -f "$root/etc/systemd/system/$unit"; fi

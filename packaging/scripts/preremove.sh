@@ -65,7 +65,7 @@ if [ "$1" = remove ]; then
 fi
 
 # Unhealthy first, then Envoy drains, rules out, entry gone: what a stop does. An agent that waits for its files has no process, but a path.
-act stop wingman.service wingman.path wingman-proxy.service
+act stop wingman.service wingman.path wingman-proxy.service wingman-cleanup.service
 
 # Rules of a machine whose agent could not take them out, as it crashed, hung or is masked, whatever became of Envoy: the guard needs
 # no program of ours for it. Then those that nobody noted.

@@ -2,12 +2,13 @@
 //
 //	wingman.service             wingman run; keeps DNS sockets in systemd while it restarts
 //	wingman.path                starts it on a machine that was never told of a mesh, once the files for that come
+//	wingman-cleanup.service     up as long as wingman.service is; its stop takes out the rules that the agent's has left
 //	wingman-rules.service       at boot, before the network: traffic rules of a machine whose traffic goes through Envoy
 //	wingman-proxy.service       wingman proxy; wanted by wingman.service alone, and gone when that is stopped
 //	istio-mesh-ready.target     applications that need the mesh order themselves after it …
 //	wingman-mesh-ready.service  … and this waits for it
 //	tproxy.conf                 for wingman-proxy.service, where an operator wants TPROXY
-//	crash-guard                 ExecStopPost of wingman.service and wingman-proxy.service
+//	crash-guard                 ExecStopPost of wingman.service, ExecStop of wingman-cleanup.service
 //	wingman.rules               for polkit: the agent may tell systemd-resolved of the mesh's names (dns.mode: resolved) …
 //	wingman-dns.network         … and systemd-networkd leaves the interface alone that it uses for that …
 //	wingman-dns.conf            … as does NetworkManager
@@ -42,6 +43,7 @@ func Files() []File {
 		{"wingman.path", "/usr/lib/systemd/system", "wingman.path", 0o644},
 		{"wingman-rules.service", "/usr/lib/systemd/system", "wingman-rules.service", 0o644},
 		{"wingman-proxy.service", "/usr/lib/systemd/system", "wingman-proxy.service", 0o644},
+		{"wingman-cleanup.service", "/usr/lib/systemd/system", "wingman-cleanup.service", 0o644},
 		{"wingman-mesh-ready.service", "/usr/lib/systemd/system", "wingman-mesh-ready.service", 0o644},
 		{"istio-mesh-ready.target", "/usr/lib/systemd/system", "istio-mesh-ready.target", 0o644},
 		{"wingman.sysusers", "/usr/lib/sysusers.d", "wingman.conf", 0o644},

@@ -47,8 +47,8 @@ type expected struct {
 
 // Units of the package that are not for owners to enable, and those that run where the agent does.
 var (
-	staticUnits = []string{"wingman-proxy.service", "wingman-mesh-ready.service", "istio-mesh-ready.target", "wingman.path"}
-	memberUnits = []string{"wingman.service", "wingman-proxy.service", "wingman.path"}
+	staticUnits = []string{"wingman-proxy.service", "wingman-cleanup.service", "wingman-mesh-ready.service", "istio-mesh-ready.target", "wingman.path"}
+	memberUnits = []string{"wingman.service", "wingman-proxy.service", "wingman-cleanup.service", "wingman.path"}
 )
 
 // newPackaged boots a machine that can join but has no Wingman yet, and notes what it is like.

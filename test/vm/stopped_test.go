@@ -26,10 +26,7 @@ func TestAStopWithoutAWorkingAgentLeavesNoRules(t *testing.T) {
 		t.Errorf("a loop of crashes took traffic away from Envoy:\n%s", out)
 	}
 	m.Run("systemctl", "stop", "wingman")
-	m.await("Envoy to end", func() bool { return m.show("wingman-proxy", "ActiveState") == "inactive" })
-	if out := m.rules(); strings.Contains(out, "ISTIO") || strings.Contains(out, "WINGMAN") || strings.Contains(out, "wingman") {
-		t.Errorf("rules are left:\n%s\n%s", out, m.lastWords())
-	}
+	m.mustHaveNoRules(t)
 	load := startQueries(t, m.Machine, "127.0.0.53:53", lookUp("www.example.com."))
 	if err := m.Do(func() error {
 		c, err := net.DialTimeout("tcp", otherAddress, 5*time.Second)
@@ -48,7 +45,49 @@ func TestAStopWithoutAWorkingAgentLeavesNoRules(t *testing.T) {
 		t.Errorf("status after the stop: %v", err)
 	}
 	m.Run("systemctl", "start", "wingman")
-	m.await("capture", func() bool { return strings.Contains(m.rules(), "15001") })
+	m.awaitEnvoy()
+	m.stopBetweenStarts(t)
+}
+
+// mustHaveNoRules waits until a stop is through and fails the test where it left rules.
+func (m *mesh) mustHaveNoRules(t *testing.T) {
+	t.Helper()
+	for _, unit := range []string{"wingman", "wingman-cleanup"} {
+		m.await(unit+" to end", func() bool { state := m.show(unit, "ActiveState"); return state == "inactive" || state == "failed" })
+	}
+	if out := m.rules(); strings.Contains(out, "ISTIO") || strings.Contains(out, "WINGMAN") || strings.Contains(out, "wingman") {
+		t.Errorf("rules are left:\n%s\n%s", out, m.lastWords())
+	}
+}
+
+// stopBetweenStarts stops a machine on which agent and Envoy's supervisor both wait for their next start: systemd runs nothing of either unit then. A crash and a
+// restart are no stop.
+func (m *mesh) stopBetweenStarts(t *testing.T) {
+	for _, unit := range []string{"wingman", "wingman-proxy"} {
+		m.Write("/run/systemd/system/"+unit+".service.d/later.conf", "[Service]\nRestartSec=1h\n", 0o644)
+	}
+	m.Run("systemctl", "daemon-reload")
+	up := m.show("wingman-cleanup", "ActiveEnterTimestampMonotonic")
+	wait := func(unit string) {
+		t.Helper()
+		m.Run("systemctl", "kill", "--signal=KILL", unit)
+		m.await(unit+" to wait", func() bool { return m.show(unit, "SubState") == "auto-restart" })
+	}
+	wait("wingman")
+	m.Run("systemctl", "restart", "wingman")
+	wait("wingman-proxy")
+	wait("wingman")
+	if now := m.show("wingman-cleanup", "ActiveEnterTimestampMonotonic"); now != up || m.show("wingman-cleanup", "ActiveState") != "active" {
+		t.Errorf("wingman-cleanup is up since %s µs, and was since %s: a crash or a restart ended it", now, up)
+	}
+	if out := m.rules(); !strings.Contains(out, "15001") {
+		t.Errorf("a crash or a restart took the rules out:\n%s", out)
+	}
+	m.Run("systemctl", "stop", "wingman")
+	m.mustHaveNoRules(t)
+	m.Sh("rm -r /run/systemd/system/wingman.service.d /run/systemd/system/wingman-proxy.service.d; systemctl daemon-reload; systemctl stop wingman-proxy") // else it would wait still
+	m.Run("systemctl", "start", "wingman")
+	m.awaitEnvoy()
 }
 
 // A supervisor that hangs would hide what becomes of Envoy.
