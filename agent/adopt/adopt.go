@@ -56,7 +56,7 @@ type machine struct {
 	record  Record
 	restore func(ctx context.Context) error // puts pilot-agent's rules back; nil: they are in
 	touched bool                            // istio.service was told to stop, or its Envoy to drain
-	drained bool                            // this agent's Envoy was told to take no new connections
+	drained bool                            // this agent's Envoy was told to shed its connections
 }
 
 // Adopt takes the machine over, and returns the daemon's report; with DryRun, and where nothing is to be done, there is none. Until it is done, an error means that

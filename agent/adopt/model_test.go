@@ -18,7 +18,7 @@ import (
 type box struct {
 	IstioMasked, IstioEnabled, IstioActive bool
 	Enabled, Active                        bool // wingman.service, and wingman-rules.service with it
-	Drained                                bool // the Envoy that runs was told to take no new connections
+	Drained                                bool // the Envoy that runs was told to shed its connections, and does so after each answer until it ends
 	Pilots, Ours, ToTrial                  bool // whose rules are in; ours send DNS to the trial
 	Held                                   bool
 	Trial                                  bool
@@ -45,7 +45,7 @@ func (b box) String() string {
 	return strings.Join(said, ", ")
 }
 
-// pilotServes and wingmanServes report whether that one has the machine alone: traffic and names reach it.
+// pilotServes and wingmanServes report whether that one has the machine alone, as well as ever: traffic and names reach it, and connections may stay.
 func (b box) pilotServes() bool {
 	return b.IstioActive && !b.Active && !b.Drained && b.Pilots && !b.Ours
 }
@@ -282,14 +282,14 @@ func (m *model) shed(_ context.Context, _ uint16, hold func() error) error {
 func (m *model) forgetFlows(uint16) {}
 
 func (m *model) status(context.Context, string) (r status.Report, err error) {
-	if !m.Active || m.lame || m.Drained || !m.Identity {
+	if !m.Active || m.lame || !m.Identity {
 		return r, errors.New("wingman does not serve")
 	}
 	return status.Report{Phase: "joined", Ready: true, XDS: &xds.State{Answered: true}}, nil
 }
 
 func (m *model) pilotServes(context.Context, *bootstrap.Config) (bool, string) {
-	return m.IstioActive && !m.broken && !m.Drained, "pilot-agent does not serve"
+	return m.IstioActive && !m.broken, "pilot-agent does not serve"
 }
 
 func (m *model) handOver(string) (func() error, error) {
