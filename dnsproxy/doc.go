@@ -8,10 +8,10 @@
 //	client ─ UDP ─► udpWorker ─┐                      ┌─ hit: patched wire bytes, in the receive buffer itself
 //	client ─ TCP ─► tcpConn ───┴► Table.fast ── miss ─┤
 //	                                                  ├─ local: malformed, EDNS errors, PTR … (answerLocally, miekg/dns)
-//	                                                  └─ forward: one goroutine a question, bounded ─► upstream
+//	                                                  └─ forward: equal questions merged, bounded ─► upstream
 //
-// Goroutines: one per UDP socket (it reads, answers hits and never waits for anything), one per TCP listener and
-// connection, one per question in flight upstream (at most Config.MaxForwards), one that follows resolv.conf. A table is
+// Goroutines: one per UDP socket (it reads, answers hits and never waits for anything), one per TCP listener and client's
+// connection, one that reads all sockets and streams to upstreams, one that follows resolv.conf. A question in flight has none, but a timer. A table is
 // immutable; a query reads one snapshot by an atomic pointer and takes no lock.
 //
 // Before the first Replace, and for as long as no control plane ever answers, every question goes upstream: the state of

@@ -80,9 +80,11 @@ func (f *forwarder) advanceLocked(fl *flight) *flight {
 	for fl.sends < limit {
 		server := fl.order[fl.sends%len(fl.order)]
 		fl.sends++
+		send := f.sendLocked
 		if f.conf.useTCP {
-			f.streamLocked(fl, server)
-		} else if err := f.sendLocked(fl, server); err != nil {
+			send = f.streamLocked
+		}
+		if err := send(fl, server); err != nil {
 			server.failedLocked(f, reasonUnreachable, err)
 			continue
 		}
@@ -96,13 +98,13 @@ func (f *forwarder) advanceLocked(fl *flight) *flight {
 	return f.finishLocked(fl, fl.fallback)
 }
 
-// attemptLocked notes an attempt that is being made; sock is nil for one over TCP.
-func (fl *flight) attemptLocked(server *server, sock *upSocket) *attempt {
+// attemptLocked notes an attempt that is being made. The caller says by which way.
+func (fl *flight) attemptLocked(server *server) *attempt {
 	a := &fl.attempt
 	if a.flight != nil {
 		a = new(attempt)
 	}
-	*a = attempt{flight: fl, server: server, sock: sock, id: randomID(), sent: time.Now()}
+	*a = attempt{flight: fl, server: server, id: randomID(), sent: time.Now()}
 	fl.attempts = append(fl.attempts, a)
 	return a
 }
@@ -163,6 +165,9 @@ func (f *forwarder) tick(fl *flight) {
 	case now.Before(fl.next):
 		f.timeLocked(fl, fl.next.Sub(now))
 	case fl.overTCP && !f.conf.useTCP:
+		for _, a := range fl.attempts {
+			f.moveLocked(a)
+		}
 		f.timeLocked(fl, fl.deadline.Sub(now))
 	default:
 		done = f.advanceLocked(fl)
@@ -173,15 +178,7 @@ func (f *forwarder) tick(fl *flight) {
 	f.deliver(done, nil)
 }
 
-// answered takes an upstream's answer to an attempt. msg is the caller's buffer and is copied if it is kept.
-func (f *forwarder) answered(a *attempt, msg []byte) {
-	f.mu.Lock()
-	done := f.answeredLocked(a, msg)
-	f.mu.Unlock()
-	f.flush()
-	f.deliver(done, nil)
-}
-
+// answeredLocked takes an upstream's answer to an attempt. msg is the caller's buffer and is copied if it is kept. A finished flight is returned, for deliver.
 func (f *forwarder) answeredLocked(a *attempt, msg []byte) *flight {
 	fl := a.flight
 	if fl.done {
@@ -190,7 +187,7 @@ func (f *forwarder) answeredLocked(a *attempt, msg []byte) *flight {
 	fl.by = a.server.label
 	a.server.answeredLocked(f, time.Since(a.sent))
 	fl.attempts = slices.DeleteFunc(fl.attempts, func(o *attempt) bool { return o == a })
-	truncated := msg[2]&flagTC != 0 && a.sock != nil
+	truncated := msg[2]&flagTC != 0 && !a.overTCP
 	switch rcode := int(msg[3] & rcodeMask); {
 	case rcode == dns.RcodeServerFailure || rcode == dns.RcodeRefused || rcode == dns.RcodeNotImplemented:
 		// this server cannot help; another may (glibc's resolver goes on likewise)
@@ -209,22 +206,14 @@ func (f *forwarder) answeredLocked(a *attempt, msg []byte) *flight {
 	case truncated:
 		fl.fallback = slices.Clone(msg) // better than nothing, if the stream fails
 		if !fl.overTCP {
-			f.streamLocked(fl, a.server)
+			return f.fetchLocked(fl, a.server)
 		}
 		return nil
 	}
 	return f.finishLocked(fl, slices.Clone(msg))
 }
 
-// lost is an attempt that will have no answer: refused by the host, broken off.
-func (f *forwarder) lost(a *attempt, reason string, err error) {
-	f.mu.Lock()
-	done := f.lostLocked(a, reason, err)
-	f.mu.Unlock()
-	f.flush()
-	f.deliver(done, nil)
-}
-
+// lostLocked is an attempt that will have no answer: refused by the host, broken off. A finished flight is returned, for deliver.
 func (f *forwarder) lostLocked(a *attempt, reason string, err error) *flight {
 	fl := a.flight
 	if fl.done {
@@ -232,7 +221,7 @@ func (f *forwarder) lostLocked(a *attempt, reason string, err error) *flight {
 	}
 	a.server.failedLocked(f, reason, err)
 	fl.attempts = slices.DeleteFunc(fl.attempts, func(o *attempt) bool { return o == a })
-	if a.sock == nil {
+	if a.overTCP {
 		fl.overTCP = false
 	}
 	if len(fl.attempts) > 0 && fl.sends >= len(fl.order) {
@@ -259,8 +248,8 @@ func (f *forwarder) finishLocked(fl *flight, answer []byte) *flight {
 		if a.sock != nil {
 			a.sock.forgetLocked(a.id)
 		}
-		if a.cancel != nil {
-			a.cancel()
+		if a.stream != nil {
+			a.stream.forgetLocked(a)
 		}
 	}
 	delete(f.flights, fl.key)

@@ -61,12 +61,18 @@ type flight struct {
 
 // attempt is one query sent for a flight.
 type attempt struct {
-	flight *flight
-	server *server
-	sock   *upSocket // nil over TCP
-	cancel func()    // of a stream; nil without one
-	id     uint16
-	sent   time.Time
+	flight  *flight
+	server  *server
+	sock    *upSocket // nil over TCP
+	stream  *upStream // nil over UDP, and while there is no room on any stream
+	id      uint16
+	sent    time.Time
+	overTCP bool
+
+	// over TCP
+	place   int  // among the questions of its stream, from 1
+	resends int  // how often it lost its stream
+	asks    bool // the query asks how long the stream may be kept (RFC 7828)
 }
 
 // forwarder takes questions upstream. No goroutine waits for an answer: sockets have readers, flights have timers.
@@ -83,6 +89,9 @@ type forwarder struct {
 	sockets  map[int]*upSocket    // by descriptor
 	ports    map[uint16]*upSocket // by port
 	dirty    []*upSocket          // with something unsent
+	streams  map[int]*upStream    // by descriptor
+	unsent   []*upStream          // with something unsent
+	roomy    []*server            // with questions that waited for room on a stream, and may have it now
 	packets  packets
 	reading  bool               // the reader is at work
 	closable []int              // descriptors to close once it is not
@@ -90,14 +99,13 @@ type forwarder struct {
 	waiting  int                // clients in all flights
 	oldest   *flight            // ends of the list of flights that clients wait for
 	newest   *flight
-	tcp      int // streams open
 	closing  bool
 	idle     chan struct{} // closed when closing and nothing is in flight
 	readers  sync.WaitGroup
 }
 
 func newForwarder(s *Server, routes []*route) *forwarder {
-	return &forwarder{s: s, log: s.log, routes: routes, flights: make(map[string]*flight), sockets: make(map[int]*upSocket), ports: make(map[uint16]*upSocket),
+	return &forwarder{s: s, log: s.log, routes: routes, flights: make(map[string]*flight), sockets: make(map[int]*upSocket), streams: make(map[int]*upStream), ports: make(map[uint16]*upSocket),
 		probes: make(map[string]*server), idle: make(chan struct{})}
 }
 

@@ -190,11 +190,17 @@ func (q *query) upstream(msg []byte) upstreamQuery {
 	return u
 }
 
-// withoutHopOptions takes hopOptions out of the OPT at the given offset, the message's last record.
+// withoutHopOptions takes hopOptions out of the OPT at the given offset, the message's last record. Options that are malformed stay as they are.
 func withoutHopOptions(msg []byte, opt int) []byte {
 	out := slices.Clone(msg[:opt+optSize])
 	for options := msg[opt+optSize:]; len(options) > 0; {
+		if len(options) < 4 {
+			return msg
+		}
 		length := 4 + int(binary.BigEndian.Uint16(options[2:]))
+		if length > len(options) {
+			return msg
+		}
 		if !slices.Contains(hopOptions, binary.BigEndian.Uint16(options)) {
 			out = append(out, options[:length]...)
 		}
@@ -234,6 +240,9 @@ func fit(answer []byte, w waiter) []byte {
 		binary.BigEndian.PutUint16(msg[10:], binary.BigEndian.Uint16(msg[10:])+1)
 	case l.opt != 0:
 		binary.BigEndian.PutUint16(msg[l.opt+3:], maxUDP)
+		if l.optEnd == l.end && l.optEnd > l.opt+optSize {
+			msg = withoutHopOptions(msg, l.opt)
+		}
 	}
 	if len(msg) <= w.limit {
 		return msg

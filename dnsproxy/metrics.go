@@ -16,6 +16,7 @@ const (
 	metricOverload       = "wingman_dnsproxy_overload_total"
 	metricUpstreamTime   = "wingman_dnsproxy_upstream_duration_seconds"
 	metricUpstreamFails  = "wingman_dnsproxy_upstream_failures_total"
+	metricConnections    = "wingman_dnsproxy_upstream_connections_total"
 	metricUpstreamBogus  = "wingman_dnsproxy_upstream_bogus_total"
 	metricUpstreamUp     = "wingman_dnsproxy_upstream_healthy"
 	metricWait           = "wingman_dnsproxy_wait_seconds"
@@ -117,13 +118,14 @@ var waitBuckets = []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .
 // metrics is what the server shows to Prometheus.
 type metrics struct {
 	counters
-	stats    func() Stats // for what is a state
-	overload prometheus.Counter
-	took     *prometheus.HistogramVec // by upstream
-	failures *prometheus.CounterVec   // by upstream and reason
-	waits    [sources]prometheus.Observer
-	waited   *prometheus.HistogramVec // by source; its observers are waits
-	bogus    prometheus.Counter
+	stats       func() Stats // for what is a state
+	overload    prometheus.Counter
+	took        *prometheus.HistogramVec // by upstream
+	failures    *prometheus.CounterVec   // by upstream and reason
+	connections *prometheus.CounterVec   // by upstream
+	waits       [sources]prometheus.Observer
+	waited      *prometheus.HistogramVec // by source; its observers are waits
+	bogus       prometheus.Counter
 
 	queries, drops, names, since, entries, bytes, healthy *prometheus.Desc
 }
@@ -141,8 +143,10 @@ func newMetrics(stats func() Stats) *metrics {
 			Buckets: waitBuckets}, []string{"upstream"}),
 		failures: prometheus.NewCounterVec(prometheus.CounterOpts{Name: metricUpstreamFails,
 			Help: "Questions an upstream did not answer usefully, by reason. Istio: dns_upstream_failures_total."}, []string{"upstream", "reason"}),
+		connections: prometheus.NewCounterVec(prometheus.CounterOpts{Name: metricConnections,
+			Help: "TCP connections opened to an upstream, each for many questions."}, []string{"upstream"}),
 		bogus: prometheus.NewCounter(prometheus.CounterOpts{Name: metricUpstreamBogus,
-			Help: "Datagrams from upstream addresses that answered no question of ours: late, wrong id, another question, garbage."}),
+			Help: "Messages from upstream addresses that answered no question of ours: late, wrong id, another question, garbage."}),
 		queries: prometheus.NewDesc(metricQueries,
 			"Answers by transport, query type, response code and source. Istio: dns_requests_total.", []string{"transport", "type", "rcode", "source"}, nil),
 		drops:   prometheus.NewDesc(metricDropped, "Packets without an answer: responses, or too short for a header.", nil, nil),
@@ -168,6 +172,7 @@ func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
 	m.took.Describe(ch)
 	m.waited.Describe(ch)
 	m.failures.Describe(ch)
+	m.connections.Describe(ch)
 }
 
 // Collect is the prometheus.Collector's.
@@ -199,6 +204,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	m.took.Collect(ch)
 	m.waited.Collect(ch)
 	m.failures.Collect(ch)
+	m.connections.Collect(ch)
 }
 
 // each visits the counters that are not zero.

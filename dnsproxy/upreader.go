@@ -2,6 +2,7 @@ package dnsproxy
 
 import (
 	"encoding/binary"
+	"errors"
 	"os"
 	"unsafe"
 
@@ -14,6 +15,7 @@ type reader struct {
 	batch  *batch
 	box    outbox
 	events [64]unix.EpollEvent
+	stream []byte // room for what comes by streams; nil before there is any
 	done   []*flight
 }
 
@@ -33,7 +35,11 @@ func (r *reader) serve() bool {
 		}
 		yielded = false
 		for _, event := range r.events[:n] {
-			r.drain(int(event.Fd))
+			if event.Pad == streamTag {
+				r.drainStream(int(event.Fd), event.Events)
+			} else {
+				r.drain(int(event.Fd))
+			}
 		}
 		r.box.flush()
 		r.f.flush()
@@ -68,13 +74,51 @@ func (r *reader) drain(fd int) {
 			}
 		}
 		r.f.mu.Unlock()
-		for _, fl := range r.done {
-			r.f.deliver(fl, &r.box)
-		}
-		clear(r.done)
-		r.done = r.done[:0]
+		r.deliver()
 		if sock == nil {
 			return
+		}
+	}
+}
+
+// deliver answers who waits for the flights that are done.
+func (r *reader) deliver() {
+	for _, fl := range r.done {
+		r.f.deliver(fl, &r.box)
+	}
+	clear(r.done)
+	r.done = r.done[:0]
+}
+
+// drainStream is drain for a stream. events are what happened to it.
+func (r *reader) drainStream(fd int, events uint32) {
+	const most = 32 << 10
+	if r.stream == nil {
+		r.stream = make([]byte, most)
+	}
+	for {
+		n, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(&r.stream[0])), most, unix.MSG_DONTWAIT, 0, 0)
+		r.f.mu.Lock()
+		s := r.f.streams[fd]
+		switch {
+		case s == nil || errno == unix.EINTR:
+		case errno == unix.EAGAIN: // there may be room for what could not be sent
+			r.done = append(r.done, s.flushLocked()...)
+		case errno != 0:
+			r.done = append(r.done, s.dieLocked(os.NewSyscallError("receive", errno))...)
+		case n == 0:
+			r.done = append(r.done, s.dieLocked(errors.New("closed by the server"))...)
+		default:
+			r.done = append(r.done, s.takeLocked(r.stream[:n])...)
+		}
+		blocked := s != nil && len(s.out) > 0 // the event may have been of room for it
+		r.f.mu.Unlock()
+		r.deliver()
+		switch {
+		case s == nil || errno != 0 && errno != unix.EINTR || n == 0 && errno == 0:
+			return
+		case errno == 0 && n < most && events&(unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) == 0 && !blocked:
+			return // empty: what comes now is another event
 		}
 	}
 }

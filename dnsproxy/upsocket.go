@@ -131,7 +131,8 @@ func (f *forwarder) sendLocked(fl *flight, server *server) error {
 	if err != nil {
 		return err
 	}
-	a := fl.attemptLocked(server, sock)
+	a := fl.attemptLocked(server)
+	a.sock = sock
 	for sock.pending[a.id] != nil {
 		a.id = randomID()
 	}
@@ -147,7 +148,8 @@ func (f *forwarder) sendLocked(fl *flight, server *server) error {
 func (f *forwarder) flush() {
 	f.mu.Lock()
 	var lost []*flight
-	for len(f.dirty) > 0 {
+	for len(f.dirty)+len(f.unsent)+len(f.roomy) > 0 {
+		lost = append(lost, f.flushStreamsLocked()...)
 		dirty := f.dirty
 		f.dirty = nil
 		for _, sock := range dirty {

@@ -198,11 +198,14 @@ type server struct {
 	took    prometheus.Observer
 	sockets map[*upSocket]struct{}
 	current *upSocket // for the next question
+	streams pool
 
 	srtt, rttvar time.Duration // RFC 6298; zero before the first answer
 	fails        int           // in a row
 	lastError    string        // why, of the last failure
 	nextTry      time.Time     // while it is down
+
+	least time.Duration // of patience; zero but in tests
 
 	looping   bool      // leads back to us
 	sawProbe  bool      // the last probe came back
@@ -246,9 +249,9 @@ func (s *server) clearlyFaster(other *server) bool {
 // patience is the time after which an answer is late.
 func (s *server) patience() time.Duration {
 	if s.srtt == 0 {
-		return firstPatience
+		return max(firstPatience, s.least)
 	}
-	return min(max(s.srtt+4*s.rttvar, minPatience), maxPatience)
+	return max(min(max(s.srtt+4*s.rttvar, minPatience), maxPatience), s.least)
 }
 
 func (s *server) answeredLocked(f *forwarder, took time.Duration) {
@@ -281,9 +284,10 @@ func (s *server) refusedLocked(f *forwarder, rcode int) {
 	s.lastError = "answers " + dns.RcodeToString[rcode]
 }
 
-// closeLocked ends the server's sockets; flights that asked it go on with others or end by their time.
+// closeLocked ends the server's sockets; flights that asked it go on with others or end by their time. A stream may still bring what is due by it.
 func (s *server) closeLocked() {
 	for sock := range s.sockets {
 		sock.closeLocked()
 	}
+	s.streams.endLocked()
 }
