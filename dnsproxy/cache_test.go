@@ -181,6 +181,7 @@ func TestCacheKeepsToItsSize(t *testing.T) {
 func TestCacheIsAskedFirst(t *testing.T) {
 	up := newUpstream(t, zone(t, example, "x.other.example. 60 IN A 1.1.1.1"))
 	s := serve(t, Config{Upstreams: []netip.AddrPort{up.addr}})
+	s.unhurried()
 	ask := func(change func(*dns.Msg)) string {
 		req := question("www.example.com", dns.TypeA)
 		if change != nil {
@@ -293,6 +294,7 @@ func TestStaleAnswers(t *testing.T) {
 func TestPopularAnswersAreAskedForBeforeTheyEnd(t *testing.T) {
 	up := newUpstream(t, zone(t, example))
 	s := serve(t, Config{Upstreams: []netip.AddrPort{up.addr}})
+	s.unhurried()
 	req := question("www.example.com", dns.TypeA)
 	// of 60 s, 58 have passed
 	s.cache.put(cacheKeyOf(t, req), replyTo(t, req, 0, "www.example.com. 60 IN A 192.0.2.1"), now()-58*second)
@@ -332,6 +334,7 @@ func TestCachedAnswersDoNotHideTheMesh(t *testing.T) {
 		return [][]byte{replyTo(t, req, dns.RcodeNameError, "--", soa)}
 	})
 	s := serve(t, Config{Upstreams: []netip.AddrPort{up.addr}})
+	s.unhurried()
 	s.forward.mu.Lock()
 	s.forward.conf.search = searchKeys([]string{"svc.cluster.local", "corp.example"})
 	s.forward.mu.Unlock()

@@ -79,6 +79,17 @@ func serve(t testing.TB, cfg Config, tables ...*Table) *testServer {
 	return &testServer{Server: s, addr: cfg.UDP[0].LocalAddr().(*net.UDPAddr).AddrPort(), stop: stop}
 }
 
+// unhurried makes no answer late: where a test counts what upstreams are asked, a busy machine must not have the same sent again.
+func (s *testServer) unhurried() {
+	s.forward.mu.Lock()
+	defer s.forward.mu.Unlock()
+	for _, r := range s.forward.routes {
+		for _, u := range r.servers {
+			u.least = patience
+		}
+	}
+}
+
 // upstream is a resolver under the test's control, on UDP and TCP.
 type upstream struct {
 	addr netip.AddrPort
