@@ -298,7 +298,11 @@ func (k *Keeper) compare(ctx context.Context) ([]Difference, error) {
 func (k *Keeper) put(ctx context.Context, level slog.Level, message string, args ...any) time.Duration {
 	start := time.Now()
 	k.pending = true
-	if err := k.applier.Apply(ctx, k.rules); err != nil {
+	err := k.applier.Apply(ctx, k.rules)
+	if errors.Is(err, ErrOnTrial) && k.onTrial(ctx) { // it began since the look did
+		return trialPoll
+	}
+	if err != nil {
 		return k.failed(ctx, "apply", err)
 	}
 	k.sum = 0

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -292,51 +293,60 @@ func TestWhoDidItIsWaitedForOnce(t *testing.T) {
 	}
 }
 
-// Rules may go on trial while the Keeper looks, and their guardian does not answer while it takes them back: neither is a loss to repair.
+// Rules may go on trial while the Keeper looks, and their guardian does not answer while it takes them back: neither is a loss to repair, nor an error.
 func TestATrialIsLeftAloneFromItsBeginningToItsEnd(t *testing.T) {
-	netns.New(t)
-	cfg, facts := vmDefault(BackendNFT)
-	_, plan := fixedPlan(t, cfg, facts)
-	k, err := NewKeeper(KeeperConfig{Applier: applier(t), Plan: plan})
-	if err != nil {
-		t.Fatal(err)
-	}
-	k.stale = true
-	k.look(t.Context(), time.Now())
-	if s := k.State(); !s.InPlace {
-		t.Fatalf("the rules are not in place: %+v", s)
-	}
-	sh(t, "iptables-nft", "-t", "nat", "-F", "ISTIO_OUTPUT")
-	run, began := k.applier.host.run, false
-	k.applier.host.run = func(ctx context.Context, stdin string, argv ...string) (string, error) {
-		if !began { // the Keeper reads the rules, and has found before that none are on trial
-			began = true
-			l, err := net.Listen("unix", trialAddress)
+	for _, begins := range []string{"while the rules are read", "while they are planned anew"} {
+		t.Run(begins, func(t *testing.T) {
+			netns.New(t)
+			cfg, facts := vmDefault(BackendNFT)
+			rules, _ := fixedPlan(t, cfg, facts)
+			began := func() {}
+			k, err := NewKeeper(KeeperConfig{Applier: applier(t), Plan: func(context.Context) (Rules, error) { began(); return rules, nil }})
 			if err != nil {
-				t.Error(err)
-				return run(ctx, stdin, argv...)
+				t.Fatal(err)
 			}
-			t.Cleanup(func() { l.Close() })
-			go func() {
-				for {
-					conn, err := l.Accept()
-					if err != nil {
-						return
-					}
-					conn.Close()
+			k.stale = true
+			k.look(t.Context(), time.Now())
+			if s := k.State(); !s.InPlace {
+				t.Fatalf("the rules are not in place: %+v", s)
+			}
+			sh(t, "iptables-nft", "-t", "nat", "-F", "ISTIO_OUTPUT")
+			begin := sync.OnceFunc(func() { silentGuardian(t) })
+			if begins == "while the rules are read" {
+				run := k.applier.host.run
+				k.applier.host.run = func(ctx context.Context, stdin string, argv ...string) (string, error) {
+					begin()
+					return run(ctx, stdin, argv...)
 				}
-			}()
+			} else {
+				began, k.stale, k.planned = begin, true, false
+			}
+			for _, when := range []string{"a trial that has just begun", "a trial whose guardian does not answer"} {
+				if again, s := k.look(t.Context(), time.Now()), k.State(); again != trialPoll || !s.Trial || s.Repairs != 0 || s.Error != "" {
+					t.Errorf("%s: another look after %s, %+v; want one after %s, no repair and no error", when, again, s, trialPoll)
+				}
+			}
+		})
+	}
+}
+
+// silentGuardian has the name of a trial's guardian taken, and no question answered.
+func silentGuardian(t *testing.T) {
+	l, err := net.Listen("unix", trialAddress)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			conn.Close()
 		}
-		return run(ctx, stdin, argv...)
-	}
-	for _, when := range []string{"a trial that has just begun", "a trial whose guardian does not answer"} {
-		if again := k.look(t.Context(), time.Now()); again != trialPoll || !k.State().Trial || k.State().Repairs != 0 {
-			t.Errorf("%s: another look after %s, %+v; want one after %s, and no repair", when, again, k.State(), trialPoll)
-		}
-	}
-	if !began {
-		t.Error("the rules were not read")
-	}
+	}()
 }
 
 func TestRepairLimitCountsAMinute(t *testing.T) {
