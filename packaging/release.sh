@@ -2,7 +2,8 @@
 # Makes a release in dist/release, and nothing else is in there: packages of the agent and of Envoy, bills of materials, SHA256SUMS: `make release`.
 #
 # The version is the tag's. Files that are changed or that git does not know are refused, for nobody could make the same again; a commit without a tag
-# is a snapshot, and said to be one. Nothing of what packaging/build.sh and the like take from the environment is taken here, but GO.
+# is a snapshot, and said to be one. Nothing of what packaging/build.sh and the like take from the environment is taken here, but GO: who makes the packages
+# and where they are at home stands in packaging/common.sh. While that is under .invalid there is no release, but with PLACEHOLDERS=yes (for tests).
 #
 #   packaging/release.sh [ARCH …]     default: amd64 arm64
 #
@@ -25,6 +26,20 @@ if [ "$(git rev-parse --is-shallow-repository)" = true ]; then
 	echo "release: this checkout has only some of its commits, which decide versions and times: git fetch --unshallow --tags" >&2
 	exit 1
 fi
+# nobody VALUE: whether nobody can be reached there (RFC 2606, section 2).
+nobody() {
+	case $1 in
+	*.invalid | *.invalid[!a-zA-Z0-9.-]*) ;;
+	*) false ;;
+	esac
+}
+MAINTAINER=$(SOURCE_DATE_EPOCH=0 && . packaging/common.sh && printf %s "$MAINTAINER")
+HOMEPAGE=$(SOURCE_DATE_EPOCH=0 && . packaging/common.sh && printf %s "$HOMEPAGE")
+if [ "${PLACEHOLDERS-}" != yes ] && { nobody "$MAINTAINER" || nobody "$HOMEPAGE"; }; then
+	echo "release: packages would name MAINTAINER '$MAINTAINER' and HOMEPAGE '$HOMEPAGE', and nobody is reached under .invalid: set MAINTAINER and HOMEPAGE in packaging/common.sh, and commit" >&2
+	exit 1
+fi
+unset MAINTAINER HOMEPAGE
 if [ -e "$DIST" ] && [ ! -e "$DIST/SHA256SUMS" ]; then
 	echo "release: $DIST is there and no release: remove it, or name another with DIST" >&2
 	exit 1
@@ -44,6 +59,7 @@ sh packaging/envoy/build.sh "$@" # its version and time are its own
 date=$(TZ=UTC git log -1 --format=%cd --date=format-local:%Y-%m-%dT%H:%M:%SZ)
 for arch; do
 	${GO:-go} run -tags grpcnotrace ./packaging/generate -version "$version" -date "$date" -sbom "$DIST/$arch/wingman" -to "$DIST/wingman-$version-$arch.cdx.json"
+	mv "$DIST/$arch"/envoy/wingman-envoy-*.cdx.json "$DIST/"
 	rm -r "${DIST:?}/$arch"
 done
 rm -r "$DIST/shared"

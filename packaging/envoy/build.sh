@@ -53,4 +53,5 @@ for ARCH; do
 		    - note: Envoy $VERSION as its project built it.
 	END
 	package envoy.yaml <packaging/envoy/nfpm.yaml
+	$go run -tags grpcnotrace ./packaging/generate -version "$VERSION-$RELEASE" -date "$date" -envoy-sbom "$to/envoy/_bin/envoy" -wheel "$wheel" -to "$to/wingman-envoy-$VERSION-$RELEASE-$ARCH.cdx.json"
 done

@@ -3,6 +3,7 @@
 //
 //	go run ./packaging/generate -version 1.2.3 -date 2026-01-31T12:00:00Z -to DIR
 //	go run ./packaging/generate -version 1.2.3 -date 2026-01-31T12:00:00Z -sbom PROGRAM -to FILE   its bill of materials instead
+//	go run ./packaging/generate -version 1.40.0-1 -date 2026-01-31T12:00:00Z -envoy-sbom PROGRAM -wheel FILE -to FILE   that of a package of Envoy
 package main
 
 import (
@@ -22,8 +23,10 @@ func main() {
 	version := flag.String("version", "", "version of the package")
 	date := flag.String("date", "", "time of the version, RFC 3339")
 	maintainer := flag.String("maintainer", "", "name and address for the changelog")
-	to := flag.String("to", "", "folder to write to; of -sbom: file")
+	to := flag.String("to", "", "folder to write to; of bills of materials: file")
 	program := flag.String("sbom", "", "write the bill of materials of this program, and nothing else")
+	envoy := flag.String("envoy-sbom", "", "write the bill of materials of a package of this Envoy, and nothing else")
+	wheel := flag.String("wheel", "", "of -envoy-sbom: the wheel that the program is of")
 	flag.Parse()
 	if flag.NArg() > 0 || *version == "" || *to == "" {
 		flag.Usage()
@@ -33,9 +36,12 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	if *program != "" {
+	switch {
+	case *program != "":
 		err = writeSBOM(*to, *program, *version, at)
-	} else {
+	case *envoy != "":
+		err = writeEnvoySBOM(*to, *envoy, *wheel, *version, at)
+	default:
 		err = generate(*to, *version, *maintainer, at.UTC())
 	}
 	if err != nil {

