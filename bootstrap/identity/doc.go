@@ -18,7 +18,8 @@
 //	                                                                          └─────────┘
 //
 // A certificate that is found on disk starts in the phase that its dates say. A clock that jumps, or a suspend, moves between valid,
-// renewing, expiring and expired directly. In every phase but valid the CA is asked, with a pause after each failure: its kind
+// renewing, expiring and expired directly; one that somebody wants replaced (evRenew: cert renew, a copied disk) is renewing until it is. In every phase but
+// valid the CA is asked, with a pause after each failure: its kind
 // (unreachable, invalid, refused, overloaded) decides how long, chance spreads it, and it gets shorter as the end comes closer.
 // What may mend a failure (a new token, another root, a clock that was set) ends the pause. policy.step is all of this as a
 // pure function; the shares are settings (half is GraceRatio, a quarter is half of that).

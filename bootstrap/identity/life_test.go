@@ -328,7 +328,14 @@ func TestRenew(t *testing.T) {
 			t.Errorf("Renew without a CA: %v", err)
 		}
 		synctest.Wait()
+		l.mustBe(Renewing) // it stays wanted
+		before := l.m.Current().Serial
+		l.down.Store(false)
+		l.pass(10 * time.Second)
 		l.mustBe(Valid)
+		if s := l.m.State(); s.LastError != "" || s.Serial == before {
+			t.Errorf("the CA is back: last error %q, serial %s after %s", s.LastError, s.Serial, before)
+		}
 		l.stop()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()

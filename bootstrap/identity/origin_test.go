@@ -154,6 +154,51 @@ func TestAClonedDiskIsNoticed(t *testing.T) {
 	})
 }
 
+// A copy whose CA cannot be reached at first goes on asking: nobody has to wait for the next renewal, half a life away, for a key of its own.
+func TestACloneAsksUntilItIsAnswered(t *testing.T) {
+	inLab(t, func(t *testing.T, l *lab) {
+		l.cfg.Machine = Machine{ID: "a"}
+		l.start()
+		first := l.m.Current()
+		l.stop()
+		l.down.Store(true)
+		l.cfg.Machine = Machine{ID: "b"}
+		l.start()
+		l.pass(time.Minute)
+		l.mustBe(Renewing)
+		if s := l.m.State(); s.NextAttempt.IsZero() || s.Copied == "" {
+			t.Errorf("next attempt %v, copied %q", s.NextAttempt, s.Copied)
+		}
+		l.down.Store(false)
+		l.pass(time.Minute)
+		l.mustBe(Valid)
+		if s := l.m.State(); s.Copied != "" || s.LastError != "" || s.Credential != "token" || string(l.m.Current().KeyPEM()) == string(first.KeyPEM()) {
+			t.Errorf("the CA is back: copied %q, last error %q, by %q", s.Copied, s.LastError, s.Credential)
+		}
+	})
+}
+
+// A token that comes while a copy's first request is under way is asked with when that is over, however it ends.
+func TestATokenForACloneThatIsAskingIsNotLost(t *testing.T) {
+	inLab(t, func(t *testing.T, l *lab) {
+		l.cfg.Machine = Machine{ID: "a"}
+		l.start()
+		l.stop()
+		os.Remove(l.vm.token)
+		let := make(chan struct{})
+		l.ca.with(func() { l.ca.gate = func(context.Context) error { <-let; return nil } })
+		l.cfg.Machine = Machine{ID: "b"}
+		l.start()
+		l.putToken(time.Hour)
+		l.poke()
+		close(let)
+		l.pass(time.Second)
+		if s := l.m.State(); s.Copied != "" || s.Credential != "token" {
+			t.Errorf("copied %q, certificate by %q", s.Copied, s.Credential)
+		}
+	})
+}
+
 // A token that istiod refuses leaves a copy with the certificate it has.
 func TestACloneWithADeadTokenGoesOn(t *testing.T) {
 	inLab(t, func(t *testing.T, l *lab) {

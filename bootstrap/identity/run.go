@@ -48,7 +48,7 @@ type runner struct {
 	purge       bool    // the store may hold keys of the other form (sealed, or not) that must go
 	stuck       bool    // and they did not, which is said
 	copied      bool    // the identity came with a disk from another machine
-	wantOwn     bool    // and has that one's key
+	wantOwn     bool    // and has that one's key, or was given a token since: to be asked for
 	copyProblem string  // why the copy of the token file does not follow
 	root        rootInput
 	said        State // what is told of it and cannot be derived
@@ -149,7 +149,8 @@ func (r *runner) turn(ctx context.Context, now time.Time, ev event) {
 		r.step(ctx, now, wake)
 	}
 	r.step(ctx, now, ev)
-	if r.copied && (newToken || r.wantOwn) {
+	r.wantOwn = r.copied && (r.wantOwn || newToken)
+	if r.wantOwn && !r.machine.asking { // a request under way does not know a token that is new
 		r.wantOwn = false
 		r.step(ctx, now, event{kind: evRenew})
 	}

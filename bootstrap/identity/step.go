@@ -9,7 +9,7 @@ const (
 	None       Phase = "none"       // no certificate, and no request under way
 	Requesting Phase = "requesting" // no certificate yet; the CA is being asked
 	Valid      Phase = "valid"      // nothing to do until renewAt
-	Renewing   Phase = "renewing"   // renewal is due: being asked for, or waiting to ask again
+	Renewing   Phase = "renewing"   // renewal is due or wanted: being asked for, or waiting to ask again
 	Expiring   Phase = "expiring"   // little life is left and no renewal has succeeded
 	Expired    Phase = "expired"    // the certificate's life is over; the CA is asked until it answers
 )
@@ -31,6 +31,7 @@ type machine struct {
 	failures int       // requests failed since the last that succeeded, or since something changed
 	asking   bool      // a request is under way
 	again    bool      // what a request needs has changed since it began: if it fails, ask again at once
+	wanted   bool      // somebody wants a new certificate, however long this one is good: until there is one
 }
 
 // An event is what happened to an identity.
@@ -49,7 +50,7 @@ const (
 	evIssued                  // the CA gave one
 	evFailed                  // a request failed
 	evWake                    // a new token, another root, a clock that jumped: what failed may work now
-	evRenew                   // someone wants a new certificate now
+	evRenew                   // someone wants a new certificate: now, and if that fails, as soon as it can be had
 )
 
 // A failure is a kind of failed request; each has its own back-off.
@@ -104,7 +105,7 @@ func (p policy) step(m machine, now time.Time, ev event) (next machine, ask bool
 		}
 		m.failures, m.retryAt, m.again = 0, m.askedAt.Add(wakePause), m.asking
 	case evRenew:
-		forced = !m.asking
+		forced, m.wanted = !m.asking, true
 	}
 	m.phase = p.phase(m, now)
 	if m.asking || !forced && !p.due(m, now) {
@@ -156,7 +157,7 @@ func (p policy) phase(m machine, now time.Time) Phase {
 		return Expired
 	case !now.Before(p.expiringAt(m.life)):
 		return Expiring
-	case m.asking || !now.Before(m.renewAt):
+	case m.asking || m.wanted || !now.Before(m.renewAt):
 		return Renewing
 	}
 	return Valid

@@ -25,6 +25,15 @@ func TestEveryEdgeOfTheLifeOfACertificate(t *testing.T) {
 		return m
 	}
 	asking := func(m *machine) { m.asking = true }
+	wanted := func(m *machine) { m.wanted = true }
+	again := func(m *machine) { m.again = true }
+	all := func(changes ...func(*machine)) func(*machine) {
+		return func(m *machine) {
+			for _, change := range changes {
+				change(m)
+			}
+		}
+	}
 	paused := func(until float64) func(*machine) {
 		return func(m *machine) { m.failures, m.retryAt = 3, at(until) }
 	}
@@ -55,7 +64,14 @@ func TestEveryEdgeOfTheLifeOfACertificate(t *testing.T) {
 		{"valid: a new token changes nothing", have(Valid, nil), 10, event{kind: evWake, life: testLife}, Valid, false},
 		{"valid: half of the life is left", have(Valid, nil), 50, event{kind: evTick}, Renewing, true},
 		{"valid: someone wants a new one now", have(Valid, nil), 10, event{kind: evRenew}, Renewing, true},
-		{"valid: that request failed: the old one is as good as before", have(Renewing, asking), 10, event{kind: evFailed}, Valid, false},
+		{"valid: that request failed: it is wanted all the same", have(Renewing, all(asking, wanted)), 10, event{kind: evFailed}, Renewing, false},
+		{"valid: that request failed, but a new token came meanwhile", have(Renewing, all(asking, wanted, again)), 10, event{kind: evFailed}, Renewing, true},
+		{"valid: wanted, and its pause is not over", have(Renewing, all(paused(11), wanted)), 10, event{kind: evTick}, Renewing, false},
+		{"valid: wanted, and its pause is over", have(Renewing, all(paused(11), wanted)), 11, event{kind: evTick}, Renewing, true},
+		{"valid: wanted again within the pause", have(Renewing, all(paused(11), wanted)), 10, event{kind: evRenew}, Renewing, true},
+		{"valid: wanted, and a new token ends the pause", have(Renewing, all(paused(20), wanted)), 10, event{kind: evWake, life: testLife}, Renewing, true},
+		{"valid: wanted and issued", have(Renewing, all(asking, wanted)), 10, event{kind: evIssued, life: life{at(10), at(110)}}, Valid, false},
+		{"valid: wanted while a request is under way", have(Renewing, asking), 10, event{kind: evRenew}, Renewing, false},
 		{"valid: slept until a quarter is left", have(Valid, nil), 80, event{kind: evTick}, Expiring, true},
 		{"valid: slept past the end", have(Valid, nil), 200, event{kind: evTick}, Expired, true},
 		{"renewing: waits for the answer", have(Renewing, asking), 60, event{kind: evTick}, Renewing, false},
