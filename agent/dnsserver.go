@@ -84,6 +84,9 @@ func (s *DNSServer) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if list := table.LeftOut(""); len(list) > 0 {
+		logs.part("dns").Warn(leftOutMessage, "entries", len(list), "which", theFirst(list))
+	}
 	server.Replace(table)
 	return server.Run(ctx)
 }
@@ -107,14 +110,14 @@ func loadTable(path string, cfg dnsproxy.TableConfig) (*dnsproxy.Table, error) {
 	if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(b, &m); err != nil {
 		return nil, fmt.Errorf("%s is not a NameTable in protojson: %w", path, err)
 	}
-	names, err := namesOf(&m)
+	t, err := dnsproxy.NewTable(cfg, namesOf(&m))
 	if err == nil {
-		var t *dnsproxy.Table
-		if t, err = dnsproxy.NewTable(cfg, names); err == nil {
-			return t, nil
-		}
+		err = usable(t)
 	}
-	return nil, fmt.Errorf("%s: %w", path, err)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return t, nil
 }
 
 // queryTimeout is a little more than the proxy itself takes before it gives up.

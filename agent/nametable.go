@@ -23,19 +23,12 @@ import (
 // NameTable that follows, in one line.
 const tableHeader = "wingman-nametable/1"
 
-// mostNamed bounds how many bad entries one error names.
-const mostNamed = 5
-
 // errDamagedTable marks a saved name table that cannot be trusted.
 var errDamagedTable = errors.New("saved name table is damaged")
 
-// namesOf converts istiod's NameTable. Its error names the entries with addresses that are none; nothing is converted then, so
-// that a push is taken in whole or not at all.
-func namesOf(t *nds.NameTable) ([]dnsproxy.Name, error) {
-	var (
-		names = make([]dnsproxy.Name, 0, len(t.GetTable()))
-		bad   []string
-	)
+// namesOf converts istiod's NameTable, sorted by host.
+func namesOf(t *nds.NameTable) []dnsproxy.Name {
+	names := make([]dnsproxy.Name, 0, len(t.GetTable()))
 	for _, host := range slices.Sorted(maps.Keys(t.GetTable())) {
 		info := t.GetTable()[host]
 		n := dnsproxy.Name{
@@ -47,27 +40,47 @@ func namesOf(t *nds.NameTable) ([]dnsproxy.Name, error) {
 			Addrs:     make([]netip.Addr, 0, len(info.GetIps())),
 		}
 		for _, ip := range info.GetIps() {
-			a, err := netip.ParseAddr(ip)
-			if err != nil || a.Zone() != "" {
-				bad = append(bad, fmt.Sprintf("%.80q has the address %.80q, expected an IPv4 or IPv6 address", host, ip))
-				continue
-			}
-			n.Addrs = append(n.Addrs, a.Unmap())
+			addAddress(&n, ip)
 		}
 		names = append(names, n)
 	}
-	if len(bad) > 0 {
-		return nil, tooMany("name table", bad)
-	}
-	return names, nil
+	return names
 }
 
-// tooMany joins problems into one error, naming the first few.
-func tooMany(what string, problems []string) error {
-	if more := len(problems) - mostNamed; more > 0 {
-		problems = append(problems[:mostNamed:mostNamed], fmt.Sprintf("and %d more", more))
+// addAddress adds what istiod gives as an address of n.
+func addAddress(n *dnsproxy.Name, text string) {
+	if addr, err := netip.ParseAddr(text); err == nil && addr.Zone() == "" {
+		n.Addrs = append(n.Addrs, addr.Unmap())
+	} else {
+		n.BadAddrs = append(n.BadAddrs, text)
 	}
-	return fmt.Errorf("%s: %s", what, strings.Join(problems, "; "))
+}
+
+// mostNamed bounds how many bad entries one sentence names.
+const mostNamed = 5
+
+// theFirst names the first few of what a table leaves out.
+func theFirst(list []dnsproxy.LeftOut) string {
+	var b strings.Builder
+	for i, l := range list {
+		if i == mostNamed {
+			fmt.Fprintf(&b, "; and %d more", len(list)-i)
+			break
+		}
+		if i > 0 {
+			b.WriteString("; ")
+		}
+		b.WriteString(l.String())
+	}
+	return b.String()
+}
+
+// usable is an error for a table of which nothing is left: what is in use serves better. A table that is empty because the mesh is, is good.
+func usable(t *dnsproxy.Table) error {
+	if list := t.LeftOut(""); t.Len() == 0 && len(list) > 0 {
+		return fmt.Errorf("name table: nothing in it can be used: %s", theFirst(list))
+	}
+	return nil
 }
 
 // savedTable is a NameTable as kept on disk.
@@ -119,7 +132,7 @@ func (t savedTable) names() ([]dnsproxy.Name, error) {
 	if err := proto.Unmarshal(t.raw, &m); err != nil {
 		return nil, fmt.Errorf("name table: %w", err)
 	}
-	return namesOf(&m)
+	return namesOf(&m), nil
 }
 
 // tableFile is the saved name table on disk.

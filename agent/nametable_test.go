@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/miekg/dns"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
@@ -53,7 +55,7 @@ func newTestTables(t *testing.T, used func(*dnsproxy.Table)) *tables {
 	return ts
 }
 
-func TestAPushIsTakenInWholeOrNotAtAll(t *testing.T) {
+func TestAPushOfWhichNothingCanBeUsedIsRefused(t *testing.T) {
 	good := map[string][]string{"a.corp.internal": {"10.0.0.1"}}
 	long := strings.Repeat("a", 60) + "." + strings.Repeat("b", 60) + "." + strings.Repeat("c", 60) + "." + strings.Repeat("d", 60) + "." + strings.Repeat("e", 60)
 	for _, tc := range []struct {
@@ -61,13 +63,10 @@ func TestAPushIsTakenInWholeOrNotAtAll(t *testing.T) {
 		push func(t *testing.T) xds.Push
 		want string // part of the refusal
 	}{
-		{"an address that is none", func(t *testing.T) xds.Push {
-			return push(t, "2", map[string][]string{"ok.corp.internal": {"10.0.0.2"}, "bad.corp.internal": {"300.1.1.1"}})
-		}, `"bad.corp.internal" has the address "300.1.1.1"`},
-		{"an address with a zone", func(t *testing.T) xds.Push {
-			return push(t, "2", map[string][]string{"bad.corp.internal": {"fe80::1%eth0"}})
-		}, "bad.corp.internal"},
-		{"a name of 300 bytes", func(t *testing.T) xds.Push { return push(t, "2", map[string][]string{long: {"10.0.0.2"}}) }, "255"},
+		{"no entry with an address that is one", func(t *testing.T) xds.Push {
+			return push(t, "2", map[string][]string{"bad.corp.internal": {"300.1.1.1"}, "other.corp.internal": {"fe80::1%eth0"}, "empty.corp.internal": {}})
+		}, `"bad.corp.internal": "300.1.1.1" is no address; "other.corp.internal": "fe80::1%eth0" is no address`},
+		{"nothing but a name of 300 bytes", func(t *testing.T) xds.Push { return push(t, "2", map[string][]string{long: {"10.0.0.2"}}) }, "255"},
 		{"bytes that are no NameTable", func(t *testing.T) xds.Push { return rawPush(t, "2", []byte{0xff, 0xff, 0xff}) }, "name table"},
 		{"two tables", func(t *testing.T) xds.Push {
 			p := push(t, "2", good)
@@ -100,14 +99,82 @@ func TestAPushIsTakenInWholeOrNotAtAll(t *testing.T) {
 	}
 }
 
-func TestRefusalNamesAFewEntriesAndCountsTheRest(t *testing.T) {
-	hosts := map[string][]string{}
+// troubled is a table of four names with what Istio lets through: the label of a pod's name, an alternative host, addresses.
+func troubled(t testing.TB, version string, addr string) xds.Push {
+	t.Helper()
+	return rawPush(t, version, asIstiod(t, map[string]*nds.NameInfo{
+		"good.corp.internal":    {Ips: []string{addr}, Registry: "External"},
+		"partial.corp.internal": {Ips: []string{"10.0.0.0/8", "10.0.0.9"}, Registry: "External"},
+		strings.Repeat("x", 64) + ".jobs.batch.svc.cluster.local": {Ips: []string{"10.0.0.3"}, Registry: "Kubernetes", Shortname: strings.Repeat("x", 64) + ".jobs", Namespace: "batch"},
+		"none.corp.internal": {Ips: []string{"nonsense"}, Registry: "External"},
+	}))
+}
+
+func TestBadEntriesCostNothingButThemselves(t *testing.T) {
+	var (
+		used *dnsproxy.Table
+		log  bytes.Buffer
+	)
+	ts := newTestTables(t, func(table *dnsproxy.Table) { used = table })
+	ts.log = slog.New(slog.NewTextHandler(&log, nil))
+	warnings := func() int { return strings.Count(log.String(), "level=WARN") }
+	for i, addr := range []string{"10.0.0.1", "10.0.0.2"} { // the second is read by what is different
+		if err := ts.take(troubled(t, fmt.Sprint(i), addr)); err != nil {
+			t.Fatalf("take = %v, want the good names taken", err)
+		}
+		for name, want := range map[string]string{"good.corp.internal.": addr, "partial.corp.internal.": "10.0.0.9"} {
+			if rrs, _ := used.Lookup(name, dns.TypeA); len(rrs) != 1 || dns.Field(rrs[0], 1) != want {
+				t.Errorf("%s: %v, want %s", name, rrs, want)
+			}
+		}
+		if _, found := used.Lookup("none.corp.internal.", dns.TypeA); found {
+			t.Error("a name without an address is kept from the company's DNS")
+		}
+		if _, version, names, _ := ts.snapshot(); version != fmt.Sprint(i) || names != 2 {
+			t.Errorf("version %s with %d names in use, want %d with 2", version, names, i)
+		}
+		got := strings.Join(ts.troubles(), "\n")
+		for _, part := range []string{"3 of istiod's names", `"none.corp.internal": "nonsense" is no address`, `"partial.corp.internal": "10.0.0.0/8" is no address`, "label of 64 octets, at most 63"} {
+			if !strings.Contains(got, part) {
+				t.Errorf("troubles %q, want %q in it", got, part)
+			}
+		}
+	}
+	if warnings() != 1 {
+		t.Errorf("%d warnings, want one: what is left out has not changed\n%s", warnings(), &log)
+	}
+	// A restart has the same from the disk.
+	next := newTables(string(ts.file), slog.New(slog.DiscardHandler), func(table *dnsproxy.Table) { used = table })
+	next.configure(dnsproxy.TableConfig{Namespace: "forum-services", Domain: "svc.cluster.local"})
+	ts.write(ts.inUse)
+	used = nil
+	next.restore()
+	if rrs, _ := used.Lookup("good.corp.internal.", dns.TypeA); len(rrs) != 1 || len(next.troubles()) != 1 {
+		t.Errorf("restored: %v, troubles %q; want the good names and one trouble", rrs, next.troubles())
+	}
+	// One fault less is another warning, none is the end of it.
+	if err := ts.take(push(t, "3", map[string][]string{"good.corp.internal": {"10.0.0.2"}, "none.corp.internal": {"nonsense"}})); err != nil || warnings() != 2 {
+		t.Errorf("%v, %d warnings after another set, want 2\n%s", err, warnings(), &log)
+	}
+	if err := ts.take(push(t, "4", map[string][]string{"good.corp.internal": {"10.0.0.2"}})); err != nil || warnings() != 2 || len(ts.troubles()) != 0 {
+		t.Errorf("%v, %d warnings, troubles %q; want 2 and none", err, warnings(), ts.troubles())
+	}
+	if !strings.Contains(log.String(), "can be used again") {
+		t.Errorf("the end is not logged:\n%s", &log)
+	}
+}
+
+func TestTroublesNameAFewEntriesAndCountTheRest(t *testing.T) {
+	hosts := map[string][]string{"good.corp.internal": {"10.0.0.1"}}
 	for _, c := range "abcdefgh" {
 		hosts[string(c)+".corp.internal"] = []string{"nonsense"}
 	}
-	err := newTestTables(t, func(*dnsproxy.Table) {}).take(push(t, "1", hosts))
-	if err == nil || strings.Count(err.Error(), "nonsense") != mostNamed || !strings.Contains(err.Error(), "and 3 more") {
-		t.Errorf("take = %v, want %d entries named and 3 counted", err, mostNamed)
+	ts := newTestTables(t, func(*dnsproxy.Table) {})
+	if err := ts.take(push(t, "1", hosts)); err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Join(ts.troubles(), ""); strings.Count(got, "nonsense") != mostNamed || !strings.HasSuffix(got, "; and 3 more") {
+		t.Errorf("troubles %q, want %d entries named and 3 counted", got, mostNamed)
 	}
 }
 

@@ -21,7 +21,6 @@ var errNoDiff = errors.New("name table is not written entry by entry in the orde
 type tableDiff struct {
 	gone    []string // hosts that are not there any more
 	changed []byte   // a NameTable of the entries that are new or different
-	total   int      // hosts in the later table
 }
 
 // diffTables compares two NameTables by their bytes: istiod sends the whole table when a single service changes, and decoding ten thousand
@@ -51,7 +50,6 @@ func diffTables(former, later []byte) (d tableDiff, err error) {
 			}
 		}
 		if order >= 0 {
-			d.total++
 			if err := next.advance(); err != nil {
 				return tableDiff{}, err
 			}

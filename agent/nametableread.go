@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"net/netip"
 	"unicode/utf8"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -19,8 +18,7 @@ const (
 )
 
 // readNames reads a NameTable off its bytes where it is written as istiod writes it, see diffTables: at a start, half of the time until the first answer
-// from a table of ten thousand names was the making and sorting of a map of messages that nobody needs. Of anything else ok is false, bad entries
-// too: what is wrong with them is namesOf's to say.
+// from a table of ten thousand names was the making and sorting of a map of messages that nobody needs. Of anything else ok is false.
 func readNames(raw []byte) (names []dnsproxy.Name, ok bool) {
 	r := nameReader{known: map[string]string{}}
 	e := entries{rest: raw}
@@ -64,11 +62,7 @@ func (r *nameReader) name(host, info []byte) (n dnsproxy.Name, ok bool) {
 		info = info[tag+length:]
 		switch num {
 		case fieldIPs:
-			addr, err := netip.ParseAddr(string(text))
-			if err != nil || addr.Zone() != "" {
-				return n, false
-			}
-			n.Addrs = append(n.Addrs, addr.Unmap())
+			addAddress(&n, string(text))
 		case fieldRegistry:
 			n.Registry = r.once(text)
 		case fieldShortname:

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/miekg/dns"
@@ -107,9 +108,10 @@ func (a *Agent) config() *bootstrap.Config {
 	return a.cfg
 }
 
-// names lists the table in use.
+// names lists the table in use, and what is left out of it.
 func (a *Agent) names(match string) ([]status.DNSName, error) {
-	names, err := a.dns.Table().Names(match)
+	table := a.dns.Table()
+	names, err := table.Names(match)
 	if err != nil {
 		return nil, fmt.Errorf("match %q: %w", match, err)
 	}
@@ -120,6 +122,13 @@ func (a *Agent) names(match string) ([]status.DNSName, error) {
 			d.Addresses = append(d.Addresses, addr.String())
 		}
 		list = append(list, d)
+	}
+	for _, l := range table.LeftOut(match) {
+		at, there := slices.BinarySearchFunc(list, l.Host, func(d status.DNSName, host string) int { return strings.Compare(d.Host, host) })
+		if !there {
+			list = slices.Insert(list, at, status.DNSName{Host: l.Host, Addresses: []string{}})
+		}
+		list[at].LeftOut = l.Why
 	}
 	return list, nil
 }

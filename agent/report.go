@@ -52,6 +52,7 @@ func (a *Agent) report() status.Report {
 	if a.loop.said() && r.Time.Sub(a.started) < guardNews {
 		degraded = append(degraded, a.loop.over(a.started))
 	}
+	degraded = append(degraded, a.tables.troubles()...)
 	degraded = append(degraded, a.resolved.report(cfg, &r.DNS)...)
 	if broken {
 		degraded = append(degraded, "the settings as they are now cannot be used (wingman config check); "+r.Config.Source+" settings are in force")
@@ -117,7 +118,9 @@ func (a *Agent) dnsReport() status.DNSReport {
 	for _, c := range a.sockets.udp {
 		d.Listen = append(d.Listen, addrPort(c.LocalAddr()).String())
 	}
-	for _, u := range a.dns.Stats().Upstreams {
+	stats := a.dns.Stats()
+	d.LeftOut = stats.TableLeftOut
+	for _, u := range stats.Upstreams {
 		d.Upstreams = append(d.Upstreams, u.Address)
 	}
 	return d

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -39,9 +40,12 @@ type tables struct {
 	cfg    dnsproxy.TableConfig // without a version
 	inUse  savedTable
 	built  *dnsproxy.Table // of inUse
-	names  int
 	source string
+	left   []dnsproxy.LeftOut // of built
 }
+
+// leftOutMessage is logged when other entries than before cannot be used.
+const leftOutMessage = "entries of the name table cannot be used and are left out"
 
 func newTables(path string, log *slog.Logger, use func(*dnsproxy.Table)) *tables {
 	return &tables{file: tableFile(path), log: log, use: use, save: make(chan savedTable, 1), source: tableNone}
@@ -84,10 +88,11 @@ func (t *tables) restore() {
 		t.log.Error("saved name table is not used; mesh names come with istiod's first push", "file", string(t.file), "cause", errors.Join(err, setAside(string(t.file))))
 		return
 	}
-	t.log.Info("name table restored", "names", t.names, "version", saved.version, "age", time.Since(saved.received).Round(time.Second))
+	t.log.Info("name table restored", "names", t.built.Len(), "version", saved.version, "age", time.Since(saved.received).Round(time.Second))
 }
 
-// take is the handler of NDS pushes: the whole table or an error, and then the one in use stays.
+// take is the handler of NDS pushes. What cannot be used of a table is left out and told; a push of which nothing can is an error, and
+// then the table in use stays.
 func (t *tables) take(p xds.Push) error {
 	if len(p.Resources) == 0 {
 		return nil // nothing for us in this push; it only wants its ACK
@@ -118,44 +123,68 @@ func (t *tables) take(p xds.Push) error {
 func (t *tables) buildLocked(s savedTable, source string) error {
 	cfg := t.cfg
 	cfg.Version = s.version
-	table, n, err := t.changeLocked(cfg, s)
+	table, err := t.changeLocked(cfg, s)
 	if err != nil { // whatever it was: the whole table says what is wrong with it, if anything
-		table, n, err = t.wholeLocked(cfg, s)
+		table, err = t.wholeLocked(cfg, s)
+	}
+	if err == nil {
+		err = usable(table)
 	}
 	if err != nil {
 		return err
 	}
 	t.use(table)
 	t.built = table
-	t.inUse, t.names, t.source = s, n, source
+	t.inUse, t.source = s, source
+	t.tellLocked(table.LeftOut(""))
 	return nil
 }
 
-// wholeLocked makes the table of s from all its names, and counts them.
-func (t *tables) wholeLocked(cfg dnsproxy.TableConfig, s savedTable) (table *dnsproxy.Table, n int, err error) {
+// tellLocked logs what is left out, once for each change of it.
+func (t *tables) tellLocked(left []dnsproxy.LeftOut) {
+	switch {
+	case slices.Equal(left, t.left):
+	case len(left) > 0:
+		t.log.Warn(leftOutMessage, "entries", len(left), "which", theFirst(left))
+	default:
+		t.log.Info("every entry of the name table can be used again")
+	}
+	t.left = left
+}
+
+// troubles is what of the table in use somebody should look at.
+func (t *tables) troubles() []string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.left) == 0 {
+		return nil
+	}
+	return []string{fmt.Sprintf("dns: %d of istiod's names cannot be used, all others are (wingman dns table shows them): %s", len(t.left), theFirst(t.left))}
+}
+
+// wholeLocked makes the table of s from all its names.
+func (t *tables) wholeLocked(cfg dnsproxy.TableConfig, s savedTable) (*dnsproxy.Table, error) {
 	names, err := s.names()
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
-	table, err = t.built.Update(cfg, names) // what did not change is taken over
-	return table, len(names), err
+	return t.built.Update(cfg, names) // what did not change is taken over
 }
 
 // changeLocked does what wholeLocked does, by what is different from the table in use.
-func (t *tables) changeLocked(cfg dnsproxy.TableConfig, s savedTable) (table *dnsproxy.Table, n int, err error) {
+func (t *tables) changeLocked(cfg dnsproxy.TableConfig, s savedTable) (*dnsproxy.Table, error) {
 	if t.built == nil {
-		return nil, 0, errNoDiff
+		return nil, errNoDiff
 	}
 	d, err := diffTables(t.inUse.raw, s.raw)
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
 	changed, err := savedTable{raw: d.changed}.names()
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
-	table, err = t.built.Change(cfg, d.gone, changed)
-	return table, d.total, err
+	return t.built.Change(cfg, d.gone, changed)
 }
 
 // run saves tables as they come, until ctx ends; what waits then is still saved.
@@ -189,5 +218,5 @@ func (t *tables) write(s savedTable) {
 func (t *tables) snapshot() (source, version string, names int, received time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.source, t.inUse.version, t.names, t.inUse.received
+	return t.source, t.inUse.version, t.built.Len(), t.inUse.received
 }

@@ -82,7 +82,7 @@ func TestMetrics(t *testing.T) {
 	up := newUpstream(t, zone(t, example))
 	registry := prometheus.NewRegistry()
 	var log lines
-	s := serve(t, Config{Upstreams: []netip.AddrPort{up.addr}, Metrics: registry, Log: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))}, forum(t))
+	s := serve(t, Config{Upstreams: []netip.AddrPort{up.addr}, Metrics: registry, Log: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))}, forum(t, external("a..example", "1.1.1.1")))
 	exchange(t, s.addr, overUDP, question("forum", dns.TypeA))
 	exchange(t, s.addr, overTCP, question("forum", dns.TypeHTTPS))
 	exchange(t, s.addr, overUDP, question("www.example.com", dns.TypeA))
@@ -107,6 +107,7 @@ func TestMetrics(t *testing.T) {
 		"wingman_dnsproxy_queries_total rcode=NOERROR source=upstream transport=udp type=A 1",
 		"wingman_dnsproxy_queries_total rcode=NOTIMP source=refused transport=udp type=A 1",
 		"wingman_dnsproxy_queries_total rcode=NXDOMAIN source=upstream transport=udp type=other 1",
+		"wingman_dnsproxy_table_left_out 1",
 		"wingman_dnsproxy_table_names 11",
 		"wingman_dnsproxy_upstream_duration_seconds upstream=" + up.addr.String() + " 2",
 		"wingman_dnsproxy_upstream_healthy upstream=" + up.addr.String() + " 1",
@@ -115,7 +116,7 @@ func TestMetrics(t *testing.T) {
 		"wingman_dnsproxy_wait_seconds source=stale 0",
 		"wingman_dnsproxy_wait_seconds source=upstream 2",
 	}
-	if diff := cmp.Diff(want, exposed(t, registry, metricQueries, metricDropped, metricTableNames, metricUpstreamTime, metricUpstreamUp, metricCacheEntries, metricWait)); diff != "" {
+	if diff := cmp.Diff(want, exposed(t, registry, metricQueries, metricDropped, metricTableNames, metricTableLeftOut, metricUpstreamTime, metricUpstreamUp, metricCacheEntries, metricWait)); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
 	for _, line := range []string{

@@ -23,6 +23,7 @@ const (
 	metricCacheEntries   = "wingman_dnsproxy_cache_entries"
 	metricCacheBytes     = "wingman_dnsproxy_cache_bytes"
 	metricTableNames     = "wingman_dnsproxy_table_names"
+	metricTableLeftOut   = "wingman_dnsproxy_table_left_out"
 	metricTableTimestamp = "wingman_dnsproxy_table_timestamp_seconds"
 )
 
@@ -127,7 +128,7 @@ type metrics struct {
 	waited      *prometheus.HistogramVec // by source; its observers are waits
 	bogus       prometheus.Counter
 
-	queries, drops, names, since, entries, bytes, healthy *prometheus.Desc
+	queries, drops, names, leftOut, since, entries, bytes, healthy *prometheus.Desc
 }
 
 func newMetrics(stats func() Stats) *metrics {
@@ -151,6 +152,7 @@ func newMetrics(stats func() Stats) *metrics {
 			"Answers by transport, query type, response code and source. Istio: dns_requests_total.", []string{"transport", "type", "rcode", "source"}, nil),
 		drops:   prometheus.NewDesc(metricDropped, "Packets without an answer: responses, or too short for a header.", nil, nil),
 		names:   prometheus.NewDesc(metricTableNames, "Names in the table, short forms not counted.", nil, nil),
+		leftOut: prometheus.NewDesc(metricTableLeftOut, "Names that istiod sent and that are not in the table, or not whole, because DNS cannot carry them.", nil, nil),
 		since:   prometheus.NewDesc(metricTableTimestamp, "When the table in use came, in Unix time. Absent without a table.", nil, nil),
 		entries: prometheus.NewDesc(metricCacheEntries, "Upstream answers in the cache, stale ones included.", nil, nil),
 		bytes:   prometheus.NewDesc(metricCacheBytes, "Memory of the cache.", nil, nil),
@@ -164,7 +166,7 @@ func newMetrics(stats func() Stats) *metrics {
 
 // Describe is the prometheus.Collector's.
 func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{m.queries, m.drops, m.names, m.since, m.entries, m.bytes, m.healthy} {
+	for _, d := range []*prometheus.Desc{m.queries, m.drops, m.names, m.leftOut, m.since, m.entries, m.bytes, m.healthy} {
 		ch <- d
 	}
 	m.overload.Describe(ch)
@@ -183,6 +185,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	ch <- prometheus.MustNewConstMetric(m.drops, prometheus.CounterValue, float64(m.dropped.Load()))
 	now := m.stats()
 	ch <- prometheus.MustNewConstMetric(m.names, prometheus.GaugeValue, float64(now.TableNames))
+	ch <- prometheus.MustNewConstMetric(m.leftOut, prometheus.GaugeValue, float64(now.TableLeftOut))
 	if !now.TableSince.IsZero() {
 		ch <- prometheus.MustNewConstMetric(m.since, prometheus.GaugeValue, float64(now.TableSince.UnixMilli())/1000)
 	}

@@ -9,6 +9,7 @@ import (
 type Stats struct {
 	TableVersion string            `json:"tableVersion"`
 	TableNames   int               `json:"tableNames"`
+	TableLeftOut int               `json:"tableLeftOut,omitempty"` // names that are not in it, or not whole: see LeftOut
 	TableSince   time.Time         `json:"tableSince,omitzero"`
 	Queries      uint64            `json:"queries"` // answered
 	BySource     map[string]uint64 `json:"bySource"`
@@ -31,7 +32,7 @@ type UpstreamStats struct {
 // Stats returns a snapshot.
 func (s *Server) Stats() Stats {
 	now := s.table.Load()
-	st := Stats{TableVersion: now.Version(), TableNames: now.Len(), TableSince: now.since, BySource: map[string]uint64{}}
+	st := Stats{TableVersion: now.Version(), TableNames: now.Len(), TableLeftOut: len(now.LeftOut("")), TableSince: now.since, BySource: map[string]uint64{}}
 	s.metrics.each(func(_, _, _, from string, n uint64) {
 		st.Queries += n
 		st.BySource[from] += n

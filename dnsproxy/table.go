@@ -26,6 +26,7 @@ type Name struct {
 	ShortName string       // "webapp", or "mysql-0.mysql" for a stateful pod
 	Namespace string
 	AltHosts  []string // further names with the same answers
+	BadAddrs  []string // what stood among the addresses and is none: only told, see Table.LeftOut
 }
 
 // TableConfig says for whom a table answers.
@@ -47,6 +48,7 @@ type Table struct {
 	names     sharded[string, *node]
 	addrs     sharded[netip.Addr, []*service] // candidates for PTR, best first
 	wildcards int                             // names that begin with "*."
+	leftOut   map[string]string               // host → what of it cannot be used
 }
 
 // service is a Name with its answers in wire form, each record's owner being a pointer to the question's name.
@@ -303,9 +305,6 @@ func (t *Table) Hosts() iter.Seq[string] {
 // Names returns the entries whose host matches glob (path.Match syntax on lower case; "" is all), sorted by host. The
 // entries' slices belong to the table.
 func (t *Table) Names(glob string) ([]Name, error) {
-	if glob == "" {
-		glob = "*"
-	}
 	if _, err := path.Match(glob, ""); err != nil {
 		return nil, err
 	}
@@ -314,10 +313,18 @@ func (t *Table) Names(glob string) ([]Name, error) {
 	}
 	var names []Name
 	for _, s := range t.services {
-		if ok, _ := path.Match(strings.ToLower(glob), strings.ToLower(s.Host)); ok {
+		if matches(glob, s.Host) {
 			names = append(names, s.Name)
 		}
 	}
 	slices.SortFunc(names, func(a, b Name) int { return strings.Compare(a.Host, b.Host) })
 	return names, nil
+}
+
+func matches(glob, host string) bool {
+	if glob == "" {
+		return true
+	}
+	ok, _ := path.Match(strings.ToLower(glob), strings.ToLower(host))
+	return ok
 }

@@ -42,10 +42,10 @@ func nameTable(t testing.TB, file string) []Name {
 	return names
 }
 
-// forum is the table of a VM in namespace forum-services.
-func forum(t testing.TB) *Table {
+// forum is the table of a VM in namespace forum-services, with further names.
+func forum(t testing.TB, more ...Name) *Table {
 	t.Helper()
-	table, err := NewTable(TableConfig{Namespace: "forum-services", Domain: "svc.cluster.local", Version: "v1"}, nameTable(t, "testdata/nametable.json"))
+	table, err := NewTable(TableConfig{Namespace: "forum-services", Domain: "svc.cluster.local", Version: "v1"}, append(nameTable(t, "testdata/nametable.json"), more...))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -196,50 +196,6 @@ func TestNames(t *testing.T) {
 	}
 }
 
-func TestUnusableNames(t *testing.T) {
-	long := strings.Repeat("abcdefghi.", 26)
-	tests := []struct {
-		name  string
-		cfg   TableConfig
-		names []Name
-		want  string
-	}{
-		{"each entry is named, in order", TableConfig{}, []Name{external("b..example", "1.1.1.1"), external("a..example", "1.1.1.1"), external("good.example", "1.1.1.1")},
-			`name table: "a..example": empty label; "b..example": empty label`},
-		{"a label over 63 octets", TableConfig{}, []Name{external(strings.Repeat("x", 64)+".example", "1.1.1.1")},
-			`name table: "` + strings.Repeat("x", 64) + `.example": label of 64 octets, at most 63`},
-		{"a name over 255 octets, shown in part", TableConfig{}, []Name{external(long+"example", "1.1.1.1")},
-			`name table: "` + long[:80] + `"… (267 octets): name of 269 octets, at most 255`},
-		{"an empty name", TableConfig{}, []Name{external("", "1.1.1.1"), external(".", "1.1.1.1")}, `name table: "": empty name; ".": empty name`},
-		{"a character that no host name has", TableConfig{}, []Name{external("a b.example", "1.1.1.1")}, `name table: "a b.example": character ' '`},
-		{"an address that is none, one with a zone", TableConfig{}, []Name{{Host: "a.example", Addrs: []netip.Addr{{}}}, external("b.example", "fe80::1%eth0")},
-			`name table: "a.example": address 1 is none; "b.example": address fe80::1%eth0 has a zone`},
-		{"an alternative host", TableConfig{}, []Name{{Host: "a.example", Addrs: addrs("1.1.1.1"), AltHosts: []string{"b..example"}}}, `name table: "a.example": alternative host "b..example": empty label`},
-		{"the same host twice", TableConfig{}, []Name{external("a.example", "1.1.1.1"), external("a.example", "1.1.1.1")}, `name table: "a.example": given twice`},
-		{"the domain", TableConfig{Domain: "svc..local"}, nil, `domain "svc..local": empty label`},
-		{"the namespace", TableConfig{Namespace: "a..b", Domain: "svc.cluster.local"}, nil, `namespace "a..b": empty label`},
-	}
-	var many []Name
-	for i := range 15 {
-		many = append(many, external(fmt.Sprintf("%c..example", 'a'+i), "1.1.1.1"))
-	}
-	tests = append(tests, struct {
-		name  string
-		cfg   TableConfig
-		names []Name
-		want  string
-	}{"ten are named, the rest counted", TableConfig{}, many,
-		`name table: "a..example": empty label; "b..example": empty label; "c..example": empty label; "d..example": empty label; "e..example": empty label; ` +
-			`"f..example": empty label; "g..example": empty label; "h..example": empty label; "i..example": empty label; "j..example": empty label; and 5 more`})
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			if _, err := NewTable(tt.cfg, tt.names); err == nil || err.Error() != tt.want {
-				t.Errorf("got  %v\nwant %s", err, tt.want)
-			}
-		})
-	}
-}
-
 func TestPTRNamesTheNearest(t *testing.T) {
 	table, err := NewTable(TableConfig{Domain: "svc.cluster.local"}, []Name{
 		kube("mysql", "ns1", "1.1.1.1", "1.1.1.2"), kube("mysql-0.mysql", "ns1", "1.1.1.1"), external("*.example", "1.1.1.3"), external("b.example", "1.1.1.4"), external("a.example", "1.1.1.4"),
@@ -291,7 +247,7 @@ func TestUpdatesEqualBuilds(t *testing.T) {
 		for range random.IntN(30) {
 			var n Name
 			a := fmt.Sprintf("10.0.0.%d", random.IntN(20))
-			switch random.IntN(4) {
+			switch random.IntN(6) {
 			case 0:
 				n = kube(fmt.Sprintf("s%d", random.IntN(6)), fmt.Sprintf("ns%d", random.IntN(3)), a)
 			case 1:
@@ -301,6 +257,18 @@ func TestUpdatesEqualBuilds(t *testing.T) {
 			case 3:
 				n = external(fmt.Sprintf("h%d.example", random.IntN(9)), a)
 				n.AltHosts = []string{fmt.Sprintf("h%d.example", random.IntN(9))}
+			case 4: // unusable as a whole
+				n = external(fmt.Sprintf("h%d..example", random.IntN(9)), a)
+			case 5: // or in part
+				n = kube(fmt.Sprintf("s%d", random.IntN(6)), "ns1", a)
+				switch random.IntN(3) {
+				case 0:
+					n.BadAddrs = []string{"x"}
+				case 1:
+					n.AltHosts = []string{"a..b"}
+				case 2:
+					n.ShortName = "a..b"
+				}
 			}
 			names[n.Host] = n
 		}
@@ -340,7 +308,9 @@ func TestUpdatesEqualBuilds(t *testing.T) {
 // difference is what a list has changed of a table: hosts that are not there any more, and names that are new or not the same.
 func difference(table *Table, list []Name) (gone []string, names []Name) {
 	for i := range list {
-		same := func(s *service) bool { return s.Host == list[i].Host && sameName(&s.Name, &list[i]) }
+		same := func(s *service) bool {
+			return s.Host == list[i].Host && table.leftOut[s.Host] == "" && sameName(&s.Name, &list[i])
+		}
 		if !slices.ContainsFunc(table.services, same) {
 			names = append(names, list[i])
 		}
@@ -348,6 +318,11 @@ func difference(table *Table, list []Name) (gone []string, names []Name) {
 	for _, s := range table.services {
 		if !slices.ContainsFunc(list, func(n Name) bool { return n.Host == s.Host }) {
 			gone = append(gone, s.Host)
+		}
+	}
+	for _, l := range table.LeftOut("") {
+		if !slices.ContainsFunc(list, func(n Name) bool { return n.Host == l.Host }) {
+			gone = append(gone, l.Host)
 		}
 	}
 	return gone, names
@@ -361,6 +336,7 @@ func describe(table *Table) map[string]string {
 	}
 	all["wildcards"] = fmt.Sprint(table.wildcards)
 	all["services"] = fmt.Sprint(len(table.services))
+	all["left out"] = fmt.Sprint(table.LeftOut(""))
 	for _, shard := range table.names {
 		for key, n := range shard {
 			var owners []string

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"iter"
 	"maps"
 	"net/netip"
 	"slices"
@@ -19,9 +20,8 @@ type sharded[K comparable, V any] [shardCount]map[K]V
 
 func (s *sharded[K, V]) get(k K) V { return s[maphash.Comparable(hashSeed, k)%shardCount][k] }
 
-// NewTable builds a table. The error names every unusable entry (the first ten, and how many more): a name or label that
-// is too long, an empty label, an address that is none, a host given twice. A nil error means that all names answer,
-// except those without addresses and a bare "*", which Istio's agent ignores too.
+// NewTable builds a table of what can be used of names: the rest is left out, see Table.LeftOut. A nameless wildcard ("*") and names without
+// addresses are not the mesh's, as for Istio's agent, and not told. The error is for cfg alone: a namespace or domain that is no name.
 func NewTable(cfg TableConfig, names []Name) (*Table, error) {
 	return (*Table)(nil).Update(cfg, names)
 }
@@ -35,6 +35,7 @@ type build struct {
 	number   uint64
 	ownNames [shardCount]bool // this part of names is ours to change
 	ownAddrs [shardCount]bool
+	ownLeft  bool // leftOut is
 
 	// room for what many names need one of: a table is made of few allocations
 	nodeRoom    []node
@@ -50,36 +51,31 @@ func (t *Table) Update(cfg TableConfig, names []Name) (*Table, error) {
 	if err != nil {
 		return nil, err
 	}
+	former := b.leftOut
+	b.leftOut, b.ownLeft = nil, false
 	var (
-		bad     []error
 		changed []*service // replaced or new
 		kept    = make(map[*service]struct{}, len(b.services))
 	)
 	for i := range names {
 		name := &names[i]
-		if name.Host == "*" || name.Host == "*." || len(name.Addrs) == 0 {
+		if name.isNobodys() {
 			continue
 		}
 		if b.key, err = appendKey(b.key[:0], name.Host); err != nil {
-			bad = append(bad, fmt.Errorf("%s: %w", quoted(name.Host), err))
+			b.leaveOut(name.Host, err.Error())
 			continue
 		}
-		if old := b.ownedBy(b.key, name.Host); old != nil && sameName(&old.Name, name) {
+		if old := b.ownedBy(b.key, name.Host); old != nil && former[name.Host] == "" && sameName(&old.Name, name) {
 			if _, twice := kept[old]; twice {
-				bad = append(bad, fmt.Errorf("%s: given twice", quoted(name.Host)))
+				b.leaveOut(name.Host, givenTwice)
 			}
 			kept[old] = struct{}{}
 			continue
 		}
-		s, err := newService(name, string(b.key))
-		if err != nil {
-			bad = append(bad, fmt.Errorf("%s: %w", quoted(name.Host), err))
-			continue
+		if s := b.newService(name, string(b.key)); s != nil {
+			changed = append(changed, s)
 		}
-		changed = append(changed, s)
-	}
-	if err := joinBad(bad); err != nil {
-		return nil, err
 	}
 	gone := map[*service]struct{}{}
 	for _, s := range b.services {
@@ -87,7 +83,7 @@ func (t *Table) Update(cfg TableConfig, names []Name) (*Table, error) {
 			gone[s] = struct{}{}
 		}
 	}
-	return b.replace(gone, changed)
+	return b.replace(gone, changed), nil
 }
 
 // Change builds the table that is t but for some names: those of the hosts in gone are not in it, and names are new or take the place of
@@ -101,12 +97,12 @@ func (t *Table) Change(cfg TableConfig, gone []string, names []Name) (*Table, er
 		return nil, err
 	}
 	var (
-		bad      []error
 		changed  []*service
 		replaced = map[*service]struct{}{}
 	)
 	// take marks what a host has as replaced; its key is in b.key then.
 	take := func(host string) (err error) {
+		b.takeBack(host)
 		if b.key, err = appendKey(b.key[:0], host); err != nil {
 			return err
 		}
@@ -120,49 +116,41 @@ func (t *Table) Change(cfg TableConfig, gone []string, names []Name) (*Table, er
 	}
 	for i := range names {
 		name := &names[i]
-		if name.Host == "*" || name.Host == "*." {
+		err := take(name.Host)
+		switch {
+		case name.isNobodys():
+			continue
+		case err != nil:
+			b.leaveOut(name.Host, err.Error())
 			continue
 		}
-		if err := take(name.Host); err != nil {
-			bad = append(bad, fmt.Errorf("%s: %w", quoted(name.Host), err))
-			continue
+		if s := b.newService(name, string(b.key)); s != nil {
+			changed = append(changed, s)
 		}
-		if len(name.Addrs) == 0 {
-			continue
-		}
-		s, err := newService(name, string(b.key))
-		if err != nil {
-			bad = append(bad, fmt.Errorf("%s: %w", quoted(name.Host), err))
-			continue
-		}
-		changed = append(changed, s)
 	}
-	if err := joinBad(bad); err != nil {
-		return nil, err
-	}
-	return b.replace(replaced, changed)
+	return b.replace(replaced, changed), nil
 }
 
 // replace takes services out of the table in the making and puts others in.
-func (b *build) replace(gone map[*service]struct{}, added []*service) (*Table, error) {
+func (b *build) replace(gone map[*service]struct{}, added []*service) *Table {
 	former := b.services
 	b.services = make([]*service, 0, len(former)-len(gone)+len(added))
 	for _, s := range former {
 		if _, ok := gone[s]; !ok {
 			b.services = append(b.services, s)
-		} else if err := b.remove(s); err != nil {
-			return nil, err
+		} else {
+			b.remove(s)
 		}
 	}
 	b.reserve(len(added))
-	var bad []error
 	for _, s := range added {
-		if err := b.add(s); err != nil {
-			bad = append(bad, fmt.Errorf("%s: %w", quoted(s.Host), err))
+		if b.add(s) {
+			b.services = append(b.services, s)
+		} else {
+			b.leaveOut(s.Host, givenTwice)
 		}
 	}
-	b.services = append(b.services, added...)
-	return b.Table, joinBad(bad)
+	return b.Table
 }
 
 // newBuild starts from former if it answers for the same proxy, else from nothing.
@@ -216,57 +204,32 @@ func alone[T any](room *[]T, v T) []T {
 	return (*room)[n-1 : n : n]
 }
 
-// newService prepares the answers of a name.
-func newService(name *Name, key string) (*service, error) {
-	s := &service{Name: *name, key: key}
-	for i, addr := range s.Addrs {
-		switch {
-		case !addr.IsValid():
-			return nil, fmt.Errorf("address %d is none", i+1)
-		case addr.Zone() != "":
-			return nil, fmt.Errorf("address %s has a zone", addr)
-		case addr.Is4In6():
-			s.Addrs = slices.Clone(s.Addrs) // the caller's stay
-			s.Addrs[i] = addr.Unmap()
-		}
-	}
-	s.a, s.aaaa = addressRecords(s.Addrs)
-	return s, nil
-}
-
-// wants visits the names s wants, each once: its host first, then its aliases. A Kubernetes service within the domain whose
+// wants are the names s wants, each once: its host first, then its aliases. A Kubernetes service within the domain whose
 // host is not its short name, namespace and domain joined gets that name as an alias, because short forms are completed to it.
-func (b *build) wants(s *service, visit func(key string, c claim) error) error {
-	full, err := b.fullKey(s)
-	if err != nil {
-		return err
-	}
-	if err := visit(s.key, claim{service: s, full: string(full) == s.key}); err != nil {
-		return err
-	}
-	if len(s.AltHosts) == 0 && (full == nil || string(full) == s.key) {
-		return nil
-	}
-	aliases := make([]string, 0, len(s.AltHosts)+1)
-	if full != nil {
-		aliases = append(aliases, string(full))
-	}
-	for _, alt := range s.AltHosts {
-		key, err := appendKey(nil, alt)
-		if err != nil {
-			return fmt.Errorf("alternative host %s: %w", quoted(alt), err)
+func (b *build) wants(s *service) iter.Seq2[string, claim] {
+	return func(yield func(string, claim) bool) {
+		full, _ := b.fullKey(s) // newService has seen to it
+		if !yield(s.key, claim{service: s, full: string(full) == s.key}) || len(s.AltHosts) == 0 && (full == nil || string(full) == s.key) {
+			return
 		}
-		aliases = append(aliases, string(key))
-	}
-	for i, key := range aliases {
-		if key == s.key || slices.Contains(aliases[:i], key) {
-			continue
+		aliases := make([]string, 0, len(s.AltHosts)+1)
+		if full != nil {
+			aliases = append(aliases, string(full))
 		}
-		if err := visit(key, claim{service: s, alias: true, full: full != nil && i == 0}); err != nil {
-			return err
+		for _, alt := range s.AltHosts {
+			if key, err := appendKey(nil, alt); err == nil {
+				aliases = append(aliases, string(key))
+			}
+		}
+		for i, key := range aliases {
+			if key == s.key || slices.Contains(aliases[:i], key) {
+				continue
+			}
+			if !yield(key, claim{service: s, alias: true, full: full != nil && i == 0}) {
+				return
+			}
 		}
 	}
-	return nil
 }
 
 // fullKey is the key of the name that the short forms of s are short for, in scratch room; nil if s has no such forms.
@@ -289,25 +252,25 @@ func (b *build) fullKey(s *service) ([]byte, error) {
 	return key, nil
 }
 
-func (b *build) add(s *service) error {
-	err := b.wants(s, func(key string, c claim) error {
+// add puts s in. It does nothing, and says so, if its host is there already.
+func (b *build) add(s *service) bool {
+	for key, c := range b.wants(s) {
 		n := b.mutable(key)
 		if len(n.owners) == 0 {
 			n.owners = alone(&b.claimRoom, c)
 		} else {
 			at, taken := slices.BinarySearchFunc(n.owners, c, compareClaims)
 			if taken {
-				return errors.New("given twice")
+				return false // at the first, the host: aliases of one service differ
 			}
 			n.owners = slices.Insert(n.owners, at, c)
 		}
 		if isWildcard(key) {
 			b.wildcards++
 		}
-		return nil
-	})
-	if err != nil || isWildcard(s.key) {
-		return err // a wildcard is no one name to answer a PTR with
+	}
+	if isWildcard(s.key) {
+		return true // no one name to answer a PTR with
 	}
 	for _, addr := range s.Addrs {
 		list := b.addrsOf(addr)
@@ -319,26 +282,24 @@ func (b *build) add(s *service) error {
 			b.addrs[shardOf(addr)][addr] = slices.Insert(slices.Clone(list), at, s)
 		}
 	}
-	return nil
+	return true
 }
 
-func (b *build) remove(s *service) error {
-	err := b.wants(s, func(key string, _ claim) error {
+func (b *build) remove(s *service) {
+	for key := range b.wants(s) {
 		n := b.mutable(key)
 		n.owners = slices.DeleteFunc(n.owners, func(c claim) bool { return c.service == s })
 		if isWildcard(key) {
 			b.wildcards--
 		}
 		b.prune(key)
-		return nil
-	})
+	}
 	for _, addr := range s.Addrs {
 		list := slices.DeleteFunc(slices.Clone(b.addrsOf(addr)), func(o *service) bool { return o == s })
 		if b.addrs[shardOf(addr)][addr] = list; len(list) == 0 {
 			delete(b.addrs[shardOf(addr)], addr)
 		}
 	}
-	return err
 }
 
 // mutable returns the node of key for changing, and makes it and its ancestors if they are not there.

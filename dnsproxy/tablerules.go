@@ -2,7 +2,6 @@ package dnsproxy
 
 import (
 	"cmp"
-	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -10,7 +9,7 @@ import (
 
 func sameName(a, b *Name) bool {
 	return a.Registry == b.Registry && a.ShortName == b.ShortName && a.Namespace == b.Namespace &&
-		slices.EqualFunc(a.Addrs, b.Addrs, func(x, y netip.Addr) bool { return x == y.Unmap() }) && slices.Equal(a.AltHosts, b.AltHosts)
+		slices.EqualFunc(a.Addrs, b.Addrs, func(x, y netip.Addr) bool { return x == y.Unmap() }) && slices.Equal(a.AltHosts, b.AltHosts) && slices.Equal(a.BadAddrs, b.BadAddrs)
 }
 
 // compareClaims puts first who gets a name that several want: a host before an alias, Kubernetes before other registries,
@@ -41,33 +40,4 @@ func compareBool(a, b bool) int {
 		return -1
 	}
 	return 1
-}
-
-// maxBadNames bounds the error of a table: enough to mend what is wrong, short enough for a NACK.
-const maxBadNames = 10
-
-func joinBad(bad []error) error {
-	if len(bad) == 0 {
-		return nil
-	}
-	slices.SortFunc(bad, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
-	more := ""
-	if len(bad) > maxBadNames {
-		more = fmt.Sprintf("; and %d more", len(bad)-maxBadNames)
-		bad = bad[:maxBadNames]
-	}
-	texts := make([]string, len(bad))
-	for i, err := range bad {
-		texts[i] = err.Error()
-	}
-	return fmt.Errorf("name table: %s%s", strings.Join(texts, "; "), more)
-}
-
-// quoted shortens a name that is too long to show.
-func quoted(host string) string {
-	const most = 80
-	if len(host) > most {
-		return fmt.Sprintf("%q… (%d octets)", host[:most], len(host))
-	}
-	return fmt.Sprintf("%q", host)
 }

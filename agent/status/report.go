@@ -60,7 +60,8 @@ type DNSReport struct {
 	Listen []string `json:"listen"`
 	// Source of the table in use: "istiod", "disk" (saved by an earlier run), or "none" (everything goes upstream).
 	Source    string     `json:"source"`
-	Names     int        `json:"names"`
+	Names     int        `json:"names"`             // that answer
+	LeftOut   int        `json:"leftOut,omitempty"` // that istiod sent and that are not in use, or not whole, because DNS cannot carry them
 	Version   string     `json:"version,omitempty"`
 	Received  *time.Time `json:"received,omitempty"` // when istiod sent the table in use
 	Upstreams []string   `json:"upstreams"`
@@ -117,4 +118,6 @@ type DNSName struct {
 	Addresses []string `json:"addresses"`
 	Namespace string   `json:"namespace,omitempty"` // of a Kubernetes service
 	Registry  string   `json:"registry,omitempty"`
+	// LeftOut is why the name is not in use, or not whole; it has no addresses here in the first case.
+	LeftOut string `json:"leftOut,omitempty"`
 }

@@ -54,7 +54,11 @@ func newDNSTable(o *options) *cobra.Command {
 				return writeJSON(cmd.OutOrStdout(), names)
 			}
 			for _, n := range names {
-				if _, err := fmt.Fprintln(cmd.OutOrStdout(), n.Host, strings.Join(n.Addresses, " ")); err != nil {
+				fields := append([]string{n.Host}, n.Addresses...)
+				if n.LeftOut != "" {
+					fields = append(fields, "(left out: "+n.LeftOut+")")
+				}
+				if _, err := fmt.Fprintln(cmd.OutOrStdout(), strings.Join(fields, " ")); err != nil {
 					return err
 				}
 			}

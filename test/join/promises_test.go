@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -17,7 +18,9 @@ import (
 	"github.com/miekg/dns"
 	"google.golang.org/grpc/codes"
 
+	"wingman/agent"
 	"wingman/agent/status"
+	"wingman/agent/xds/nds"
 	"wingman/test/controlplane"
 	"wingman/test/files"
 )
@@ -171,7 +174,7 @@ func pairOnDisk(t *testing.T, m *machine) {
 }
 
 // Promise 7: bad input is refused with a sentence, and the last good state keeps working.
-func TestBadTableIsRefusedAndTheLastOneServes(t *testing.T) {
+func TestTableOfNothingUsableIsRefusedAndTheLastOneServes(t *testing.T) {
 	m := newMachine(t, newIstiod(t, controlplane.Config{}))
 	m.start()
 	m.until("joined", joined)
@@ -190,6 +193,53 @@ func TestBadTableIsRefusedAndTheLastOneServes(t *testing.T) {
 		m.mustResolve("webapp.istioinaction", "10.96.97.98")
 		m.until("degraded with the reason", func(r status.Report) bool { return strings.Contains(strings.Join(r.Degraded, " "), "refused") })
 	}
+}
+
+// Promise 7 for what Istio lets through: a name that DNS cannot carry costs nothing but itself, on a machine that joins as on one that has joined.
+func TestNamesThatCannotBeUsedLeaveTheOthersServing(t *testing.T) {
+	istiod := newIstiod(t, controlplane.Config{})
+	pod := strings.Repeat("x", 64) + ".jobs.batch.svc.cluster.local"
+	names := func(webapp string) *nds.NameTable {
+		return controlplane.Names(map[string][]string{"webapp.istioinaction.svc.cluster.local": {webapp}, pod: {"10.0.0.3"}, "half.example.com": {"10.0.0.0/8", "10.0.0.4"}})
+	}
+	istiod.SetNames(names("10.96.97.98"))
+	m := newMachine(t, istiod)
+	m.start()
+	m.until("joined", joined)
+	for _, addr := range []string{"10.96.97.98", "10.96.97.99"} {
+		n := len(istiod.Events())
+		istiod.SetNames(names(addr))
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		e, err := istiod.WaitEventAfter(ctx, n, func(e controlplane.Event) bool {
+			return e.TypeURL == controlplane.NameTableType && (e.Kind == controlplane.Acked || e.Kind == controlplane.Nacked)
+		})
+		cancel()
+		if err != nil || e.Kind != controlplane.Acked {
+			t.Fatalf("answer to the push %+v, %v; want an ACK", e, err)
+		}
+		m.mustResolve("webapp.istioinaction", addr)
+		m.mustResolve("half.example.com", "10.0.0.4")
+		m.until("degraded with both names", func(r status.Report) bool {
+			all := strings.Join(r.Degraded, " ")
+			return strings.Contains(all, "label of 64 octets") && strings.Contains(all, `"10.0.0.0/8" is no address`) && r.DNS.LeftOut == 2 && r.DNS.Names == 2
+		})
+	}
+	table, err := agent.Client(m.root).Table(t.Context(), "")
+	var left []string
+	for _, n := range table {
+		left = append(left, fmt.Sprint(n.Host[:4], len(n.Addresses), n.LeftOut != ""))
+	}
+	if want := []string{"half1 true", "weba1 false", "xxxx0 true"}; err != nil || !slices.Equal(left, want) {
+		t.Errorf("table %q, %v; want %q", left, err, want)
+	}
+	m.until("saved", func(status.Report) bool { _, err := os.Stat(m.path("var/lib/wingman/nametable")); return err == nil })
+	if err := m.stop(); err != nil {
+		t.Fatal(err)
+	}
+	istiod.Close()
+	m.start() // from the disk alone
+	m.mustResolve("webapp.istioinaction", "10.96.97.99")
+	m.until("degraded with both names", func(r status.Report) bool { return r.DNS.Source == "disk" && r.DNS.LeftOut == 2 })
 }
 
 // Promise 7 for settings: a machine that joined goes on with the last good ones, one that never did says what is wrong.
