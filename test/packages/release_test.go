@@ -148,7 +148,7 @@ func TestHalfAReleaseIsNone(t *testing.T) {
 		cmd := release(t, dir, "GO="+toolchain(t, "echo >&3; exec sleep 60"))
 		cmd.ExtraFiles = []*os.File{begins} // 3
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-		if err := errors.Join(cmd.Start(), begins.Close(), began.SetReadDeadline(time.Now().Add(30*time.Second))); err != nil {
+		if err := errors.Join(cmd.Start(), begins.Close(), began.SetReadDeadline(time.Now().Add(2*time.Minute))); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := began.Read(make([]byte, 1)); err != nil {
