@@ -137,7 +137,9 @@ func TestAChangedLabelMakesAnotherEntry(t *testing.T) {
 	m.write(files.Wingman, fmt.Sprintf(good, "front"))
 	m.start()
 	m.until("joined", joined)
-	m.entry("labelled", func(e controlplane.Entry) bool { return e.Labels["tier"] == "front" && e.Connected })
+	m.entry("labelled, and its health is known", func(e controlplane.Entry) bool {
+		return e.Labels["tier"] == "front" && e.Connected && e.Condition != nil
+	})
 
 	n := len(m.istiod.Events())
 	m.write(files.Wingman, fmt.Sprintf(good, "back"))
