@@ -194,6 +194,11 @@ func (c *Config) owners() (owners [][]Owner) {
 // capturesInbound reports whether any inbound port goes to Envoy.
 func (c *Config) capturesInbound() bool { return c.InboundAll || len(c.InboundPorts) > 0 }
 
+// capturesOutbound reports whether any outbound connection goes to Envoy.
+func (c *Config) capturesOutbound() bool {
+	return c.OutboundAll || len(c.OutboundCIDRs) > 0 || len(c.OutboundPorts) > 0
+}
+
 // capturesTCP reports whether Envoy takes any traffic: the full set of Istio's chains is then in place.
 func (c *Config) capturesTCP() bool { return c.Level == LevelAll && c.Mode != ModeNone }
 

@@ -149,18 +149,32 @@ func configFromEnv(t testing.TB, env map[string]string) Config {
 	return cfg
 }
 
-// withoutOwn leaves out comments, counters and every line that names a chain of ours.
+// withoutOwn leaves out comments, counters, every line that names a chain of ours, and tables that hold nothing else.
 func withoutOwn(save string) string {
-	var b strings.Builder
+	var b, table strings.Builder
+	empty, own := true, false
 	for line := range strings.Lines(save) {
-		if strings.HasPrefix(line, "#") || strings.Contains(line, "WINGMAN_") {
+		switch {
+		case strings.Contains(line, "WINGMAN_"):
+			own = true
 			continue
-		}
-		if strings.HasPrefix(line, ":") {
+		case strings.HasPrefix(line, "#"):
+			continue
+		case strings.HasPrefix(line, ":"):
 			f := strings.Fields(line)
 			line = f[0] + " " + f[1] + " [0:0]\n"
+			empty = empty && builtins[f[0][1:]]
+		case strings.HasPrefix(line, "-A "):
+			empty = false
 		}
-		b.WriteString(line)
+		table.WriteString(line)
+		if line == "COMMIT\n" {
+			if !strings.HasPrefix(table.String(), "*mangle") || !own || !empty {
+				b.WriteString(table.String())
+			}
+			table.Reset()
+			empty, own = true, false
+		}
 	}
-	return b.String()
+	return b.String() + table.String()
 }

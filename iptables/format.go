@@ -36,6 +36,12 @@ func (r Rule) spec(fam Family) string {
 		word("-p %s", r.Proto)
 	}
 	writePorts(word, r.Proto, r.Sport, r.Dport)
+	if r.Syn {
+		if len(r.Sport.Ranges) != 1 && len(r.Dport.Ranges) != 1 { // else named with the port
+			word("-m %s", r.Proto)
+		}
+		word("--tcp-flags FIN,SYN,RST,ACK SYN")
+	}
 	for _, o := range r.Owners {
 		flag := "--uid-owner"
 		if o.Group {
@@ -51,6 +57,12 @@ func (r Rule) spec(fam Family) string {
 	}
 	if r.State != "" {
 		word("-m conntrack --ctstate %s", r.State)
+	}
+	if r.Known {
+		word("-m conntrack --ctstatus CONFIRMED")
+	}
+	if r.DNAT {
+		word("-m conntrack --ctstate DNAT")
 	}
 	if r.NotToLocal || r.ToLocal {
 		word("-m addrtype %s--dst-type LOCAL", bang(r.NotToLocal))

@@ -173,7 +173,7 @@ func (p *planner) guardChain(table, hook string) {
 	name, rules := chainGuardIn, p.guards.in
 	switch {
 	case hook == "OUTPUT":
-		if !p.cfg.OutboundAll && len(p.cfg.OutboundCIDRs) == 0 && len(p.cfg.OutboundPorts) == 0 {
+		if !p.cfg.capturesOutbound() {
 			return // nothing outbound is captured but DNS, from which nothing is exempt
 		}
 		name, rules = chainGuardOut, p.guards.out

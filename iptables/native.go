@@ -215,6 +215,9 @@ func (r nativeRule) text() string {
 			word("%s %s %s%s", r.Proto, p.side, unequal(p.Not), strings.Replace(one.String(), ":", "-", 1))
 		}
 	}
+	if r.Syn {
+		word("tcp flags & (fin | syn | rst | ack) == syn")
+	}
 	for _, o := range r.Owners {
 		key := "skuid"
 		if o.Group {
@@ -230,6 +233,12 @@ func (r nativeRule) text() string {
 	}
 	if r.State != "" {
 		word("ct state %s", strings.ToLower(r.State))
+	}
+	if r.Known {
+		word("ct status confirmed")
+	}
+	if r.DNAT {
+		word("ct status dnat")
 	}
 	if r.NotToLocal || r.ToLocal {
 		word("fib daddr type %slocal", unequal(r.NotToLocal))

@@ -33,6 +33,10 @@ func (r *nativeRule) exprs() []expr.Any {
 	}
 	e.ports(r.Sport, 0)
 	e.ports(r.Dport, 2)
+	if r.Syn {
+		e.add(&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1}) // FIN 1, SYN 2, RST 4, ACK 16
+		e.add(&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{1 | 2 | 4 | 16}, Xor: []byte{0}}, cmp1(expr.CmpOpEq, []byte{2}))
+	}
 	for _, o := range r.Owners {
 		key := expr.MetaKeySKUID
 		if o.Group {
@@ -47,6 +51,12 @@ func (r *nativeRule) exprs() []expr.Any {
 		e.add(&expr.Ct{Key: expr.CtKeyMARK, Register: 1}, cmp1(expr.CmpOpEq, binaryutil.NativeEndian.PutUint32(*r.ConnMark)))
 	}
 	e.state(r.State)
+	if r.Known {
+		e.bits(expr.CtKeySTATUS, ctStatusConfirmed)
+	}
+	if r.DNAT {
+		e.bits(expr.CtKeySTATUS, ctStatusDNAT)
+	}
 	if r.NotToLocal || r.ToLocal {
 		e.add(&expr.Fib{Register: 1, FlagDADDR: true, ResultADDRTYPE: true}, cmp1(equal(r.NotToLocal), binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)))
 	}
@@ -140,7 +150,18 @@ func (e *exprList) state(states string) {
 	for s := range strings.SplitSeq(states, ",") {
 		want |= bits[s]
 	}
-	e.add(&expr.Ct{Key: expr.CtKeySTATE, Register: 1},
+	e.bits(expr.CtKeySTATE, want)
+}
+
+// Bits of a connection's status (enum ip_conntrack_status, nf_conntrack_common.h).
+const (
+	ctStatusConfirmed = 1 << 3
+	ctStatusDNAT      = 1 << 5
+)
+
+// bits matches when any of the wanted bits is set in what conntrack knows.
+func (e *exprList) bits(key expr.CtKey, want uint32) {
+	e.add(&expr.Ct{Key: key, Register: 1},
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(want), Xor: make([]byte, 4)},
 		cmp1(expr.CmpOpNeq, make([]byte, 4)))
 }

@@ -178,6 +178,7 @@ func (p *planner) planAll() {
 	if cfg.Mode == ModeTProxy {
 		p.planTProxyMarks()
 	}
+	p.planStale()
 }
 
 // excludeInterfaces lets the named interfaces past all that follows in the built-in chains.

@@ -43,6 +43,9 @@ type Rule struct {
 	State        string // conntrack states as iptables writes them: "INVALID" or "RELATED,ESTABLISHED"
 	NotToLocal   bool   // the destination is not an address of this machine
 	ToLocal      bool   // it is one
+	Syn          bool   // the first packet of a TCP connection: SYN without FIN, RST and ACK; needs Proto
+	Known        bool   // conntrack had the packet's connection before the packet came
+	DNAT         bool   // conntrack sends the connection to somewhere else
 
 	Verdict Verdict
 	// Reason says why a guard stands here; empty for Istio's own rules.
