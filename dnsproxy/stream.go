@@ -198,6 +198,10 @@ func (s *upStream) flushLocked() (lost []*flight) {
 		case unix.EAGAIN: // the reader hears when there is room, as when the connection is made
 			return nil
 		case unix.EINTR:
+		case unix.EPIPE, unix.ECONNRESET:
+			// the server has closed it, and what it answered before may lie there still: the reader hears of both, in their order
+			s.retired, s.out = true, nil
+			return nil
 		default:
 			return s.dieLocked(os.NewSyscallError("send", errno))
 		}

@@ -156,6 +156,46 @@ func TestNoQuestionIsLostWithItsStream(t *testing.T) {
 	}
 }
 
+// TestAnswersBeforeAResetCount: a server answers and closes while more questions are on their way, and we learn of the end before we have read the answer.
+func TestAnswersBeforeAResetCount(t *testing.T) {
+	t.Parallel()
+	answer, closed := make(chan struct{}), make(chan struct{})
+	up := newStreams(t, func(s *streams, n int, conn *net.TCPConn) {
+		if q := s.next(conn); q != nil && n == 1 {
+			select {
+			case <-answer:
+			case <-t.Context().Done():
+			}
+			_ = writeFrame(conn, anyName(q))
+			_ = conn.SetLinger(0) // a reset
+			conn.Close()
+			close(closed)
+		}
+	})
+	s := serve(t, Config{Upstreams: []netip.AddrPort{up.addr}, ResolvConf: overStreams(t), CacheBytes: -1, ForwardTimeout: patience})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if got := exchange(t, s.addr, overUDP, question("www.example.com", dns.TypeA)); len(got.Answer) != 1 {
+			t.Errorf("got %s, want the answer from before the end", brief(got))
+		}
+	})
+	waitFor(t, func() bool { _, asked := up.counts(); return asked == 1 })
+	s.forward.mu.Lock() // the reader waits
+	close(answer)
+	<-closed
+	for _, stream := range s.forward.streams {
+		waitFor(t, func() bool { // until a question meets the reset
+			stream.out = []byte("\x00\x01x")
+			if len(stream.flushLocked()) > 0 {
+				t.Error("the question is lost")
+			}
+			return stream.closed || stream.retired
+		})
+	}
+	s.forward.mu.Unlock()
+	wg.Wait()
+}
+
 // TestAStreamForgottenOnTheWay: a firewall has dropped its state of an idle stream, and no packet comes back.
 func TestAStreamForgottenOnTheWay(t *testing.T) {
 	t.Parallel()
