@@ -171,6 +171,25 @@ func TestAnsibleRefusesRelativePaths(t *testing.T) {
 	}
 }
 
+// A playbook that finds no machine to do its work on fails, and says how machines are named. The one that it finds is nobody, and so cannot be reached.
+func TestAnsibleWithoutAMachineFails(t *testing.T) {
+	inventory := write(t, filepath.Join(t.TempDir(), "hosts.ini"), "[vms]\nweb1 ansible_connection=local ansible_python_interpreter=/nowhere/python\n")
+	for _, playbook := range []string{"site.yml", "upgrade.yml", "leave.yml"} {
+		for _, tt := range []struct{ args, want string }{
+			{"", `the inventory has no machine for "wingman"`},
+			{"wingman_hosts=nobody", `the inventory has no machine for "nobody"`},
+			{"wingman_hosts=vms", "fatal: [web1]"},
+		} {
+			cmd := exec.Command(filepath.Join(ansibleTools(t), "ansible-playbook"), "-i", inventory, "-e", tt.args, "playbooks/"+playbook)
+			cmd.Dir = ansibleFolder
+			cmd.Env = append(cmd.Environ(), "LC_ALL=C.UTF-8", "HOME="+t.TempDir(), "ANSIBLE_NOCOLOR=1")
+			if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), tt.want) {
+				t.Errorf("%s %s: %v, want %q:\n%s", playbook, tt.args, err, tt.want, out)
+			}
+		}
+	}
+}
+
 // A degraded machine is healthy only to who says so. The program's place is taken by one that says nothing else.
 func TestAnsibleAcceptsDegraded(t *testing.T) {
 	dir := t.TempDir()
