@@ -71,11 +71,16 @@ func TestPackerBuild(t *testing.T) {
 	m.Sh("rm /tmp/script_*") // of Packer, which leaves it where a build fails
 	m.Write("/etc/hostname", "build-7\n", 0o644)
 	m.Write("/var/lib/systemd/credential.secret", "of this machine", 0o600)
+	// What the seed's unit does where it is no container's: it saves another one when it stops.
+	m.Write("/etc/systemd/system/systemd-random-seed.service.d/as-on-a-computer.conf",
+		"[Unit]\nConditionVirtualization=\n[Service]\nExecStart=\nExecStart=/bin/true\nExecStop=\nExecStop=/bin/sh -c 'echo seed >/var/lib/systemd/random-seed'\n", 0o644)
+	m.Sh("systemctl daemon-reload; systemctl start systemd-random-seed; systemctl is-active systemd-random-seed")
 	out, err := build("-var", "settings=log: {level: debug}")
 	if err != nil {
 		t.Fatalf("packer build: %v\n%s", err, out)
 	}
 	for _, look := range []struct{ line, want string }{
+		{"systemctl stop systemd-random-seed; ls /var/lib/systemd/random-seed 2>/dev/null || :", ""}, // as at the shutdown
 		{"systemctl is-enabled wingman", "enabled"},
 		{"systemctl is-active wingman || :", "inactive"},
 		{"dpkg-query --show --showformat='${db:Status-Status}' wingman-envoy", "installed"},

@@ -15,6 +15,11 @@ fi
 for file in /etc/machine-id /etc/hostname; do # emptied, not removed: in a container they are mounts
 	if [ -s "$file" ]; then : >"$file"; fi
 done
+# Its stop writes the seed anew, as the shutdown would that ends a build: so first that, for good.
+if [ -d /run/systemd/system ]; then
+	systemctl mask --runtime --quiet systemd-random-seed.service
+	systemctl stop systemd-random-seed.service
+fi
 rm -f /var/lib/dbus/machine-id /var/lib/systemd/random-seed /var/lib/systemd/credential.secret
 
 # What the build left.
