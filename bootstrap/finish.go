@@ -47,7 +47,7 @@ func (l *loader) placePaths() {
 	} else {
 		p.RootCert = DefaultPaths(l.c.Root).RootCert
 		if l.c.Paths.ProvCert != "" {
-			p.RootCert = under(l.c.Root, l.c.Paths.ProvCert+"/root-cert.pem")
+			p.RootCert = fileUnder(l.c.Root, l.c.Paths.ProvCert, "root-cert.pem")
 		}
 	}
 	place(&p.Token)

@@ -36,7 +36,7 @@ func DefaultPaths(root string) Paths {
 		MeshConfig:  at("/etc/istio/config/mesh"),
 		Hosts:       at("/var/lib/istio/envoy/hosts"),
 		Token:       at("/var/run/secrets/tokens/istio-token"),
-		RootCert:    at("/etc/certs/root-cert.pem"),
+		RootCert:    fileUnder(root, "/etc/certs", "root-cert.pem"),
 		ProvCert:    at("/etc/certs"),
 		WingmanYAML: at("/etc/wingman/wingman.yaml"),
 		StateDir:    at("/var/lib/wingman"),
@@ -74,6 +74,16 @@ func under(root, path string) string {
 		rest = append(strings.Split(target, "/"), rest...)
 	}
 	return filepath.Join(root, done)
+}
+
+// fileUnder is under for a file that may be our own link into the store: a relative link is left as it is, as it is where root is "/". What it leads to
+// goes when a generation is put aside, and what stood in its place before it is found by its name.
+func fileUnder(root, dir, name string) string {
+	file := filepath.Join(under(root, dir), name)
+	if target, err := os.Readlink(file); err == nil && !filepath.IsAbs(target) {
+		return file
+	}
+	return under(root, filepath.Join(dir, name))
 }
 
 // absolute returns the folder that stands for "/": root itself, from the working folder if it is relative.

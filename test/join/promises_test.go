@@ -148,6 +148,10 @@ func TestADamagedStoreIsLeftBehind(t *testing.T) {
 			m := newMachine(t, newIstiod(t, controlplane.Config{}))
 			m.start()
 			first := m.until("joined", joined).Identity.Serial
+			m.until("whole: the root, too, is a link into the store", func(status.Report) bool {
+				_, err := os.Readlink(m.path(files.RootCert))
+				return err == nil
+			})
 			if err := m.stop(); err != nil {
 				t.Fatal(err)
 			}
