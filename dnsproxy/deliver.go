@@ -22,7 +22,7 @@ func (f *forwarder) deliver(fl *flight, box *outbox) {
 		if w.trace != nil {
 			w.trace.server = fl.by
 		}
-		if fl.stale != nil && !useful(fl.fallback) {
+		if fl.stale != nil && (!useful(fl.fallback) || w.via == overTCP && fl.fallback[2]&flagTC != 0) {
 			f.conclude(w, fl, fl.stale.message(w.msg, now()), fromStale, box)
 		} else {
 			f.conclude(w, fl, fl.fallback, fromUpstream, box)
@@ -43,6 +43,11 @@ func (f *forwarder) conclude(w waiter, fl *flight, answer []byte, from source, b
 	t := f.s.Table()
 	if w.trace != nil && w.trace.raw {
 		t = nil
+	}
+	if answer != nil && w.via == overTCP && answer[2]&flagTC != 0 {
+		// over TCP nobody looks at TC: an answer cut short would be taken for the whole
+		f.fail(w, dns.ExtendedErrorCodeNetworkError, fl.by+" truncates its answer, and no server gives the whole one over TCP", box)
+		return
 	}
 	if answer != nil {
 		reply, from := f.compose(t, w, answer, from)

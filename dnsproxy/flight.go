@@ -80,6 +80,9 @@ func (f *forwarder) advanceLocked(fl *flight) *flight {
 	for fl.sends < limit {
 		server := fl.order[fl.sends%len(fl.order)]
 		fl.sends++
+		if !f.conf.useTCP && fl.fetching(server) {
+			continue
+		}
 		send := f.sendLocked
 		if f.conf.useTCP {
 			send = f.streamLocked
@@ -107,6 +110,11 @@ func (fl *flight) attemptLocked(server *server) *attempt {
 	*a = attempt{flight: fl, server: server, id: randomID(), sent: time.Now()}
 	fl.attempts = append(fl.attempts, a)
 	return a
+}
+
+// fetching reports whether server is being asked over TCP.
+func (fl *flight) fetching(server *server) bool {
+	return slices.ContainsFunc(fl.attempts, func(a *attempt) bool { return a.overTCP && a.server == server })
 }
 
 // sendLimit bounds the queries that one question causes.
@@ -168,7 +176,7 @@ func (f *forwarder) tick(fl *flight) {
 		for _, a := range fl.attempts {
 			f.moveLocked(a)
 		}
-		f.timeLocked(fl, fl.deadline.Sub(now))
+		done = f.advanceLocked(fl) // streams to a server may lead nowhere, as firewalls have it that know DNS by UDP alone
 	default:
 		done = f.advanceLocked(fl)
 	}
@@ -205,7 +213,7 @@ func (f *forwarder) answeredLocked(a *attempt, msg []byte) *flight {
 		return f.finishLocked(fl, fl.fallback)
 	case truncated:
 		fl.fallback = slices.Clone(msg) // better than nothing, if the stream fails
-		if !fl.overTCP {
+		if !fl.fetching(a.server) {
 			return f.fetchLocked(fl, a.server)
 		}
 		return nil

@@ -49,7 +49,7 @@ type flight struct {
 	staleAt  time.Time // or if it does not come by then
 	by       string    // the server that answered
 	fallback []byte    // the best of the useless answers (SERVFAIL, REFUSED, …), passed on if nothing better comes
-	overTCP  bool      // a stream is being read; no more datagrams
+	overTCP  bool      // a stream is being read; its server gets no more datagrams
 	probe    bool      // not a client's, see loop.go
 	done     bool
 

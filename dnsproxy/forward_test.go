@@ -168,6 +168,40 @@ func TestBadUpstreams(t *testing.T) {
 			t.Errorf("got %s, want TC", got)
 		}
 	})
+	t.Run("a client over TCP never has a truncated answer", func(t *testing.T) {
+		up := newUpstream(t, overUDPOnly)
+		s := serve(t, Config{Upstreams: []netip.AddrPort{up.addr}, ForwardTimeout: time.Second})
+		req := question("big.example.com", dns.TypeTXT)
+		req.SetEdns0(1232, false)
+		if got := brief(exchange(t, s.addr, overTCP, req)); got != "SERVFAIL ra [] OPT EDE23" {
+			t.Errorf("got %s, want SERVFAIL with the cause", got)
+		}
+	})
+	t.Run("answers that cannot be fetched by TCP are had of the next server", func(t *testing.T) {
+		t.Parallel()
+		cuts := func(query []byte, via transport) [][]byte {
+			if via == overTCP {
+				return nil
+			}
+			return [][]byte{headOnly(good(query, via)[0])}
+		}
+		for name, next := range map[string]string{"whole by UDP": "www.example.com", "by TCP": "big.example.com"} {
+			cut, second := newUpstream(t, cuts), newUpstream(t, good)
+			// without the next one nothing comes before the time is up
+			s := serve(t, Config{Upstreams: []netip.AddrPort{cut.addr, second.addr}, ForwardTimeout: patience})
+			start := time.Now()
+			qtype := dns.TypeTXT
+			if next == "www.example.com" {
+				qtype = dns.TypeA
+			}
+			if got := exchange(t, s.addr, overTCP, question(next, qtype)); got.Truncated || len(got.Answer) != 1 {
+				t.Errorf("%s: got %s, want the whole record", name, brief(got))
+			}
+			if took := time.Since(start); took > patience/2 {
+				t.Errorf("%s: took %v", name, took)
+			}
+		}
+	})
 	t.Run("nobody listens: the next is asked at once", func(t *testing.T) {
 		up := newUpstream(t, good)
 		// the refusal must be heard: with a time-out this long nothing else ends the wait for the first
