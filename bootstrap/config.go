@@ -149,7 +149,7 @@ type DNS struct {
 	Mode           string                      // in which way: DNSRedirect or DNSResolved
 	CaptureAll     bool                        // every query to port 53, not only those to the servers of resolv.conf
 	Listen         netip.AddrPort              // UDP and TCP
-	ForwardTimeout time.Duration               // of one exchange with an upstream server
+	ForwardTimeout time.Duration               // of one question, over all upstream servers and tries
 	Forward        map[string][]netip.AddrPort // lower-case suffix without final dot: servers that know names below it; never nil
 	CacheSize      int                         // bytes of upstream answers to remember; 0: none
 	MaxStale       time.Duration               // how long after its time an answer may still be given; 0: never

@@ -194,18 +194,30 @@ func mapKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)
 func (l *loader) forwardZones() {
 	l.c.DNS.Forward = map[string][]netip.AddrPort{}
 	servers := listOf(dnsServer, "servers")
-	for suffix, v := range l.ownMap("dns.forward", true) {
+	spelled := map[string]string{} // as it is written first
+	zones := l.ownMap("dns.forward", true)
+	for _, suffix := range mapKeys(zones) {
+		v := zones[suffix]
 		name, bad := dnsName.read(strings.TrimSuffix(suffix, "."))
+		name = strings.ToLower(name)
+		var list []netip.AddrPort
 		if bad == nil {
-			l.c.DNS.Forward[strings.ToLower(name)], bad = servers(v.text)
+			list, bad = servers(v.text)
 		}
-		if bad == nil && len(l.c.DNS.Forward[strings.ToLower(name)]) == 0 {
+		if bad == nil && len(list) == 0 {
 			bad = &badValue{found: "no servers", expected: "at least " + dnsServer.expected}
+		}
+		if bad == nil && slices.Contains(list, l.c.DNS.Listen) {
+			bad = &badValue{found: l.c.DNS.Listen.String() + ", where this agent answers", expected: "other servers: the agent would ask itself"}
+		}
+		if first, twice := spelled[name]; bad == nil && twice {
+			bad = &badValue{found: strconv.Quote(suffix), expected: "each suffix once: it is " + strconv.Quote(first) + " in another spelling"}
 		}
 		if bad != nil {
 			l.add(Problem{Severity: Error, File: v.file, Line: v.line, Key: v.key, Found: bad.found, Expected: bad.expected, Hint: bad.hint})
 			continue
 		}
+		l.c.DNS.Forward[name], spelled[name] = list, suffix
 		l.set(v.key, v)
 	}
 }

@@ -22,6 +22,9 @@ func TestSplitDNS(t *testing.T) {
 		{"a host name for a server", "dns: {forward: {corp.example: [ns1.corp.example]}}", nil, "ns1.corp.example"},
 		{"a suffix that is none", "dns: {forward: {'a..b': [10.0.0.53]}}", nil, "a DNS name"},
 		{"no mapping", "dns: {forward: 10.0.0.53}", nil, "a mapping of name suffixes to servers"},
+		{"a suffix twice, in two spellings", "dns: {forward: {CORP.example.: [10.0.0.53], corp.example: [10.0.0.54]}}", nil, `"corp.example", expected each suffix once: it is "CORP.example." in another spelling`},
+		{"the agent itself", "dns: {listen: '127.0.0.1:5353', forward: {corp.example: [10.0.0.53, '127.0.0.1:5353']}}", nil, "127.0.0.1:5353, where this agent answers"},
+		{"the agent itself, where it answers by default", "dns: {forward: {corp.example: ['127.0.0.1:15053']}}", nil, "127.0.0.1:15053, where this agent answers"},
 		{"an address that nobody has", "dns: {forward: {corp.example: [0.0.0.0]}}", nil, "0.0.0.0"},
 	} {
 		m := bare(t)

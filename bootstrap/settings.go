@@ -248,7 +248,7 @@ var settings = []setting{
 		doc:    "Where the agent answers DNS.",
 		reader: one(listenAddr, func(c *Config) *netip.AddrPort { return &c.DNS.Listen })},
 	{key: "dns.forwardTimeout", when: OnRestart, istio: []string{"DNS_FORWARD_TIMEOUT"}, def: "5s",
-		doc:    "Longest wait for one upstream server's answer.",
+		doc:    "Longest wait for an upstream answer, over all servers and tries, less a tenth; resolv.conf's timeout, where shorter, bounds it too.",
 		reader: one(duration(10*time.Millisecond, time.Minute), func(c *Config) *time.Duration { return &c.DNS.ForwardTimeout })},
 	{key: "dns.forward", when: OnRestart,
 		doc:    "Split DNS: names below a suffix are asked of servers of their own, the longest suffix first, as corp.example: [10.0.0.53].",
