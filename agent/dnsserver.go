@@ -123,6 +123,14 @@ func loadTable(path string, cfg dnsproxy.TableConfig) (*dnsproxy.Table, error) {
 // queryTimeout is a little more than the proxy itself takes before it gives up.
 const queryTimeout = 6 * time.Second
 
+// reverseOf is the name that a PTR question for an address asks for; any other name stays.
+func reverseOf(name, qtype string) string {
+	if reverse, err := dns.ReverseAddr(name); err == nil && strings.EqualFold(qtype, "PTR") {
+		return reverse
+	}
+	return name
+}
+
 // query asks a DNS server one question, over UDP, and over TCP when the answer did not fit.
 func query(ctx context.Context, server netip.AddrPort, name, qtype string) (status.DNSAnswer, error) {
 	t, ok := dns.StringToType[strings.ToUpper(qtype)]

@@ -31,6 +31,7 @@ func (a *Agent) operations() status.Operations {
 		Status: a.report,
 		Table:  a.names,
 		Query: func(ctx context.Context, name, qtype string, explain bool) (status.DNSAnswer, error) {
+			name = reverseOf(name, qtype)
 			answer, err := query(ctx, listenAddrs(a.config())[0], name, qtype)
 			if err != nil || !explain {
 				return answer, err

@@ -18,7 +18,7 @@ func newDNSQuery(o *options) *cobra.Command {
 	var explain bool
 	c := outputFlag(&cobra.Command{
 		Use:   "query NAME [TYPE]",
-		Short: "Ask the running daemon's DNS proxy; TYPE is A when not given",
+		Short: "Ask the running daemon's DNS proxy; TYPE is A when not given, NAME may be an address for PTR",
 		Args:  cobra.RangeArgs(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			qtype := "A"
@@ -35,7 +35,7 @@ func newDNSQuery(o *options) *cobra.Command {
 			return printAnswer(cmd.OutOrStdout(), a)
 		},
 	}, o)
-	c.Flags().BoolVar(&explain, "explain", false, "say which rule answered")
+	c.Flags().BoolVar(&explain, "explain", false, "say which table, rule, search suffix and upstream answered, how long it took, and what would have come without the agent")
 	return c
 }
 
@@ -43,7 +43,7 @@ func newDNSTable(o *options) *cobra.Command {
 	var match string
 	c := outputFlag(&cobra.Command{
 		Use:   "table",
-		Short: "Print the names the mesh knows, as the running daemon has them",
+		Short: "Print the names the mesh knows, as the running daemon has them, and those left out with the reason",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			names, err := agent.Client(o.root).Table(cmd.Context(), match)

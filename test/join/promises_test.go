@@ -228,6 +228,10 @@ func TestNamesThatCannotBeUsedLeaveTheOthersServing(t *testing.T) {
 			return strings.Contains(all, "label of 64 octets") && strings.Contains(all, `"10.0.0.0/8" is no address`) && r.DNS.LeftOut == 2 && r.DNS.Names == 2
 		})
 	}
+	answer, err := agent.Client(m.root).Query(t.Context(), "10.96.97.99", "PTR", true)
+	if err != nil || len(answer.Answers) != 1 || !strings.HasSuffix(answer.Answers[0], " webapp.istioinaction.svc.cluster.local.") || !strings.Contains(fmt.Sprint(answer.Explain), "address") {
+		t.Errorf("PTR of an address: %+v, %v; want the service and the rule", answer, err)
+	}
 	table, err := agent.Client(m.root).Table(t.Context(), "")
 	var left []string
 	for _, n := range table {
