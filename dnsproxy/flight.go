@@ -195,6 +195,7 @@ func (f *forwarder) answeredLocked(a *attempt, msg []byte) *flight {
 	fl.by = a.server.label
 	a.server.answeredLocked(f, time.Since(a.sent))
 	fl.attempts = slices.DeleteFunc(fl.attempts, func(o *attempt) bool { return o == a })
+	msg = withoutExtendedRcode(msg)
 	truncated := msg[2]&flagTC != 0 && !a.overTCP
 	switch rcode := int(msg[3] & rcodeMask); {
 	case rcode == dns.RcodeServerFailure || rcode == dns.RcodeRefused || rcode == dns.RcodeNotImplemented:
@@ -219,6 +220,20 @@ func (f *forwarder) answeredLocked(a *attempt, msg []byte) *flight {
 		return nil
 	}
 	return f.finishLocked(fl, slices.Clone(msg))
+}
+
+// withoutExtendedRcode makes SERVFAIL of the codes whose upper bits are in the OPT (RFC 6891 section 6.1.3), such as BADVERS, whose lower ones say NOERROR:
+// our questions give no cause for them, so the server cannot help.
+func withoutExtendedRcode(msg []byte) []byte {
+	const extended = 5 // octet of an OPT
+	l, ok := walk(msg)
+	if !ok || l.opt == 0 || msg[l.opt+extended] == 0 {
+		return msg
+	}
+	msg = slices.Clone(msg)
+	msg[3] = msg[3]&^rcodeMask | dns.RcodeServerFailure
+	msg[l.opt+extended] = 0
+	return msg
 }
 
 // lostLocked is an attempt that will have no answer: refused by the host, broken off. A finished flight is returned, for deliver.

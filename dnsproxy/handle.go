@@ -234,6 +234,8 @@ func fit(answer []byte, w waiter) []byte {
 	case asked.opt == 0 && l.opt != 0 && l.optEnd == l.end:
 		msg = msg[:l.opt]
 		binary.BigEndian.PutUint16(msg[10:], binary.BigEndian.Uint16(msg[10:])-1)
+	case asked.opt != 0 && l.opt == 0 && msg[3]&rcodeMask == dns.RcodeFormatError:
+		// without an OPT it says that this server knows no EDNS, and the client asks again without (RFC 6891 section 7)
 	case asked.opt != 0 && l.opt == 0:
 		msg = append(msg, make([]byte, optSize)...)
 		putOPT(msg[len(msg)-optSize:], w.msg[asked.opt+7]&0x80 != 0)

@@ -167,14 +167,17 @@ func (t *Table) matchWildcard(buf *[2 * maxName]byte, n int) *service {
 	return nil
 }
 
-// exists reports whether the key, not a name of the mesh itself, has names of the mesh below it, by their host names or
-// by their short forms. Such a name must not be answered by NXDOMAIN: that would deny what is below it (RFC 8020).
+// exists reports whether the key, not a name of the mesh itself, has names of the mesh below it, by their host names, by
+// their short forms or by their addresses' names. Such a name must not be answered by NXDOMAIN: that would deny what is below it (RFC 8020).
 func (t *Table) exists(key []byte) bool {
 	if t == nil {
 		return false
 	}
 	if t.node(key) != nil {
 		return true
+	}
+	if prefix, ok := reversePrefix(key); ok {
+		return t.hasAddr(prefix)
 	}
 	if t.domain == nil {
 		return false
@@ -183,6 +186,18 @@ func (t *Table) exists(key []byte) bool {
 		there, missing := t.domain[:t.cuts[k]], t.domain[t.cuts[k]:]
 		if len(key) >= len(there) && isBelow(key, there) && t.node(slices.Concat(key, missing)) != nil {
 			return true
+		}
+	}
+	return false
+}
+
+// hasAddr reports whether an address within prefix has a name. It looks at all of them: few questions are for such names.
+func (t *Table) hasAddr(prefix netip.Prefix) bool {
+	for i := range t.addrs {
+		for addr := range t.addrs[i] {
+			if prefix.Contains(addr) {
+				return true
+			}
 		}
 	}
 	return false

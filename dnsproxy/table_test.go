@@ -224,6 +224,8 @@ func TestNonTerminals(t *testing.T) {
 	for name, want := range map[string]bool{
 		"istioinaction.svc.cluster.local": true, "svc.cluster.local": true, "local": true, "istioinaction": true, "istioinaction.svc": true,
 		"svc": true, "svc.cluster": true, "wild.corp.internal": true, "corp.internal": true, "nothere.svc.cluster.local": false, "com": false, "x.webapp.istioinaction": false,
+		"in-addr.arpa": true, "10.in-addr.arpa": true, "96.10.in-addr.arpa": true, "97.96.10.in-addr.arpa": true, "96.97.10.in-addr.arpa": false, "2.0.192.in-addr.arpa": false,
+		"ip6.arpa": true, "8.b.d.0.1.0.0.2.ip6.arpa": true, "9.b.d.0.1.0.0.2.ip6.arpa": false, "x.10.in-addr.arpa": false, "1.98.97.96.10.in-addr.arpa": false, "arpa": false,
 	} {
 		key, err := keyOf(name)
 		if err != nil {

@@ -1,6 +1,7 @@
 package dnsproxy
 
 import (
+	"bytes"
 	"encoding/binary"
 	"net/netip"
 
@@ -239,9 +240,34 @@ func putOPT(buf []byte, do bool) int {
 	return copy(buf, opt[:])
 }
 
+// The domains of addresses' names.
+const (
+	reverseV4 = "\x07in-addr\x04arpa"
+	reverseV6 = "\x03ip6\x04arpa"
+)
+
+// reversePrefix holds the addresses whose names are below key, a name under in-addr.arpa or ip6.arpa, or one of these, that is no address's itself.
+func reversePrefix(key []byte) (netip.Prefix, bool) {
+	domain, whole, bits := reverseV4, 4, 8
+	if isBelow(key, reverseV6) {
+		domain, whole, bits = reverseV6, 32, 4
+	} else if !isBelow(key, reverseV4) {
+		return netip.Prefix{}, false
+	}
+	labels := 0
+	for rest := key; len(rest) > len(domain); rest = parent(rest) {
+		labels++
+	}
+	if labels >= whole {
+		return netip.Prefix{}, false
+	}
+	addr, ok := reverseAddr(append(bytes.Repeat([]byte("\x010"), whole-labels), key...))
+	return netip.PrefixFrom(addr, labels*bits), ok
+}
+
 // reverseAddr is the address whose name under in-addr.arpa or ip6.arpa key is (RFC 1035 section 3.5, RFC 3596 section 2.5).
 func reverseAddr(key []byte) (netip.Addr, bool) {
-	const v4, v6 = "\x07in-addr\x04arpa", "\x03ip6\x04arpa"
+	const v4, v6 = reverseV4, reverseV6
 	switch {
 	case len(key) > len(v4) && string(key[len(key)-len(v4):]) == v4:
 		var octets [4]byte
