@@ -87,6 +87,7 @@ func (m *Machine) rulesByTable() string {
 	m.t.Helper()
 	out := m.Sh(`for f in nft legacy; do for v in iptables ip6tables; do for t in raw mangle nat filter; do
 		[ $f = nft ] || grep -qx $t /proc/net/${v%tables}_tables_names 2>/dev/null || continue
+		[ $f = nft ] || $v-$f-save -t $t 2>/dev/null | grep -q ^-A || continue # one that was used stays, empty
 		echo "== $v-$f $t"; $v-$f-save -t $t 2>/dev/null; done; done; done; echo == native; nft list tables | grep -E 'istio|wingman' || true; ip rule; ip -6 rule`)
 	var b strings.Builder
 	for line := range strings.Lines(out) {
