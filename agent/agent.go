@@ -109,6 +109,7 @@ func Run(ctx context.Context, o Options) error {
 	if err := os.MkdirAll(a.cfg.Paths.StateDir, 0o700); err != nil {
 		return fmt.Errorf("state folder: %w", err)
 	}
+	a.noteElsewhere(a.cfg)
 	// What systemd keeps stays open; these are this process's copies.
 	defer func() { a.sockets.close() }()
 	if err := a.open(); err != nil {
@@ -379,6 +380,7 @@ func (a *Agent) reload() {
 	cfg, need := bootstrap.KeepUntilRestart(a.cfg, cfg)
 	a.cfg, a.source, a.problems, a.waiting, a.loaded = cfg, sourceFiles, problems, need, time.Now()
 	a.mu.Unlock()
+	a.noteElsewhere(cfg)
 	ofEnvoy := a.envoy.waiting()
 	a.logs.configure(cfg.Log)
 	a.tables.configure(tableConfig(cfg))

@@ -15,8 +15,12 @@ import (
 	"wingman/bootstrap/identity"
 )
 
-// recordFile is below the state folder.
-const recordFile = "placed.json"
+// recordFile is below the state folder. listFile beside it says the same with paths, a line each, for a purge of the package, when no program is there that could
+// read the settings: only root writes it, and only a file of root's is believed.
+const (
+	recordFile = "placed.json"
+	listFile   = "placed.list"
+)
 
 // A machine is the files that join and leave change.
 type machine struct {
@@ -70,6 +74,9 @@ func (m *machine) save(r record) error {
 	b, err := json.Marshal(r)
 	if err == nil {
 		err = m.mkdir(m.cfg.Paths.StateDir, 0o700, true, nil)
+	}
+	if err == nil {
+		err = write(filepath.Join(m.cfg.Paths.StateDir, listFile), []byte(listOf(r, m.places, m.cfg.Root)), 0o600, asIs)
 	}
 	if err == nil {
 		err = write(m.recordPath(), append(b, '\n'), 0o600, asIs)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"wingman/bootstrap"
@@ -50,6 +51,29 @@ type record struct {
 type placed struct {
 	SHA256 string `json:"sha256"`           // of what it put there
 	Backup int    `json:"backup,omitempty"` // which backup holds what was there before the first join; 0: there was nothing
+}
+
+// listOf is a record for packaging/scripts/postremove.sh: "file SHA256 BACKUP PATH", then "dir - - PATH" from the last that was made, with paths as the machine
+// has them. A path that is no line is left out: it stays.
+func listOf(r record, places []place, root string) string {
+	var b strings.Builder
+	line := func(word, sum string, backup any, path string) {
+		if root != "/" {
+			path = strings.TrimPrefix(path, strings.TrimSuffix(root, "/"))
+		}
+		if !strings.ContainsAny(path, "\n\r") {
+			fmt.Fprintf(&b, "%s %s %v %s\n", word, sum, backup, path)
+		}
+	}
+	for _, p := range places {
+		if was, ok := r.Files[p.name]; ok {
+			line("file", was.SHA256, was.Backup, p.path)
+		}
+	}
+	for _, dir := range slices.Backward(r.Dirs) {
+		line("dir", "-", "-", dir)
+	}
+	return b.String()
 }
 
 func digest(content []byte) string {

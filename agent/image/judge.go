@@ -223,6 +223,8 @@ var stateNames = []struct{ name, what string }{
 	{"drained.json", "the note that this machine is drained: its copies would be"},
 	{"health.json", "the history of health"},
 	{"placed.json", "the note of what wingman join put in place"},
+	{"placed.list", "the note of what wingman join put in place"},
+	{"elsewhere", "the note of folders and logs outside of the agent's own"},
 }
 
 // ofState says what a file of the state folder is; name is its path there.

@@ -74,7 +74,12 @@ func debSteps() []chapter {
 		{name: "remove again", do: (*packaged).takeOut, want: removed},
 		{name: "purge what was removed", do: func(p *packaged) { p.sh(p.purge, "wingman"); p.settings = "" }, want: expected{}},
 		{name: "install once more", do: func(p *packaged) { p.put(newVersion); join(p) }, want: member(newVersion)},
-		{name: "purge a member", do: func(p *packaged) { p.sh(p.purge, "wingman"); p.settings = "" }, want: expected{}},
+		{name: "purge a member that has keys and logs elsewhere", do: func(p *packaged) {
+			keysElsewhere(p)
+			p.sh(p.purge, "wingman")
+			p.settings = ""
+			p.Run("rmdir", "/srv/mesh", "/srv/log") // the owner's
+		}, want: expected{}},
 	})
 }
 

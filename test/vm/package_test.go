@@ -74,6 +74,20 @@ func join(p *packaged) {
 	p.Run("systemctl", "enable", "--quiet", "--now", "wingman")
 }
 
+// keysElsewhere has the agent put its certificate, copies for a group and its log into folders of the owner's, and then the owner break the settings.
+func keysElsewhere(p *packaged) {
+	p.t.Helper()
+	p.Sh(`install -d -o istio-proxy -g istio-proxy /srv/mesh /srv/log /etc/systemd/system/wingman.service.d
+		printf '[Service]\nReadWritePaths=/srv/mesh /srv/log\n' >/etc/systemd/system/wingman.service.d/elsewhere.conf; systemctl daemon-reload`)
+	p.Write(settingsFile, p.Read(settingsFile)+"identity: {outputDir: /srv/mesh, groups: [adm]}\nlog: {file: /srv/log/agent.log}\n", 0o644)
+	p.Run("systemctl", "restart", "wingman")
+	p.await("keys and a log elsewhere", func() bool {
+		_, err := p.Try("sh", "-c", "test -s /srv/mesh/key.pem && test -s /srv/mesh/groups/adm/key.pem && test -s /srv/log/agent.log")
+		return err == nil
+	})
+	p.Write(settingsFile, "identity: {outputDir: [broken\n", 0o644)
+}
+
 // killsCaller puts a program in the way of one that a maintainer script calls: it kills the script, once.
 func (m *Machine) killsCaller(program string) {
 	m.t.Helper()
