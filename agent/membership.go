@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"wingman/bootstrap"
+	"wingman/bootstrap/identity"
 )
 
 // This file says when a membership (member.go) ends and the next one begins.
@@ -60,11 +61,24 @@ func (a *Agent) keepMember(ctx context.Context) error {
 		err = m.run(memberCtx)
 		a.noteEnd(m)
 		cancel(nil)
+		if dir := cfg.Paths.OutputCerts; a.config().Paths.OutputCerts != dir {
+			a.giveBackOutput(dir)
+		}
 		if err != nil && !errors.Is(err, errAddressChanged) {
 			return err
 		}
 	}
 	return nil
+}
+
+// giveBackOutput leaves a folder that applications are no longer to read from as it was before. Its member has ended.
+func (a *Agent) giveBackOutput(dir string) {
+	changed, err := identity.RemoveOutput(dir)
+	if err != nil {
+		a.log.Warn("folder of certificates is not as it was before", "dir", dir, "cause", err)
+		return
+	}
+	a.log.Info("folder of certificates given back", "dir", dir, "files", changed)
 }
 
 // Reasons for another member to take a member's place.

@@ -55,7 +55,7 @@ func (a *Agent) report() status.Report {
 	degraded = append(degraded, a.tables.troubles()...)
 	degraded = append(degraded, a.resolved.report(cfg, &r.DNS)...)
 	if broken {
-		degraded = append(degraded, "the settings as they are now cannot be used (wingman config check); "+r.Config.Source+" settings are in force")
+		degraded = append(degraded, "the settings as they are now cannot be used (wingman config check); those that were good last are in force")
 	}
 	if len(waiting) > 0 {
 		degraded = append(degraded, "settings that wait for systemctl restart wingman: "+strings.Join(waiting, ", "))

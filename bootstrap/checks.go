@@ -5,6 +5,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"net/netip"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -161,10 +162,21 @@ func (l *loader) distinctPorts() {
 	}
 }
 
+// outputCerts keeps what applications read apart from what it is made of: links into a folder put in that folder would lead to themselves.
+func (l *loader) outputCerts() {
+	const key = "identity.outputDir"
+	if p := l.c.Paths; p.OutputCerts != "" && (inside(p.StateDir, p.OutputCerts) || inside(p.RunDir, p.OutputCerts)) {
+		l.refuse(Error, key, quote(l.source(key).Value), "a folder that is not the agent's own, as /var/lib/wingman and /run/wingman are", "")
+	}
+}
+
 // rootCert checks that the root file holds certificates; dates are checked when it is used.
 func (l *loader) rootCert() {
 	file := l.c.Paths.RootCert
 	problem := Problem{Severity: Error, Key: KeyRootCert, Hint: "copy root-cert.pem of istioctl x workload entry configure here"}
+	if to, err := os.Readlink(file); err == nil { // said only if nothing is there
+		problem.Hint = "remove the link that is there, to " + to + ", and " + problem.Hint
+	}
 	src, ok := l.read(file, problem)
 	if !ok {
 		return

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"maps"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -27,6 +28,7 @@ func (l *loader) finish() {
 	l.scrapeTargets()
 	l.checkVariables()
 	l.c.Hosts = l.hosts()
+	l.outputCerts()
 	l.rootCert()
 	l.c.env = l.vars
 	l.c.proxyConfig = l.nodeProxyConfig()
@@ -55,6 +57,12 @@ func (l *loader) placePaths() {
 	place(&p.OutputCerts)
 	place(&p.WorkloadSocket)
 	place(&l.c.Log.File)
+}
+
+// inside reports whether path is dir or below it, by their names.
+func inside(dir, path string) bool {
+	rest, err := filepath.Rel(dir, path)
+	return err == nil && filepath.IsLocal(rest)
 }
 
 // isSet reports whether some source sets the setting at key.

@@ -1,6 +1,7 @@
 package bootstrap
 
 import (
+	"errors"
 	"maps"
 	"os"
 	"path/filepath"
@@ -179,6 +180,10 @@ func TestLoadTellsEveryProblem(t *testing.T) {
 			`error: /etc/istio/config/mesh:7: defaultConfig.readinessProbe.httpGet.scheme: found "ftp", expected HTTP or HTTPS`,
 			`error: /etc/istio/config/mesh:8: defaultConfig.readinessProbe.httpGet.httpHeaders[0]: found "a b", expected a header's name and a value of one line`}},
 		{"no root", map[string]string{rootCert: "-"}, []string{"error: /etc/certs/root-cert.pem: root-cert: found no file, expected one " + noRoot}},
+		{"certificates into the agent's own store", map[string]string{wingmanYAML: "identity: {outputDir: /var/lib/wingman/identity/current}\n"}, []string{
+			`error: /etc/wingman/wingman.yaml:1: identity.outputDir: found "/var/lib/wingman/identity/current", expected a folder that is not the agent's own, as /var/lib/wingman and /run/wingman are`}},
+		{"certificates into the agent's run folder", map[string]string{wingmanYAML: "identity: {outputDir: /run/wingman}\n"}, []string{
+			`error: /etc/wingman/wingman.yaml:1: identity.outputDir: found "/run/wingman", expected a folder that is not the agent's own, as /var/lib/wingman and /run/wingman are`}},
 		{"an empty root", map[string]string{rootCert: ""}, []string{"error: /etc/certs/root-cert.pem: root-cert: found an empty file, expected certificates in PEM " + noRoot}},
 		{"a root that is not PEM", map[string]string{rootCert: "garbage"}, []string{"error: /etc/certs/root-cert.pem: root-cert: found no certificate, expected certificates in PEM " + noRoot}},
 		{"a root with garbage in PEM", map[string]string{rootCert: "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"}, []string{
@@ -337,6 +342,21 @@ func TestProblemsErr(t *testing.T) {
 }
 
 // TestLoadSurvivesOddFiles puts things where files should be that must not be opened, or cannot be.
+func TestARootBehindALinkThatLeadsNowhereCanBeMended(t *testing.T) {
+	m := newMachine(t, nil)
+	path := filepath.Join(m.root, rootCert)
+	if err := errors.Join(os.Remove(path), os.Symlink("../../var/lib/wingman/identity/current/root-cert.pem", path)); err != nil {
+		t.Fatal(err)
+	}
+	c, problems := Load(m.root)
+	if c.Paths.RootCert != path {
+		t.Errorf("root file %s, want our own link as it stands: %s", c.Paths.RootCert, path)
+	}
+	if want := "(remove the link that is there, to ../../var/lib/wingman/identity/current/root-cert.pem, and copy root-cert.pem"; !strings.Contains(problems.Err().Error(), want) {
+		t.Errorf("got %v, want %q", problems, want)
+	}
+}
+
 func TestLoadSurvivesOddFiles(t *testing.T) {
 	m := newMachine(t, map[string]string{clusterEnv: "-", meshConfig: "-", wingmanYAML: "-"})
 	for _, path := range []string{clusterEnv, meshConfig} {

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -65,6 +66,11 @@ func Leave(ctx context.Context, o Options) error {
 	}
 	links, err := identity.RemoveOutput(cfg.Paths.OutputCerts)
 	problems = append(problems, err)
+	// The folder may have been another one while the agent was down, and it did not see that.
+	if usual := bootstrap.DefaultPaths(cfg.Root).OutputCerts; usual != cfg.Paths.OutputCerts {
+		more, err := identity.RemoveOutput(usual)
+		links, problems = append(links, more...), append(problems, err)
+	}
 	removed, restored, changed, notUndone := m.undo()
 	problems = append(problems, notUndone)
 	if len(restored) > 0 {
@@ -92,7 +98,11 @@ func alsoIn(links []string) string {
 	if len(links) == 0 {
 		return ""
 	}
-	return ", also from " + filepath.Dir(links[0])
+	var dirs []string
+	for _, l := range links {
+		dirs = append(dirs, filepath.Dir(l))
+	}
+	return ", also from " + strings.Join(slices.Compact(dirs), " and ")
 }
 
 // stateLeft reports whether there is anything of a join on disk.

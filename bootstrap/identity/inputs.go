@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -65,6 +66,18 @@ func (r *runner) readRootFile(now time.Time) (news bool) {
 	r.cfg.Log.Info("root file taken in", "file", r.cfg.RootFile, "roots", names(roots.of(fromFile)))
 	r.use(r.Current(), roots, now)
 	return true
+}
+
+// freeRootFile makes way at the root file's path when the generation that our link leads to is gone: what stood there before returns, and who is told to put a
+// root there can.
+func (r *runner) freeRootFile() {
+	path := r.cfg.RootFile
+	if _, err := os.Stat(path); !OutputLink(path) || !errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	if _, err := removeLink(path); err != nil {
+		r.cfg.Log.Warn("link to a root that is gone cannot be removed", "file", path, "cause", err)
+	}
 }
 
 // throughOurLink reports whether the root file is our own link, so that its content was written into the store.

@@ -266,6 +266,9 @@ func (r *runner) load(now time.Time) event {
 		}
 		r.publish(g.cert, roots, now)
 	}
+	if g == nil {
+		r.freeRootFile()
+	}
 	r.readTokens(now)
 	r.readRootFile(now)
 	if g != nil {

@@ -207,6 +207,34 @@ func TestARootFileThatVanishesOrAStoreThatIsWipedLosesNothing(t *testing.T) {
 	})
 }
 
+// The root that is kept is not the mesh's any more, and the state is lost: what the machine asks for can be done as it is said, though its own link is in the way.
+func TestARootCanBePutWhereOurLinkLedNowhere(t *testing.T) {
+	inLab(t, func(t *testing.T, l *lab) {
+		l.start()
+		l.mustBe(Valid)
+		l.stop()
+		if err := os.RemoveAll(l.vm.state); err != nil {
+			t.Fatal(err)
+		}
+		l.ca.rotate(newAuthority(t, "other root", time.Now(), 10*365*24*time.Hour, nil))
+		l.start()
+		l.pass(time.Minute)
+		l.mustBe(None)
+		if s := l.m.State(); !strings.Contains(s.LastError, "at "+l.vm.rootCert) {
+			t.Errorf("said %q, want where to put the root", s.LastError)
+		}
+		if err := os.WriteFile(l.vm.rootCert, encodeCertificates([]*x509.Certificate{l.ca.root.cert}), 0o644); err != nil { // as cp and cat do
+			t.Fatal(err)
+		}
+		l.poke()
+		l.pass(time.Minute)
+		l.mustBe(Valid)
+		if l.onDisk() != l.m.Current().Serial || !OutputLink(l.vm.rootCert) {
+			t.Errorf("on disk %s, in use %s", l.onDisk(), l.m.Current().Serial)
+		}
+	})
+}
+
 func TestIstiodsRootIsRotatedWithoutARestart(t *testing.T) {
 	inLab(t, func(t *testing.T, l *lab) {
 		l.start()

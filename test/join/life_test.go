@@ -2,7 +2,9 @@ package join
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"strings"
@@ -13,6 +15,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"wingman/agent"
+	"wingman/agent/enrol"
 	"wingman/agent/status"
 	"wingman/health"
 	"wingman/test/controlplane"
@@ -92,6 +95,53 @@ func TestChangedAddressMakesAnotherEntry(t *testing.T) {
 	if err := m.istiod.WaitEntries(ctx, func(es []controlplane.Entry) bool { return len(es) == 1 }); err != nil {
 		t.Errorf("the entry of the old address stays: %+v", m.istiod.Entries())
 	}
+}
+
+// The folder where applications read moves, once while the agent runs and once while it does not: the one from before is as it was before the agent.
+func TestTheFolderOfCertificatesMoves(t *testing.T) {
+	m := newMachine(t, newIstiod(t, controlplane.Config{}))
+	root, good := m.read(files.RootCert), m.read(files.Wingman)
+	in := func(dir string) func(status.Report) bool {
+		return func(r status.Report) bool {
+			_, noKey := os.Stat(m.path(dir + "/key.pem"))
+			_, noRoot := os.Stat(m.path(dir + "/root-cert.pem"))
+			return noKey == nil && noRoot == nil && joined(r)
+		}
+	}
+	bare := func(dir string) {
+		t.Helper()
+		entries, err := os.ReadDir(m.path(dir))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			if e.Name() != "root-cert.pem" || m.read(files.RootCert) != root {
+				t.Errorf("%s is left in %s", e.Name(), dir)
+			}
+		}
+	}
+	m.start()
+	m.until("joined", in("/etc/certs"))
+	m.write(files.Wingman, good+"identity: {outputDir: /srv/certs}\n")
+	m.reload()
+	m.until("elsewhere", in("/srv/certs"))
+	bare("/etc/certs")
+	if r, err := os.ReadFile(m.path("/srv/certs/root-cert.pem")); err != nil || !strings.Contains(string(r), root) {
+		t.Errorf("roots there: %v, %s", err, r)
+	}
+	m.write(files.Wingman, good)
+	m.reload()
+	m.until("back", in("/etc/certs"))
+	bare("/srv/certs")
+	if err := m.stop(); err != nil {
+		t.Fatal(err)
+	}
+	m.write(files.Wingman, good+"identity: {outputDir: /srv/certs}\n")
+	if err := enrol.Leave(t.Context(), enrol.Options{Root: m.root, Timeout: patience, Say: func(string) {}}); err != nil {
+		t.Fatal(err)
+	}
+	bare("/etc/certs")
+	bare("/srv/certs")
 }
 
 func TestReload(t *testing.T) {
