@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"wingman/internal/plainfile"
 )
 
@@ -46,7 +48,7 @@ func (o output) ensure(rootPath string, taken []byte, now time.Time) error {
 		if to, linkErr := os.Readlink(o.dir); linkErr == nil && !isDir(o.dir) {
 			err = fmt.Errorf("it is a link to %s, where there is no folder: install -d -o %d %s", to, os.Geteuid(), resolvedTarget(o.dir, to))
 		}
-		return fmt.Errorf("certificates do not appear in %s: %w", o.dir, err)
+		return fmt.Errorf("certificates do not appear in %s: %w", o.dir, sandboxed(err, o.dir))
 	}
 	var problems []error
 	// First both of a former pair go: for a moment an application finds no chain, but never one that is not its key's.
@@ -65,9 +67,17 @@ func (o output) ensure(rootPath string, taken []byte, now time.Time) error {
 		problems = append(problems, o.link(root, taken, now))
 	}
 	if err := errors.Join(problems...); err != nil {
-		return fmt.Errorf("certificates in %s do not follow: %w", o.dir, whose(err, o.dir))
+		return fmt.Errorf("certificates in %s do not follow: %w", o.dir, sandboxed(whose(err, o.dir), o.dir))
 	}
 	return nil
+}
+
+// sandboxed adds to the error of a read-only folder what makes it one where systemd runs the agent, and what mends that.
+func sandboxed(err error, dir string) error {
+	if !errors.Is(err, unix.EROFS) {
+		return err
+	}
+	return fmt.Errorf("%w: the unit may write to /etc/certs alone: systemctl edit wingman, with ReadWritePaths=%s below [Service]", err, dir)
 }
 
 // moveAway keeps a plain file at path under keptSuffix.

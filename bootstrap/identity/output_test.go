@@ -11,6 +11,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestTheOutputFolder(t *testing.T) {
@@ -131,6 +133,17 @@ func TestTheOutputFolder(t *testing.T) {
 				t.Errorf("leftovers %v", left)
 			}
 		})
+	}
+}
+
+func TestAReadOnlyOutputFolderSaysWhatMendsIt(t *testing.T) {
+	dir, readOnly := t.TempDir(), systemDisk
+	readOnly.symlink = func(target, path string) error {
+		return &os.LinkError{Op: "symlink", Old: target, New: path, Err: unix.EROFS}
+	}
+	err := output{dir: dir, store: "/var/lib/wingman/identity", disk: readOnly}.ensure(filepath.Join(dir, rootFile), nil, time.Now())
+	if want := "systemctl edit wingman, with ReadWritePaths=" + dir + " below [Service]"; err == nil || !strings.HasSuffix(err.Error(), want) {
+		t.Errorf("said %v, want %q at its end", err, want)
 	}
 }
 
