@@ -53,6 +53,9 @@ func Check(root string) (Report, error) {
 		return Report{}, err
 	}
 	defer t.dir.Close()
+	if err := t.isMachine(); err != nil {
+		return Report{}, err
+	}
 	l := &looker{tree: t, found: map[string]Finding{}}
 	l.state()
 	l.settings()
@@ -263,41 +266,6 @@ func (l *looker) inside(p string) string {
 	return path.Clean("/" + strings.TrimPrefix(p, l.tree.root))
 }
 
-// units looks at credentials that the agent's units are given.
-func (l *looker) units() {
-	for _, dir := range []string{"/etc/credstore", "/etc/credstore.encrypted", "/run/credstore", "/run/credstore.encrypted", "/usr/lib/credstore"} {
-		for _, name := range []string{"istio-token", "wingman-seal-key"} {
-			l.scan(path.Join(dir, name), whole, func(string, []byte) string { return "a credential of the agent's unit" }, anything)
-		}
-	}
-	for _, dir := range []string{"/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system", "/usr/local/lib/systemd/system"} {
-		for _, unit := range []string{"wingman.service", "wingman-proxy.service"} {
-			for _, at := range []string{path.Join(dir, unit), path.Join(dir, unit+".d")} {
-				l.problem(l.tree.walk(at, config, func(e entry) error {
-					if !e.info.Mode().IsRegular() {
-						return nil
-					}
-					b, err := l.tree.read(e.path)
-					if err != nil {
-						return err
-					}
-					files, set := loadedFrom(string(b))
-					if set {
-						l.find(e.path, "a credential in the unit itself (SetCredential=)", "take it out of the file")
-					}
-					for _, file := range files {
-						l.scan(file, whole, notEmpty("a credential of the agent's unit"), l.ours)
-					}
-					if e.via == "" && path.Base(e.path) == "seal.conf" && strings.HasSuffix(path.Dir(e.path), "wingman.service.d") {
-						l.find(e.path, "the drop-in for a key that only the build machine can decrypt", ByCommand)
-					}
-					return nil
-				}))
-			}
-		}
-	}
-}
-
 // rules looks at files that put rules into the kernel at boot, whoever saved them.
 func (l *looker) rules() {
 	for _, at := range []string{"/etc/iptables", "/etc/sysconfig/iptables", "/etc/sysconfig/ip6tables", "/etc/nftables.conf", "/etc/nftables.d", "/etc/sysconfig/nftables.conf"} {
@@ -359,31 +327,4 @@ func (l *looker) others() {
 	if journal {
 		l.notes = append(l.notes, "the journal of the build machine is in /var/log/journal (journalctl --rotate --vacuum-time=1s)")
 	}
-}
-
-// unitStates tells whether the units start on a machine made from the image.
-func (l *looker) unitStates() map[string]string {
-	states := map[string]string{}
-	for _, unit := range []string{"wingman.service", "wingman-rules.service"} {
-		states[unit] = l.unitState(unit)
-	}
-	return states
-}
-
-func (l *looker) unitState(unit string) string {
-	const etc = "/etc/systemd/system"
-	if to, err := l.tree.dir.Readlink(local(path.Join(etc, unit))); err == nil && to == "/dev/null" {
-		return "masked"
-	}
-	there := slices.ContainsFunc([]string{etc, "/usr/lib/systemd/system", "/lib/systemd/system"}, func(dir string) bool {
-		_, err := l.tree.resolve(path.Join(dir, unit))
-		return err == nil
-	})
-	if !there {
-		return "absent"
-	}
-	if _, err := l.tree.dir.Lstat(local(path.Join(etc, "multi-user.target.wants", unit))); err == nil {
-		return "enabled"
-	}
-	return "disabled"
 }

@@ -39,6 +39,9 @@ func clean(t *testing.T) (root string, files map[string]string) {
 		"var/lib/istio/config/mesh":              "",
 		"etc/wingman/wingman.yaml":               "identity: {tokenFile: /srv/tokens/mine, outputDir: /srv/certs}\nlog: {file: /srv/log/agent.log}\n",
 		"etc/machine-id":                         "",
+		"etc/os-release":                         "-> ../usr/lib/os-release",
+		"usr/lib/os-release":                     "ID=debian\n",
+		"etc/credstore/of-another-service":       "no key",
 		"etc/certs/root-cert.pem":                ca,
 		"usr/lib/systemd/system/wingman.service": "[Service]\nExecStart=/usr/bin/wingman run\n",
 		"usr/lib/systemd/system/wingman-x.path":  "",
@@ -137,6 +140,23 @@ func TestADirtyImage(t *testing.T) {
 			map[string]string{"/root/secret": "credential"}, true},
 		{"a credential in the unit", map[string]string{"etc/systemd/system/wingman.service.d/x.conf": "[Service]\nSetCredential=istio-token:abc\n"},
 			map[string]string{"/etc/systemd/system/wingman.service.d/x.conf": "SetCredential"}, true},
+		{"a credential of another name in the store", map[string]string{"etc/credstore/build-token": "no JWT even", "etc/systemd/system/wingman.service.d/t.conf": "[Service]\nLoadCredential=istio-token:build-token\n"},
+			map[string]string{"/etc/credstore/build-token": "credential"}, true},
+		{"a credential that goes by its own name", map[string]string{"usr/lib/credstore/mine": "x", "etc/systemd/system/wingman-.service.d/t.conf": "[Service]\nLoadCredential=mine\n"},
+			map[string]string{"/usr/lib/credstore/mine": "credential"}, true},
+		{"imported credentials", map[string]string{"etc/credstore/wm.a": "x", "etc/credstore/other": "x", "etc/systemd/system/service.d/t.conf": "[Service]\nImportCredential=wm.*\n"},
+			map[string]string{"/etc/credstore/wm.a": "credential"}, true},
+		{"a token in the store that nobody names", map[string]string{"etc/credstore/any": jwt}, map[string]string{"/etc/credstore/any": "a token"}, true},
+		{"a credential below a specifier", map[string]string{"var/lib/x/tok": "x", "etc/systemd/system/wingman.service.d/t.conf": "[Service]\nLoadCredential=istio-token:\\\n  %S/x/tok\n"},
+			map[string]string{"/var/lib/x/tok": "credential"}, true},
+		{"a token in the unit's environment", map[string]string{"etc/systemd/system/wingman.service.d/t.conf": "[Service]\nEnvironment=CA_TOKEN=" + jwt + "\n"},
+			map[string]string{"/etc/systemd/system/wingman.service.d/t.conf": "a token in the unit itself"}, true},
+		{"a token in a file of environment", map[string]string{"etc/default/wm": "CA_TOKEN=" + jwt + "\n", "etc/systemd/system/wingman.service.d/t.conf": "[Service]\nEnvironmentFile=-/etc/default/wm\n"},
+			map[string]string{"/etc/default/wm": "a token"}, true},
+		{"a token in everybody's environment", map[string]string{"etc/systemd/system.conf.d/t.conf": "[Manager]\nDefaultEnvironment=CA_TOKEN=" + jwt + "\n"},
+			map[string]string{"/etc/systemd/system.conf.d/t.conf": "a token"}, true},
+		{"packed files", map[string]string{"etc/certs/k.xz": "\xfd7zXZ\x00\x00\x04", "etc/certs/k.bz2": "BZh91AY&SY\x01\x02\x03\x04", "etc/wingman/k.zst": "\x28\xb5\x2f\xfd\x04", "var/lib/istio/k": packed("PK\x03\x04 a zip")},
+			map[string]string{"/etc/certs/k.xz": "(xz) that is not looked into", "/etc/certs/k.bz2": "(bzip2)", "/etc/wingman/k.zst": "(zstd)", "/var/lib/istio/k": "(zip)"}, true},
 		{"logs", map[string]string{"var/log/istio/istio.log": "x", "srv/log/agent.log": "x"}, map[string]string{"/var/log/istio/istio.log": "a log", "/srv/log/agent.log": "a log"}, false},
 		{"saved rules", map[string]string{"etc/iptables/rules.v6": "*nat\n:ISTIO_OUTPUT - [0:0]\nCOMMIT\n", "etc/nftables.conf": "table inet wingman {\n}\n"},
 			map[string]string{"/etc/iptables/rules.v6": "rules", "/etc/nftables.conf": "rules"}, true},
@@ -315,6 +335,27 @@ func TestBrokenSettingsAreNotClean(t *testing.T) {
 	}
 	if _, err := Check(filepath.Join(root, "nowhere")); err == nil {
 		t.Error("a root that is not there is clean")
+	}
+	for _, lacks := range []string{"etc/os-release", "var/lib", "etc"} {
+		root, _ := clean(t)
+		if err := os.RemoveAll(filepath.Join(root, lacks)); err != nil {
+			t.Fatal(err)
+		}
+		if lacks == "etc/os-release" {
+			if err := os.RemoveAll(filepath.Join(root, "usr/lib/os-release")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if r, err := Check(root); err == nil || r.Clean || !strings.Contains(err.Error(), "not all mounted: it has no /"+lacks) {
+			t.Errorf("without %s: %+v, %v; want the problem", lacks, r, err)
+		}
+	}
+	for _, setting := range []string{"LoadCredential=istio-token:%h/token", "LoadCredential=istio-token:some/where", "EnvironmentFile=/etc/default/wm*"} {
+		root, _ := clean(t)
+		lay(t, root, map[string]string{"etc/systemd/system/wingman.service.d/t.conf": "[Service]\n" + setting + "\n"})
+		if r, err := Check(root); err == nil || r.Clean || !strings.Contains(err.Error(), setting) {
+			t.Errorf("%s: clean %v, %v; want the problem", setting, r.Clean, err)
+		}
 	}
 }
 

@@ -34,14 +34,18 @@ func contents(b []byte) (found []string) {
 			found = append(found, is.what)
 		}
 	}
+	for _, kind := range h.closed {
+		found = append(found, "packed data ("+kind+") that is not looked into")
+	}
 	return found
 }
 
 // A holding is what was found in a file, or in what is packed in it.
 type holding struct {
 	sealed, key, leaf, token bool
-	packed                   bool // it holds more than is unpacked
-	left                     int  // bytes that may still be unpacked
+	packed                   bool     // it holds more than is unpacked
+	closed                   []string // kinds of packed data that are not unpacked
+	left                     int      // bytes that may still be unpacked
 }
 
 // mostLayers is how often base64 and gzip are taken off: user-data may be packed for its cloud, and what it writes inside it once more.
@@ -56,6 +60,9 @@ func (h *holding) look(b []byte, layers int) {
 	h.token = h.token || hasJWT(b)
 	h.pem(b)
 	h.der(b)
+	if kind := closedBy(b); kind != "" && !slices.Contains(h.closed, kind) {
+		h.closed = append(h.closed, kind)
+	}
 	if layers == 0 {
 		return
 	}
@@ -115,6 +122,28 @@ func (h *holding) der(b []byte) {
 	if c, err := x509.ParseCertificate(b); err == nil && !c.IsCA {
 		h.leaf = h.leaf || slices.ContainsFunc(c.URIs, func(u *url.URL) bool { return u.Scheme == "spiffe" })
 	}
+}
+
+// closedBy names packed data that this program has nothing to unpack with, by what it begins with. It may hold anything, and is so never clean.
+func closedBy(b []byte) string {
+	s := string(b[:min(len(b), 16)])
+	for _, kind := range []struct{ name, begins string }{
+		{"xz", "\xfd7zXZ\x00"}, {"zstd", "\x28\xb5\x2f\xfd"}, {"lz4", "\x04\x22\x4d\x18"}, {"lzip", "LZIP\x01"}, {"zip", "PK\x03\x04"}, {"7z", "7z\xbc\xaf\x27\x1c"},
+	} {
+		if strings.HasPrefix(s, kind.begins) {
+			return kind.name
+		}
+	}
+	if len(s) < 13 {
+		return ""
+	}
+	switch {
+	case s[:3] == "BZh" && (s[4:10] == "1AY&SY" || s[4:10] == "\x17rE8P\x90"):
+		return "bzip2"
+	case s[:3] == "\x5d\x00\x00" && s[5:13] == strings.Repeat("\xff", 8):
+		return "lzma"
+	}
+	return ""
 }
 
 // gunzip unpacks what it can, at most mostBytes.
@@ -252,24 +281,4 @@ func byName(file string) string {
 		return "Envoy's bootstrap file, with the machine's address"
 	}
 	return ""
-}
-
-// loadedFrom lists the files that a unit's settings take credentials from: LoadCredential= and LoadCredentialEncrypted= with a path. set reports a
-// SetCredential=, whose secret is in the unit itself. Other credentials than ours count too: whatever is given to the agent is secret. It is pure.
-func loadedFrom(unit string) (files []string, set bool) {
-	for line := range strings.Lines(unit) {
-		key, value, ok := strings.Cut(strings.TrimSpace(line), "=")
-		if !ok {
-			continue
-		}
-		switch strings.TrimSpace(key) {
-		case "LoadCredential", "LoadCredentialEncrypted":
-			if _, file, ok := strings.Cut(strings.TrimSpace(value), ":"); ok && strings.HasPrefix(file, "/") {
-				files = append(files, path.Clean(file))
-			}
-		case "SetCredential", "SetCredentialEncrypted":
-			set = set || strings.TrimSpace(value) != ""
-		}
-	}
-	return files, set
 }

@@ -14,6 +14,7 @@ import (
 	"math/big"
 	"net/url"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -147,23 +148,24 @@ func TestWhatAFileHolds(t *testing.T) {
 	}
 }
 
-func TestWhereAUnitTakesCredentialsFrom(t *testing.T) {
+func TestWhatAUnitIsGiven(t *testing.T) {
 	for _, tt := range []struct {
-		unit  string
-		files string
-		set   bool
+		unit string
+		want given
 	}{
-		{"[Service]\nExecStart=/usr/bin/wingman run\n", "", false},
-		{"LoadCredential=istio-token\n", "", false}, // in /etc/credstore, which is looked at anyway
-		{"LoadCredential=istio-token:/root/istio-token\n", "/root/istio-token", false},
-		{" LoadCredentialEncrypted = a:/b/../c\n#LoadCredential=x:/y\n", "/c", false},
-		{"LoadCredential=istio-token:/run/some.sock\nLoadCredential=b:relative\nLoadCredential=c:/two\n", "/run/some.sock /two", false},
-		{"SetCredential=istio-token:abc\n", "", true},
-		{"SetCredential=\n", "", false},
+		{"[Service]\nExecStart=/usr/bin/wingman run\nEnvironment=A=B\n", given{}},
+		{"LoadCredential=istio-token\n", given{names: []string{"istio-token"}}},
+		{"LoadCredential=istio-token:/root/istio-token\n", given{credentials: []string{"/root/istio-token"}}},
+		{" LoadCredentialEncrypted = a:/b/../c\n#LoadCredential=x:/y\n", given{credentials: []string{"/c"}}},
+		{"LoadCredential=istio-token:/run/some.sock\nLoadCredential=b:relative\nLoadCredential=c:/two\n", given{credentials: []string{"/run/some.sock", "/two"}, names: []string{"relative"}}},
+		{"LoadCredential=a:%S/x\nLoadCredential=b:%E/%%y\nLoadCredential=c:%i\nLoadCredential=d:a/b\nLoadCredential=e:x%", given{credentials: []string{"/var/lib/x", "/etc/%y"},
+			unknown: []string{"LoadCredential=c:%i", "LoadCredential=d:a/b", "LoadCredential=e:x%"}}},
+		{"ImportCredential=wm.*\nEnvironmentFile=-/etc/a\nEnvironmentFile=/etc/b*\n", given{names: []string{"glob:wm.*"}, environment: []string{"/etc/a"}, unknown: []string{"EnvironmentFile=/etc/b*"}}},
+		{"SetCredential=istio-token:abc\n", given{set: true}},
+		{"SetCredential=\nLoadCredential=\n", given{}},
 	} {
-		files, set := loadedFrom(tt.unit)
-		if got := strings.Join(files, " "); got != tt.files || set != tt.set {
-			t.Errorf("%q: %q, %v; want %q, %v", tt.unit, got, set, tt.files, tt.set)
+		if got := givenTo(tt.unit); !reflect.DeepEqual(got, tt.want) {
+			t.Errorf("%q: %+v, want %+v", tt.unit, got, tt.want)
 		}
 	}
 }
@@ -183,12 +185,12 @@ func FuzzContents(f *testing.F) {
 	})
 }
 
-func FuzzLoadedFrom(f *testing.F) {
+func FuzzGivenTo(f *testing.F) {
 	f.Add("LoadCredential=a:/b\nSetCredential=c:d\n")
 	f.Add("=\n=:/\nLoadCredential=:\n")
 	f.Fuzz(func(t *testing.T, unit string) {
-		files, _ := loadedFrom(unit)
-		for _, file := range files {
+		g := givenTo(unit)
+		for _, file := range append(g.credentials, g.environment...) {
 			if !strings.HasPrefix(file, "/") || filepath.Clean(file) != file {
 				t.Errorf("%q names %q", unit, file)
 			}

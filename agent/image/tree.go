@@ -8,6 +8,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -46,6 +47,16 @@ func openTree(root string) (*tree, error) {
 		t.dev = s.Dev
 	}
 	return t, nil
+}
+
+// isMachine reports an error for a root that holds no system: a mount that failed, or a folder of another name, has nothing in it that could be found.
+func (t *tree) isMachine() error {
+	for _, any := range [][]string{{"/etc"}, {"/var/lib"}, {"/etc/os-release", "/usr/lib/os-release"}} {
+		if !slices.ContainsFunc(any, func(name string) bool { _, err := t.resolve(name); return err == nil }) {
+			return fmt.Errorf("%s is no image of a machine, or one that is not all mounted: it has no %s", t.root, strings.Join(any, " nor "))
+		}
+	}
+	return nil
 }
 
 // local is a path for os.Root.

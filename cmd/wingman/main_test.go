@@ -19,8 +19,23 @@ func exec(t *testing.T, args ...string) (code int, stdout, stderr string) {
 	return code, out.String(), errs.String()
 }
 
+// machine is a root that looks like a machine's.
+func machine(t *testing.T) (root string) {
+	t.Helper()
+	root = t.TempDir()
+	for _, dir := range []string{"etc", "var/lib/wingman"} {
+		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(root, "etc/os-release"), []byte("ID=debian\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return root
+}
+
 func TestExitCodes(t *testing.T) {
-	root := t.TempDir()
+	root, image := t.TempDir(), machine(t)
 	for _, tc := range []struct {
 		name string
 		args []string
@@ -48,9 +63,10 @@ func TestExitCodes(t *testing.T) {
 		{"no files", []string{"run", "--root", root}, exitFailed, "cluster.env"},
 		{"no files to plan from", []string{"rules", "plan", "--root", root}, exitFailed, "cluster.env"},
 		{"no files to show", []string{"config", "show", "--root", root}, exitFailed, "cluster.env"},
-		{"an image that holds nothing", []string{"image", "check", "--root", root}, exitFine, ""},
+		{"an image that holds nothing", []string{"image", "check", "--root", image}, exitFine, ""},
+		{"an image that is not mounted", []string{"image", "check", "--root", root}, exitFailed, "no image of a machine"},
 		{"an image that is not there", []string{"image", "check", "--root", root + "/none"}, exitFailed, "none"},
-		{"to clean nothing", []string{"image", "clean", "--root", root}, exitFine, ""},
+		{"to clean nothing", []string{"image", "clean", "--root", image}, exitFine, ""},
 		{"a table that is none", []string{"dns", "serve", "--table", filepath.Join(root, "none.json")}, exitFailed, "none.json"},
 	} {
 		code, _, stderr := exec(t, tc.args...)
@@ -64,10 +80,7 @@ func TestExitCodes(t *testing.T) {
 }
 
 func TestADirtyImageIsAFailure(t *testing.T) {
-	root := t.TempDir()
-	if err := os.MkdirAll(filepath.Join(root, "var/lib/wingman"), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	root := machine(t)
 	if err := os.WriteFile(filepath.Join(root, "var/lib/wingman/joined.json"), []byte("{}"), 0o644); err != nil {
 		t.Fatal(err)
 	}
