@@ -126,6 +126,9 @@ func TestTheFolderOfCertificatesMoves(t *testing.T) {
 	m.reload()
 	m.until("elsewhere", in("/srv/certs"))
 	bare("/etc/certs")
+	if list := m.read("/var/lib/wingman/elsewhere"); list != "output /srv/certs\n" { // what a purge goes by, whatever becomes of the settings
+		t.Errorf("noted as put elsewhere: %q, want /srv/certs", list)
+	}
 	if r, err := os.ReadFile(m.path("/srv/certs/root-cert.pem")); err != nil || !strings.Contains(string(r), root) {
 		t.Errorf("roots there: %v, %s", err, r)
 	}
