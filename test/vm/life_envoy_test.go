@@ -75,7 +75,7 @@ func envoyKills(r *row) {
 		r.sameEntry(before, began)
 	}
 	r.requests = fmt.Sprintf("%d of %d, all of them in flight", len(requests.Failed), requests.Sent)
-	r.note("back after %s (median; %s to %s)", ms(half), ms(away[0]), ms(away[len(away)-1]))
+	r.note("back after %s (median; %s to %s); three at a time, as more in a row are a crash loop", ms(half), ms(away[0]), ms(away[len(away)-1]))
 }
 
 // frozenFor is how long the event of a frozen Envoy takes.

@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -53,6 +54,9 @@ func (s *stage) show(t *testing.T, name, event string, happen func(*row)) {
 		s.settle(t)
 		r := &row{T: t, stage: s}
 		defer func() {
+			if _, lenient := waived.Load(t.Name()); lenient {
+				r.note("on a busy computer: not held to the time")
+			}
 			if t.Failed() {
 				r.note("FAILED")
 			}
@@ -165,6 +169,9 @@ func mostly(t testing.TB, times []time.Duration) time.Duration {
 	return half
 }
 
+// waived holds the names of tests that were lenient because the computer was busy: their lines in the table say so.
+var waived sync.Map
+
 // busy reports whether this computer has more to do than it has processors for.
 func busy(t testing.TB) bool {
 	t.Helper()
@@ -176,7 +183,11 @@ func busy(t testing.TB) bool {
 	if _, err := fmt.Sscan(string(text), &load); err != nil {
 		t.Fatal(err)
 	}
-	return load > 1.5*float64(runtime.NumCPU())
+	if load <= 1.5*float64(runtime.NumCPU()) {
+		return false
+	}
+	waived.Store(t.Name(), true)
+	return true
 }
 
 func ms(d time.Duration) string { return fmt.Sprintf("%d ms", d.Milliseconds()) }
