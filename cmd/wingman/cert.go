@@ -8,7 +8,6 @@ import (
 	"wingman/agent"
 	"wingman/agent/sealing"
 	"wingman/agent/status"
-	"wingman/bootstrap/identity"
 )
 
 func newCert(o *options) *cobra.Command {
@@ -53,15 +52,6 @@ func newCert(o *options) *cobra.Command {
 			Hidden: true,
 			Args:   cobra.NoArgs,
 			RunE:   func(cmd *cobra.Command, _ []string) error { return agent.OpenSealKey(cmd.Context(), o.root) },
-		},
-		&cobra.Command{
-			Use:    "folders",
-			Short:  "Make the folders that the groups of identity.groups get their copies in, and tell the daemon which machine this is",
-			Hidden: true,
-			Args:   cobra.NoArgs,
-			RunE: func(*cobra.Command, []string) error {
-				return errors.Join(identity.LeaveProduct(o.root), agent.MakeGroupFolders(o.root))
-			},
 		},
 	)
 }

@@ -88,7 +88,7 @@ func newRoot() *cobra.Command {
 	root.PersistentFlags().StringVar(&o.root, "root", "/", "folder that stands for / in every file and socket path")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(
-		newRun(o), newProxy(o), newJoin(o), newLeave(o), newAdopt(o), newStatus(o), newConfig(o), newDNS(o), newRules(o), newCert(o), newHealth(o), newDrain(o), newUndrain(o), newEnvoy(o), newImage(o), newVersion(o),
+		newRun(o), newProxy(o), newJoin(o), newLeave(o), newAdopt(o), newStatus(o), newConfig(o), newDNS(o), newRules(o), newCert(o), newHealth(o), newDrain(o), newUndrain(o), newEnvoy(o), newImage(o), newVersion(o), newPrepare(o),
 	)
 	for _, extra := range extraCommands {
 		root.AddCommand(extra(o))

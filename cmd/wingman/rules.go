@@ -40,7 +40,7 @@ func newRules(o *options) *cobra.Command {
 			Args:  cobra.NoArgs,
 			RunE:  func(cmd *cobra.Command, _ []string) error { return agent.ConfirmRules(cmd.Context()) },
 		},
-		newRulesGuardian(), newRulesRestore(o), newSSHReport(o),
+		newRulesGuardian(), newRulesRestore(o),
 		&cobra.Command{
 			Use:   "remove",
 			Short: "Take out every rule of ours, by whichever backend it was put in, and what istio-iptables left",
@@ -145,17 +145,6 @@ func newRulesGuardian() *cobra.Command {
 	}
 	c.Flags().DurationVar(&d, "for", time.Minute, "how long to wait for the confirmation")
 	return c
-}
-
-// newSSHReport is what the unit runs as root before the daemon.
-func newSSHReport(o *options) *cobra.Command {
-	return &cobra.Command{
-		Use:    "ssh-report",
-		Short:  "Tell the daemon, which cannot ask sshd, on which ports people reach this machine",
-		Hidden: true,
-		Args:   cobra.NoArgs,
-		RunE:   func(cmd *cobra.Command, _ []string) error { return agent.WriteSSHReport(cmd.Context(), o.root) },
-	}
 }
 
 // newRulesRestore is what wingman-rules.service runs at boot.

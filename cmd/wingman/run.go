@@ -35,3 +35,14 @@ func newRun(o *options) *cobra.Command {
 	c.Flags().BoolVar(&withProxy, "with-proxy", false, "keep Envoy running too, for machines without systemd (elsewhere wingman-proxy.service does)")
 	return c
 }
+
+// newPrepare is what the unit runs as root before the daemon.
+func newPrepare(o *options) *cobra.Command {
+	return &cobra.Command{
+		Use:    "prepare",
+		Short:  "Do as root what the daemon may not: ask sshd for its ports, make the folders of groups, tell which machine this is",
+		Hidden: true,
+		Args:   cobra.NoArgs,
+		RunE:   func(cmd *cobra.Command, _ []string) error { return agent.Prepare(cmd.Context(), o.root) },
+	}
+}
