@@ -55,7 +55,7 @@ take_output() {
 
 # take_logs: reads files that the agent logged to. They go with those that were rotated away, where they are its user's.
 take_logs() {
-	user=$(sed -n 's/^istio-proxy:[^:]*:\([0-9]*\):.*/\1/p' "$root/etc/passwd")
+	user=$(sed -n 's/^istio-proxy:[^:]*:\([0-9]*\):.*/\1/p' "$root/etc/passwd" 2>/dev/null) || return 0 # nobody's
 	while read -r log; do
 		inside "$log" || continue
 		for file in "$root$log" "$root$log".[0-9]* "$root$log"-[0-9]*; do

@@ -80,9 +80,9 @@ func TestAfterARemovalAndAPurge(t *testing.T) {
 		{"identity goes, and what stood in its places comes back", "purge", `
 			var/lib/wingman/identity/key.pem = key
 			var/lib/wingman/table.json = names
-			etc/certs/key.pem -> ../../var/lib/wingman/identity/key.pem
+			etc/certs/key.pem -> ../../var/lib/wingman/identity/current/key.pem
 			etc/certs/key.pem.before-wingman = the key before
-			etc/certs/cert-chain.pem -> /var/lib/wingman/identity/cert-chain.pem
+			etc/certs/cert-chain.pem -> /var/lib/wingman/identity/current/cert-chain.pem
 			etc/certs/root-cert.pem -> /etc/ssl/root.pem
 			etc/credstore.encrypted/wingman-seal-key = sealed
 			etc/credstore.encrypted/other = other
