@@ -59,12 +59,26 @@ func HasIdentity(root string) bool {
 // ErrIstioRuns means that Istio's own agent runs on this machine: ports, rules and entry are its.
 var ErrIstioRuns = errors.New(IstioUnit + " runs pilot-agent on this machine, and two agents would fight for its ports and rules: run wingman adopt to take its place")
 
+// hasUnit reports whether a unit's file lies where systemd looks (systemd.unit(5)). Nearly all machines have none of Istio's, and to ask systemd itself takes
+// the bus, which at a boot is not there at once: DNS would wait for it.
+func hasUnit(root, unit string) bool {
+	for _, dir := range []string{"etc/systemd/system", "run/systemd/system", "run/systemd/transient", "run/systemd/generator", "usr/local/lib/systemd/system", "usr/lib/systemd/system", "lib/systemd/system"} {
+		if _, err := os.Lstat(filepath.Join(root, dir, unit)); err == nil {
+			return true
+		}
+	}
+	return false
+}
+
 // Beside returns ErrIstioRuns where systemd runs Istio's own agent on the machine of that root. What systemd cannot be asked counts as no.
 func Beside(ctx context.Context, root string) error {
 	if root != "/" && root != "" {
 		return nil
 	}
 	if _, err := os.Stat("/run/systemd/system"); err != nil { // sd_booted(3)
+		return nil
+	}
+	if !hasUnit("/", IstioUnit) {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
